@@ -1,0 +1,1 @@
+"""What performance claims are measured with. Each module prints its figures; none is imported."""

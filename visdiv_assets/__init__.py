@@ -1,0 +1,52 @@
+"""Visual diversity of image datasets: the public Python API.
+
+Names are loaded when first used, so that importing the package stays fast and light.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from visdiv_assets.embedding.embedder import SSCDEmbedder
+    from visdiv_assets.errors import VisdivError
+    from visdiv_assets.evaluation import evaluate_diversity
+    from visdiv_assets.similarity.coreset import select_diverse_samples
+    from visdiv_assets.spectral.corrected import CorrectedScore, corrected_score
+    from visdiv_assets.spectral.score import (
+        DiversityCalculator,
+        get_diversity_components,
+    )
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CorrectedScore": "visdiv_assets.spectral.corrected",
+    "DiversityCalculator": "visdiv_assets.spectral.score",
+    "SSCDEmbedder": "visdiv_assets.embedding.embedder",
+    "VisdivError": "visdiv_assets.errors",
+    "corrected_score": "visdiv_assets.spectral.corrected",
+    "evaluate_diversity": "visdiv_assets.evaluation",
+    "get_diversity_components": "visdiv_assets.spectral.score",
+    "select_diverse_samples": "visdiv_assets.similarity.coreset",
+}
+
+__all__ = [
+    "CorrectedScore",
+    "DiversityCalculator",
+    "SSCDEmbedder",
+    "VisdivError",
+    "corrected_score",
+    "evaluate_diversity",
+    "get_diversity_components",
+    "select_diverse_samples",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,107 @@
+"""How every command speaks: two consoles, errors, exit codes, the option --config.
+
+Here: what all commands share. Not here: any command (`cli.py`, `cli_datasets.py`).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from visdiv_assets.errors import VisdivError
+
+if TYPE_CHECKING:
+    from visdiv_assets.warehouse.warehouse import Evaluation
+
+EXIT_ERROR = 1
+EXIT_BELOW = 3
+EXIT_INTERRUPTED = 130
+
+
+# Names of files are shown as they are: no markup, no emoji codes.
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="Settings file. Default: $VISDIV_CONFIG, else ./visdiv.yaml, else built-in settings.",
+        metavar="FILE",
+    ),
+]
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """What is wrong with the input, in one sentence; what was done survives Ctrl-C."""
+    try:
+        yield
+    except VisdivError as error:
+        print_error(str(error))
+        raise typer.Exit(EXIT_ERROR) from None
+    except BrokenPipeError:
+        raise  # whoever read the output has seen enough; typer ends quietly
+    except OSError as error:  # of the store: read-only, full, gone
+        print_error(f"{error.filename or 'the store'}: {error.strerror or error}")
+        raise typer.Exit(EXIT_ERROR) from None
+    except KeyboardInterrupt:
+        err.print("interrupted; what was embedded is kept, run the same command to go on")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def print_error(message: str) -> None:
+    """One sentence on stderr, as every error of the command begins."""
+    err.print("[red]error:[/]", Text(visible(message)), soft_wrap=True)
+
+
+def print_evaluations(evaluations: "Sequence[Evaluation]") -> None:
+    """A table of evaluations; two lines each, so that it fits a terminal of 80 columns."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("dataset", overflow="fold")
+    table.add_column("images", justify="right", no_wrap=True)
+    table.add_column("score\n95 %", justify="right", no_wrap=True)
+    table.add_column("rating", no_wrap=True)
+    for heading in ("plain\nscore", "plain\nER", "plain\nPR", "time"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for each in evaluations:
+        images = f"{each.n_images:,}"
+        if each.is_sample:
+            images += f"\nof {each.n_listed:,}"
+        stars = "★" * each.stars + "☆" * (5 - each.stars)
+        table.add_row(
+            each.dataset,
+            images,
+            f"[bold]{score_text(each)}[/]",
+            f"{stars}\n{each.rating}" if each.stars else "too few\nto tell",
+            f"{each.diversity_score:.4f}",
+            f"{each.effective_rank:.2f}",
+            f"{each.participation_ratio:.2f}",
+            f"{each.seconds:.1f} s",
+        )
+    out.print(table)
+
+
+def score_text(evaluation: "Evaluation") -> str:
+    """The corrected score, and below it its interval."""
+    score, low, high = (
+        evaluation.corrected_score,
+        evaluation.corrected_low,
+        evaluation.corrected_high,
+    )
+    if score is None or low is None or high is None:
+        return "too few\nto tell"
+    return f"{score:.4f}\n{low:.3f}–{high:.3f}"
+
+
+def visible(text: str) -> str:
+    """Line breaks and control characters, as file names may hold them, in escaped form."""
+    return "".join(
+        character if character.isprintable() else ascii(character)[1:-1] for character in text
+    )

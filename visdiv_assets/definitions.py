@@ -1,0 +1,66 @@
+"""The one place where Dagster objects are put together.
+
+Here: `build_defs()`, and `defs`, which Dagster loads. Loading opens nothing and imports no torch.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from visdiv_assets.defs.assets import embed, ingest, portfolio, score
+from visdiv_assets.defs.checks import diversity_checks
+from visdiv_assets.defs.jobs import compare_datasets, evaluate_dataset
+from visdiv_assets.defs.resources import (
+    EmbedderResource,
+    SettingsResource,
+    StoreResource,
+    WarehouseResource,
+)
+from visdiv_assets.defs.schedules import nightly_comparison, nightly_reevaluation
+from visdiv_assets.defs.sensors import (
+    alert_sensor,
+    dataset_change_sensor,
+    dataset_registry_sensor,
+    failed_run_sensor,
+)
+
+
+def build_defs(
+    *,
+    resource_overrides: Mapping[str, Any] | None = None,
+    executor: dg.ExecutorDefinition = dg.in_process_executor,
+) -> dg.Definitions:
+    """All definitions, with resources replaced where a deployment or a test wants others.
+
+    Args:
+        resource_overrides: by name: `settings`, `store`, `warehouse`, `embedder`. The others
+            follow a replaced `settings`.
+        executor: by default one process a run, since starting one for each step costs more than
+            most steps take.
+
+    Raises:
+        ValueError: an override names no resource.
+    """
+    overrides = dict(resource_overrides or {})
+    settings = overrides.pop("settings", None) or SettingsResource(config_path=None)
+    resources: dict[str, Any] = {
+        "settings": settings,
+        "store": StoreResource(settings=settings, root=None),
+        "warehouse": WarehouseResource(settings=settings, path=None),
+        "embedder": EmbedderResource(settings=settings),
+    }
+    if unknown := overrides.keys() - resources.keys():
+        raise ValueError(f"there is no resource {', '.join(sorted(unknown))}")
+    return dg.Definitions(
+        assets=dg.load_assets_from_modules([ingest, embed, score, portfolio]),
+        asset_checks=[diversity_checks],
+        jobs=[evaluate_dataset, compare_datasets],
+        schedules=[nightly_reevaluation, nightly_comparison],
+        sensors=[dataset_registry_sensor, dataset_change_sensor, failed_run_sensor, alert_sensor],
+        resources={**resources, **overrides},
+        executor=executor,
+    )
+
+
+defs = build_defs()

@@ -1,0 +1,63 @@
+"""Group `embed`: images to vectors."""
+
+import time
+
+import dagster as dg
+
+from visdiv_assets.defs.assets.ingest import image_manifest
+from visdiv_assets.defs.partitions import datasets
+from visdiv_assets.defs.reporting import clear_errors, failures_table, log_progress, reasons_table
+from visdiv_assets.defs.resources import (
+    GPU_POOL,
+    EmbedderResource,
+    SettingsResource,
+    StoreResource,
+    WarehouseResource,
+)
+from visdiv_assets.evaluation import embed_dataset
+from visdiv_assets.sources.opening import open_source
+
+
+@dg.asset(
+    partitions_def=datasets,
+    group_name="embed",
+    deps=[image_manifest],
+    pool=GPU_POOL,
+    kinds={"pytorch", "onnx"},
+)
+def sscd_embeddings(
+    context: dg.AssetExecutionContext,
+    settings: SettingsResource,
+    store: StoreResource,
+    embedder: EmbedderResource,
+    warehouse: WarehouseResource,
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """SSCD descriptors of a dataset's images, as float16 segments keyed by image content."""
+    started = time.monotonic()
+    with clear_errors():
+        configured = settings.load().dataset(context.partition_key)
+        source = open_source(configured.source)
+        model = embedder.open(context.partition_key)
+        embedded = embed_dataset(
+            context.partition_key,
+            source,
+            model,
+            store.open(),
+            warehouse.open(),
+            precision=configured.sample.precision if configured.sample else None,
+            on_progress=log_progress(context),
+        )
+    seconds = time.monotonic() - started
+    return dg.MaterializeResult(
+        metadata={
+            "images": embedded.index.n_images,
+            "newly embedded": embedded.n_new,
+            "failed": embedded.index.n_failed,
+            "failures by reason": reasons_table(embedded.index.failures()),
+            "failures": failures_table(embedded.index.failures()),
+            "seconds": round(seconds, 3),
+            "images/s": round(embedded.n_new / seconds, 1),
+            "model": model.model_id,
+        },
+        data_version=dg.DataVersion(f"{embedded.index.content_fingerprint()}.{model.model_id}"),
+    )

@@ -1,0 +1,32 @@
+"""Group `ingest`: what a dataset's source holds."""
+
+import time
+
+import dagster as dg
+
+from visdiv_assets.defs.partitions import datasets
+from visdiv_assets.defs.reporting import clear_errors
+from visdiv_assets.defs.resources import SettingsResource, StoreResource
+from visdiv_assets.evaluation import list_dataset
+from visdiv_assets.sources.opening import open_source
+
+
+@dg.asset(partitions_def=datasets, group_name="ingest", kinds={"parquet"})
+def image_manifest(
+    context: dg.AssetExecutionContext, settings: SettingsResource, store: StoreResource
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """The list of a dataset's images as of one look at its source: one row an image."""
+    started = time.monotonic()
+    with clear_errors():
+        source = open_source(settings.load().dataset(context.partition_key).source)
+        manifest = list_dataset(context.partition_key, source, store.open())
+    return dg.MaterializeResult(
+        metadata={
+            "source": source.uri,
+            "images": len(manifest),
+            "bytes": manifest.total_bytes,
+            "fingerprint": manifest.fingerprint,
+            "seconds": round(time.monotonic() - started, 3),
+        },
+        data_version=dg.DataVersion(manifest.fingerprint),
+    )

@@ -1,0 +1,104 @@
+"""Group `portfolio`: datasets beside each other."""
+
+import dagster as dg
+
+from visdiv_assets.defs.assets.score import diversity_metrics
+from visdiv_assets.defs.reporting import (
+    clear_errors,
+    differences_table,
+    drift_table,
+    leaderboard_table,
+    mixture_table,
+    picture,
+)
+from visdiv_assets.defs.resources import SettingsResource, StoreResource, WarehouseResource
+from visdiv_assets.errors import VisdivError
+from visdiv_assets.guidance.comparison import published_scores
+from visdiv_assets.portfolio import DatasetDrift, drift_of, leaderboard, plan_mixture
+from visdiv_assets.report.charts import leaderboard_png
+from visdiv_assets.spectral.corrected import CorrectedScore
+from visdiv_assets.spectral.score import TOO_FEW
+from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+
+
+def _evaluated(settings: SettingsResource, warehouse: Warehouse) -> list[Evaluation]:
+    registered = settings.load().datasets
+    return [each for each in warehouse.latest_evaluations() if each.dataset in registered]
+
+
+def _score(fair: CorrectedScore) -> float | str:
+    return TOO_FEW if fair.too_few else round(fair.score, 6)
+
+
+@dg.asset(group_name="portfolio", deps=[diversity_metrics], kinds={"duckdb"})
+def dataset_leaderboard(
+    settings: SettingsResource, warehouse: WarehouseResource
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """All datasets by corrected score, beside published ones, and which differ for sure."""
+    with clear_errors():
+        ranked, differences = leaderboard(_evaluated(settings, warehouse.open()))
+    return dg.MaterializeResult(
+        metadata={
+            "datasets": len(ranked),
+            "leaderboard": leaderboard_table(ranked),
+            "scores": picture(leaderboard_png(ranked, published_scores()), "scores"),
+            "differences": differences_table(differences),
+        }
+    )
+
+
+@dg.asset(group_name="portfolio", deps=[diversity_metrics], kinds={"scipy"})
+def mixture_plan(
+    settings: SettingsResource, store: StoreResource, warehouse: WarehouseResource
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """The weights at which the registered datasets together are most diverse."""
+    with clear_errors():
+        evaluations = [
+            each
+            for each in _evaluated(settings, warehouse.open())
+            if each.corrected_score is not None
+        ]
+        if not evaluations:
+            raise VisdivError("no registered dataset has enough evaluated images yet")
+        models = [each.model_id for each in evaluations]
+        common = max(sorted(set(models)), key=models.count)
+        chosen = [each for each in evaluations if each.model_id == common]
+        plan = plan_mixture(chosen, store.open())
+    return dg.MaterializeResult(
+        metadata={
+            "diversity score (corrected for size)": _score(plan.corrected),
+            "95 % interval": f"{plan.corrected.low:.3f} to {plan.corrected.high:.3f}",
+            "with equal weights": _score(plan.even),
+            "mixture": mixture_table(plan),
+            "left out": ", ".join(plan.dropped) or "none",
+            "model": common,
+        }
+    )
+
+
+@dg.asset(group_name="portfolio", deps=[diversity_metrics], kinds={"numpy"})
+def dataset_drift(
+    settings: SettingsResource, store: StoreResource, warehouse: WarehouseResource
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """How far each dataset has moved from its baseline, and whether that is more than chance."""
+    kept, results = store.open(), warehouse.open()
+    found: list[DatasetDrift] = []
+    problems: list[str] = []
+    with clear_errors():
+        names = [each.dataset for each in _evaluated(settings, results)]
+    for name in names:
+        try:
+            drift = drift_of(name, kept, results)
+        except VisdivError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        if drift is not None:
+            found.append(drift)
+    return dg.MaterializeResult(
+        metadata={
+            "datasets": len(found),
+            "moved more than chance": sum(each.drift.large for each in found),
+            "drift": drift_table(found),
+            "not compared": "; ".join(problems) or "none",
+        }
+    )

@@ -1,0 +1,111 @@
+"""Group `score`: vectors to moments to the score."""
+
+import time
+
+import dagster as dg
+
+from visdiv_assets.defs.assets.embed import sscd_embeddings
+from visdiv_assets.defs.partitions import datasets
+from visdiv_assets.defs.reporting import clear_errors, picture, slices_table
+from visdiv_assets.defs.resources import (
+    DUCKDB_WRITER_POOL,
+    EmbedderResource,
+    SettingsResource,
+    StoreResource,
+    WarehouseResource,
+)
+from visdiv_assets.evaluation import accumulate_moments, score_dataset
+from visdiv_assets.guidance.slices import judge_slices
+from visdiv_assets.report.charts import spectrum_png
+from visdiv_assets.spectral.score import TOO_FEW, rate
+from visdiv_assets.warehouse.warehouse import Evaluation
+
+
+@dg.asset(partitions_def=datasets, group_name="score", deps=[sscd_embeddings], kinds={"numpy"})
+def embedding_moments(
+    context: dg.AssetExecutionContext,
+    settings: SettingsResource,
+    store: StoreResource,
+    embedder: EmbedderResource,
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """Moments (n, Σx, Σxxᵀ) and a sample of a dataset's embeddings, whole and by slice."""
+    started = time.monotonic()
+    name = context.partition_key
+    with clear_errors():
+        model_id, kept = embedder.open(name).model_id, store.open()
+        slices = settings.load().dataset(name).slices
+        moments = accumulate_moments(name, model_id, kept, slices=slices).moments
+        fingerprint = kept.latest_manifest(name).fingerprint
+        parts = kept.read_slices(name, model_id, fingerprint)
+    return dg.MaterializeResult(
+        metadata={
+            "slices": slices_table(judge_slices(parts)) if parts else "none",
+            "images": moments.n,
+            "dimension": moments.dimension,
+            "shared by all images (‖mean‖²)": round(float(moments.mean @ moments.mean), 6),
+            "seconds": round(time.monotonic() - started, 3),
+        }
+    )
+
+
+@dg.asset(
+    partitions_def=datasets,
+    group_name="score",
+    deps=[embedding_moments],
+    pool=DUCKDB_WRITER_POOL,
+    kinds={"duckdb"},
+)
+def diversity_metrics(
+    context: dg.AssetExecutionContext,
+    settings: SettingsResource,
+    store: StoreResource,
+    embedder: EmbedderResource,
+    warehouse: WarehouseResource,
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """The diversity score of a dataset: a row in `evaluations`, and the spectrum behind it."""
+    with clear_errors():
+        configured = settings.load().dataset(context.partition_key)
+        evaluation, measured = score_dataset(
+            context.partition_key,
+            embedder.open(context.partition_key).model_id,
+            store.open(),
+            warehouse.open(),
+            started=_run_started(context),
+            threshold=configured.threshold,
+            basis=configured.basis,
+            run_id=context.run.run_id,
+        )
+    return dg.MaterializeResult(
+        metadata={
+            **_corrected(evaluation),
+            "diversity score (plain)": round(evaluation.diversity_score, 6),
+            "effective rank (plain)": round(evaluation.effective_rank, 2),
+            "participation ratio (plain)": round(evaluation.participation_ratio, 2),
+            "spectrum": picture(spectrum_png(measured), "share of variance by direction"),
+            "images": evaluation.n_images,
+            "images listed": evaluation.n_listed or evaluation.n_images,
+            "failed": evaluation.n_failed,
+            "dimension": evaluation.dimension,
+            "model": evaluation.model_id,
+            "seconds": round(evaluation.seconds, 3),
+        }
+    )
+
+
+def _corrected(evaluation: Evaluation) -> dict[str, float | str]:
+    if evaluation.corrected_score is None:
+        return {"diversity score (corrected for size)": TOO_FEW}
+    low, high = evaluation.corrected_low, evaluation.corrected_high
+    stars = "★" * evaluation.stars + "☆" * (5 - evaluation.stars)
+    means = rate(evaluation.corrected_score).means
+    return {
+        "diversity score (corrected for size)": round(evaluation.corrected_score, 6),
+        "95 % interval": f"{low:.3f} to {high:.3f}",
+        "rating": f"{stars} {evaluation.rating}: {means}",
+    }
+
+
+def _run_started(context: dg.AssetExecutionContext) -> float:
+    """Unix time at which the run began; now, where no run is recorded."""
+    record = context.instance.get_run_record_by_id(context.run.run_id)
+    return record.start_time if record and record.start_time else time.time()

@@ -1,0 +1,29 @@
+"""One partition is one dataset."""
+
+import dagster as dg
+
+from visdiv_assets.settings import DatasetSettings
+
+datasets = dg.DynamicPartitionsDefinition(name="datasets")
+
+PARTITION_TAG = "dagster/partition"
+
+
+def datasets_in_flight(instance: dg.DagsterInstance) -> set[str]:
+    """The datasets that a run is queued for or at work on."""
+    unfinished = dg.RunsFilter(
+        statuses=[
+            dg.DagsterRunStatus.QUEUED,
+            dg.DagsterRunStatus.NOT_STARTED,
+            dg.DagsterRunStatus.STARTING,
+            dg.DagsterRunStatus.STARTED,
+            dg.DagsterRunStatus.CANCELING,
+        ]
+    )
+    tags = (run.tags.get(PARTITION_TAG) for run in instance.get_runs(filters=unfinished))
+    return {name for name in tags if name is not None}
+
+
+def run_tags(dataset: DatasetSettings) -> dict[str, str]:
+    """A dataset's own tags, as they stand on its runs."""
+    return {f"visdiv/{name}": value for name, value in dataset.tags.items()}

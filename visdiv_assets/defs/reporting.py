@@ -1,0 +1,149 @@
+"""How assets speak to the people who watch them: progress, failures, pictures, errors.
+
+Here: turning values into Dagster's log lines and metadata. Not here: computing the values.
+"""
+
+import base64
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import dagster as dg
+
+from visdiv_assets.errors import VisdivError
+from visdiv_assets.guidance.comparison import Difference
+from visdiv_assets.guidance.mixtures import Mixture
+from visdiv_assets.guidance.slices import Slice
+from visdiv_assets.portfolio import DatasetDrift
+from visdiv_assets.quality.verdicts import count_reasons
+from visdiv_assets.spectral.score import TOO_FEW
+from visdiv_assets.warehouse.warehouse import Evaluation
+
+FAILURES_SHOWN = 50
+DIFFERENCES_SHOWN = 50
+PROGRESS_SECONDS = 10.0
+
+_MARKDOWN = {ord(character): f"&#{ord(character)};" for character in "&<>\\`*_[]|!#~:"}
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Show what is wrong with the input as one sentence, without retries that could not help."""
+    try:
+        yield
+    except VisdivError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from None
+
+
+def log_progress(context: dg.AssetExecutionContext) -> Callable[[int, int, int], None]:
+    """A callback that logs how far the embedding is, every few seconds."""
+    started = last = time.monotonic()
+
+    def report(done: int, total: int, embedded: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < PROGRESS_SECONDS:
+            return
+        last = now
+        rate = embedded / (now - started)
+        left = f", {(total - done) / rate / 60:.0f} min left" if rate else ""
+        context.log.info(f"{done:,} of {total:,} images, {rate:.1f} images/s{left}")
+
+    return report
+
+
+def failures_table(failures: Sequence[tuple[str, str]]) -> dg.MarkdownMetadataValue:
+    """The images that could not be embedded, with reasons, as a table."""
+    if not failures:
+        return dg.MetadataValue.md("none")
+    shown = failures[:FAILURES_SHOWN]
+    rows = [f"| {_cell(image_id)} | {_cell(reason)} |" for image_id, reason in shown]
+    more = len(failures) - FAILURES_SHOWN
+    if more > 0:
+        rows.append(f"| … and {more:,} more | |")
+    return dg.MetadataValue.md("\n".join(["| image | reason |", "|---|---|", *rows]))
+
+
+def reasons_table(failures: Sequence[tuple[str, str]]) -> dg.MarkdownMetadataValue:
+    """How many images failed for which reason, the most frequent first."""
+    if not failures:
+        return dg.MetadataValue.md("none")
+    counts = count_reasons(reason for _, reason in failures)
+    rows = [f"| {count:,} | {_cell(reason)} |" for reason, count in counts[:FAILURES_SHOWN]]
+    return dg.MetadataValue.md("\n".join(["| images | reason |", "|---|---|", *rows]))
+
+
+def slices_table(slices: Sequence[Slice]) -> dg.MarkdownMetadataValue:
+    """Each part of a dataset: its share, its own score, what it does to the whole."""
+    rows = [
+        f"| {_cell(each.name)} | {each.n:,} | {each.share:.1%} | {_score(each)} "
+        f"| {each.left_out:+.4f} | {each.doubled:+.4f} |"
+        for each in slices
+    ]
+    head = "| slice | images | share | its score | whole without it | whole with it twice |"
+    return dg.MetadataValue.md("\n".join([head, "|---|--:|--:|--:|--:|--:|", *rows]))
+
+
+def _score(part: Slice) -> str:
+    fair = part.corrected
+    return TOO_FEW if fair.too_few else f"{fair.score:.3f} ({fair.low:.3f} to {fair.high:.3f})"
+
+
+def leaderboard_table(ranked: Sequence[Evaluation]) -> dg.MarkdownMetadataValue:
+    """Datasets by corrected score."""
+    rows = []
+    for each in ranked:
+        fair = TOO_FEW
+        if each.corrected_score is not None:
+            interval = f"{each.corrected_low:.3f} to {each.corrected_high:.3f}"
+            fair = f"{each.corrected_score:.3f} ({interval})"
+        rows.append(
+            f"| {_cell(each.dataset)} | {fair} | {each.rating} | {each.diversity_score:.3f} "
+            f"| {each.n_images:,} |"
+        )
+    head = "| dataset | score (95 %) | rating | plain | images |"
+    return dg.MetadataValue.md("\n".join([head, "|---|---|---|--:|--:|", *rows]))
+
+
+def differences_table(differences: Sequence[Difference]) -> dg.MarkdownMetadataValue:
+    """Pairs of datasets, the surest difference first."""
+    rows = [
+        f"| {_cell(each.first)} | {_cell(each.second)} | {each.ratio:.3f} | "
+        f"{'more than chance' if each.sure else 'may be chance'} |"
+        for each in differences[:DIFFERENCES_SHOWN]
+    ]
+    head = "| higher | lower | times | |"
+    return dg.MetadataValue.md("\n".join([head, "|---|---|--:|---|", *rows]) if rows else "none")
+
+
+def mixture_table(plan: Mixture) -> dg.MarkdownMetadataValue:
+    """Weight of each dataset in the best mixture, and what the mixture is without it."""
+    rows = [
+        f"| {_cell(name)} | {weight:.1%} | {-adds if weight else 0:+.4f} |"
+        for name, weight, adds in zip(plan.names, plan.weights, plan.adds, strict=True)
+    ]
+    head = "| dataset | weight | change of the plain score without it |"
+    return dg.MetadataValue.md("\n".join([head, "|---|--:|--:|", *rows]))
+
+
+def drift_table(found: Sequence[DatasetDrift]) -> dg.MarkdownMetadataValue:
+    """How far each dataset has moved."""
+    rows = [
+        f"| {_cell(each.now.dataset)} | {each.before.evaluated_at:%Y-%m-%d %H:%M} "
+        f"| {each.drift.centroid:.4f} | {each.drift.frechet:.4f} | {each.drift.angles[0]:.0f}° to "
+        f"{each.drift.angles[-1]:.0f}° | {'more than chance' if each.drift.large else 'no more'} |"
+        for each in found
+    ]
+    head = "| dataset | since (UTC) | means | Fréchet | angles | |"
+    return dg.MetadataValue.md("\n".join([head, "|---|---|--:|--:|--:|---|", *rows]))
+
+
+def picture(png: bytes, description: str) -> dg.MarkdownMetadataValue:
+    """A PNG that Dagster's UI shows; it has no metadata type of its own for pictures."""
+    encoded = base64.b64encode(png).decode("ascii")
+    return dg.MetadataValue.md(f"![{description}](data:image/png;base64,{encoded})")
+
+
+def _cell(text: str) -> str:
+    """Text from outside, so that it cannot be taken for markdown or HTML."""
+    return " ".join(text.translate(_MARKDOWN).split())

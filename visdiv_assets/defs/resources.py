@@ -1,0 +1,76 @@
+"""What assets are given: settings, store, warehouse, embedder.
+
+Here: turning settings into objects when an asset runs. Nothing is read or opened before that.
+"""
+
+from pathlib import Path
+
+import dagster as dg
+from pydantic import Field
+
+from visdiv_assets.embedding.embedder import SSCDEmbedder
+from visdiv_assets.embedding.store import Store
+from visdiv_assets.evaluation import decoding_of
+from visdiv_assets.settings import Settings, load_settings
+from visdiv_assets.warehouse.warehouse import Warehouse
+
+# GPU work and DuckDB writes each happen one at a time; `dagster.yaml` sets the pools' limits.
+GPU_POOL = "gpu"
+DUCKDB_WRITER_POOL = "duckdb_writer"
+
+
+class SettingsResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """`visdiv.yaml`, read anew by each asset, so that an edit needs no reload."""
+
+    config_path: str | None = Field(
+        None,
+        description="the settings file; $VISDIV_CONFIG or ./visdiv.yaml when left out",
+    )
+
+    def load(self) -> Settings:
+        """Read and validate; VisdivError when that fails."""
+        return load_settings(Path(self.config_path) if self.config_path else None)
+
+
+class StoreResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The store: manifests, embeddings, moments."""
+
+    settings: dg.ResourceDependency[SettingsResource]
+    root: str | None = Field(None, description="its folder; as in the settings when left out")
+
+    def open(self) -> Store:
+        """The store; nothing is created yet."""
+        return Store(self.root or self.settings.load().store)
+
+
+class WarehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The results in DuckDB."""
+
+    settings: dg.ResourceDependency[SettingsResource]
+    path: str | None = Field(None, description="the file; visdiv.duckdb in the store if left out")
+
+    def open(self) -> Warehouse:
+        """The warehouse; nothing is created yet."""
+        return Warehouse(self.path or self.settings.load().store / "visdiv.duckdb")
+
+
+class EmbedderResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """What turns images into vectors. Values left out are as in the settings."""
+
+    settings: dg.ResourceDependency[SettingsResource]
+    weights: str | None = None
+    device: str | None = None
+    batch_size: int | None = None
+    precision: str | None = None
+
+    def open(self, dataset: str) -> SSCDEmbedder:
+        """The embedder of a dataset; weights are found now, the model is loaded at need."""
+        settings = self.settings.load()
+        configured = settings.embedder_of(dataset)
+        return SSCDEmbedder(
+            weights=self.weights or configured.weights,
+            device=self.device or configured.device,
+            batch_size=self.batch_size or configured.batch_size,
+            precision=self.precision or configured.precision,
+            decoding=decoding_of(settings, dataset),
+        )

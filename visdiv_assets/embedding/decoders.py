@@ -1,0 +1,198 @@
+"""Decoding in processes of their own: a crash or a hang costs one image and not the run.
+
+Here: starting, watching and replacing `decode_worker` processes. Not here: decoding.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import numpy as np
+
+from visdiv_assets.embedding.decode_worker import READY
+from visdiv_assets.embedding.preprocess import IMAGE_SIDE, DecodeError, Decoding, Pixels
+from visdiv_assets.errors import VisdivError
+
+COMMAND = (sys.executable, "-m", "visdiv_assets.embedding.decode_worker")
+START_SECONDS = 60.0
+PIXEL_BYTES = IMAGE_SIDE * IMAGE_SIDE * 3
+PIPE_BYTES = 2**20
+MAX_ANSWER_BYTES = 2**16
+
+# Not verdicts on an image for good: on a busy machine it may have a better day.
+PASSING = frozenset({"TimeoutError", "ProcessError"})
+
+
+class Decoders:
+    """Up to `processes` decoder processes, started when needed and shared by threads.
+
+    Args:
+        decoding: how to decode, and its limits.
+        processes: how many at most.
+        command: what to start.
+    """
+
+    def __init__(
+        self, decoding: Decoding, processes: int, command: Sequence[str] = COMMAND
+    ) -> None:
+        self._decoding, self._command = decoding, command
+        self._idle: queue.LifoQueue[_Process | None] = queue.LifoQueue()
+        for _ in range(processes):
+            self._idle.put(None)
+        self._processes = processes
+
+    def decode(self, data: bytes) -> Pixels:
+        """As `preprocess.decode_image`; waits for a process that is free.
+
+        Raises:
+            DecodeError: the image cannot be decoded, takes too long, or brings its process down.
+            VisdivError: no process can be started.
+        """
+        process = self._idle.get()
+        try:
+            process = process or _Process(self._command, self._decoding)
+            return process.decode(data)
+        except _GoneError as error:
+            process = None
+            raise DecodeError(str(error), error.exception) from None
+        except BaseException as error:
+            if process and not isinstance(error, DecodeError):
+                process.kill()
+                process = None
+            raise
+        finally:
+            self._idle.put(process)
+
+    def close(self) -> None:
+        """End all processes; nothing may be decoding."""
+        # All are taken before any is put back: the queue hands out what came last.
+        for process in [self._idle.get() for _ in range(self._processes)]:
+            if process:
+                process.kill()
+            self._idle.put(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _GoneError(Exception):
+    """The process had to be ended, or ended by itself."""
+
+    def __init__(self, reason: str, exception: str) -> None:
+        super().__init__(reason)
+        self.exception = exception
+
+
+class _Process:
+    def __init__(self, command: Sequence[str], decoding: Decoding) -> None:
+        package = str(Path(__file__).parents[2])
+        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._seconds = decoding.max_seconds
+        try:
+            self._process = subprocess.Popen(  # noqa: S603
+                [*command, json.dumps(asdict(decoding))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # codecs in C write to it what they like
+                bufsize=0,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            )
+        except OSError as error:
+            raise VisdivError(f"the decoder does not start: {error}") from None
+        if self._process.stdin is None or self._process.stdout is None:
+            raise AssertionError("both are pipes")
+        self._requests, self._answers = self._process.stdin, self._process.stdout
+        _enlarge(self._requests)
+        _enlarge(self._answers)
+        self._deadline = time.monotonic() + START_SECONDS
+        try:
+            ready = self._read(1)
+        except _GoneError:
+            ready = bytearray()
+        if ready != READY:
+            self.kill()
+            raise VisdivError(f"the decoder does not start; `{' '.join(command)}` says why")
+
+    def decode(self, data: bytes) -> Pixels:
+        self._deadline = time.monotonic() + self._seconds
+        try:
+            _write(self._requests, len(data).to_bytes(8))
+            _write(self._requests, data)
+        except OSError:
+            raise self._gone() from None
+        verdict = self._read(1)
+        if verdict == b"+":
+            pixels = np.frombuffer(self._read(PIXEL_BYTES), dtype=np.uint8)
+            return pixels.reshape(IMAGE_SIDE, IMAGE_SIDE, 3)
+        size = int.from_bytes(self._read(4))
+        try:
+            if verdict != b"-" or size > MAX_ANSWER_BYTES:
+                raise ValueError("neither pixels nor a reason")
+            reason, exception = json.loads(self._read(size))
+        except (ValueError, TypeError):
+            self.kill()
+            raise _GoneError("makes the decoder talk rubbish", "ProcessError") from None
+        raise DecodeError(str(reason), str(exception))
+
+    def _read(self, size: int) -> bytearray:
+        content = bytearray(size)
+        view, done = memoryview(content), 0
+        poll = select.poll()
+        poll.register(self._answers, select.POLLIN)
+        while done < size:
+            left = self._deadline - time.monotonic()
+            if left <= 0 or not poll.poll(left * 1000):
+                self.kill()
+                raise _GoneError(f"takes longer than {self._seconds:g} seconds", "TimeoutError")
+            got = os.readv(self._answers.fileno(), [view[done:]])
+            if not got:
+                raise self._gone()
+            done += got
+        return content
+
+    def _gone(self) -> _GoneError:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)  # its pipe closes a moment before its exit code is known
+        self.kill()
+        code = self._process.returncode
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return _GoneError(f"brings the decoder down ({how})", "ProcessError")
+
+    def kill(self) -> None:
+        """End it, if it has not ended by itself."""
+        self._process.kill()
+        self._process.wait()
+        self._requests.close()
+        self._answers.close()
+
+
+def _write(file: IO[bytes], data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file.fileno(), view) :]
+
+
+def _enlarge(pipe: IO[bytes]) -> None:
+    """Fewer turns between the two processes; Linux has this, others do without."""
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import fcntl
+
+        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)

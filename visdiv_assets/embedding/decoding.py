@@ -1,0 +1,135 @@
+"""Encoded image → the square that SSCD sees, as a picture.
+
+Here: decoding, colour conversion and resizing, exactly as FineVision does it unless told otherwise.
+Not here: processes to do it in (`decoders.py`); arrays (`preprocess.py`): NumPy would make a
+decoder process start four times as slowly.
+"""
+
+import importlib.util
+import io
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+
+import PIL
+from PIL import Image, ImageOps
+
+IMAGE_SIDE = 320
+
+# Names the steps below in the model id: embeddings of different steps never mix.
+PREPROCESSING = f"rgb-squash{IMAGE_SIDE}-bilinear"
+
+# Formats that hold pixels. Of what else Pillow opens, EPS runs Ghostscript, and others are stubs.
+# fmt: off
+FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI",
+    "SGI", "TGA", "TIFF", "WEBP",
+)
+# fmt: on
+HEIF = "HEIF"
+
+# Twice the size at which Pillow starts to warn of a decompression bomb; 537 MB as RGB.
+MAX_PIXELS = 178_956_970
+MAX_SECONDS = 30.0
+
+# Pillow's warnings are about oddities in files that it reads all the same. Silenced for good:
+# `catch_warnings` around each image is not safe in threads, and may silence the whole process.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class DecodeError(Exception):
+    """An image that cannot be decoded.
+
+    Attributes:
+        reason: what is wrong with it.
+        exception: class of what the decoder raised, or "" where nothing was raised.
+    """
+
+    def __init__(self, reason: str, exception: str = "") -> None:
+        super().__init__(f"{exception}: {reason}" if exception else reason)
+        self.reason, self.exception = reason, exception
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How images are decoded. The defaults are FineVision's.
+
+    Attributes:
+        exif_orientation: turn photographs upright, as their EXIF data says.
+        alpha_background: colour `#rrggbb` that transparent images are laid on; FineVision drops
+            the transparency and keeps whatever colour is below it.
+        max_pixels: width × height that an image may have.
+        max_seconds: time that decoding an image may take.
+    """
+
+    exif_orientation: bool = False
+    alpha_background: str | None = None
+    max_pixels: int = MAX_PIXELS
+    max_seconds: float = MAX_SECONDS
+
+    @property
+    def name(self) -> str:
+        """The part of the model id that says what is done to the pixels.
+
+        Example:
+            >>> Decoding(exif_orientation=True, alpha_background="#FFFFFF").name
+            'rgb-squash320-bilinear-upright-onffffff'
+        """
+        upright = "-upright" if self.exif_orientation else ""
+        ground = self.alpha_background
+        return PREPROCESSING + upright + (f"-on{ground[1:].lower()}" if ground else "")
+
+    @cached_property
+    def judge(self) -> str:
+        """All that decides whether an image can be decoded: code, formats, limits, steps."""
+        heif = "+heif" if _has_heif() else ""
+        return f"pillow-{PIL.__version__}{heif}.{self.max_pixels}.{self.name}"
+
+
+def decode_square(data: bytes, decoding: Decoding) -> Image.Image:
+    """As `decode_image`, as an RGB picture of 320 × 320."""
+    if not data:
+        raise DecodeError("the file is empty")
+    formats = (*FORMATS, HEIF) if _open_heif() else FORMATS
+    try:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            if image.width * image.height > decoding.max_pixels:
+                size = f"{image.width} × {image.height}"
+                raise DecodeError(f"{size} pixels are more than the limit")
+            return _to_rgb(image, decoding).resize(
+                (IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BILINEAR
+            )
+    except DecodeError:
+        raise
+    except Exception as error:
+        # On hostile or damaged bytes Pillow's decoders raise almost anything: OSError, ValueError,
+        # SyntaxError, EOFError, struct.error, NotImplementedError, DecompressionBombError …
+        reason = " ".join(str(error).split()) or "cannot be decoded"
+        if "cannot identify image file" in reason:
+            reason = "not an image in a known format"
+        raise DecodeError(reason[:280], type(error).__name__) from error
+
+
+def _to_rgb(image: Image.Image, decoding: Decoding) -> Image.Image:
+    if decoding.exif_orientation:
+        image = ImageOps.exif_transpose(image)
+    if decoding.alpha_background and image.has_transparency_data:
+        ground = Image.new("RGBA", image.size, decoding.alpha_background)
+        image = Image.alpha_composite(ground, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _has_heif() -> bool:
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
+def _open_heif() -> bool:
+    """Teach Pillow HEIC, where the codec is installed."""
+    if HEIF in Image.OPEN:
+        return True
+    if not _has_heif():
+        return False
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return HEIF in Image.OPEN

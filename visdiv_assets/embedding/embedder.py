@@ -1,0 +1,150 @@
+"""`SSCDEmbedder`: images in, unit vectors out, whatever runs the model.
+
+Here: the one object that knows weights, device, precision and batch size, and the model id.
+Not here: the store (`store.py`) and what to do about images that were embedded before.
+"""
+
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from visdiv_assets.embedding.pipeline import embed_stream
+from visdiv_assets.embedding.preprocess import Decoding, Pixels
+from visdiv_assets.embedding.runtime import (
+    Runtime,
+    Vectors,
+    device_names,
+    load_runtime,
+    resolve_precision,
+    runtime_name,
+)
+from visdiv_assets.embedding.weights import DEFAULT_CHECKPOINT, OnDownload, Weights, find_weights
+from visdiv_assets.errors import VisdivError
+from visdiv_assets.sources.manifest import list_images
+from visdiv_assets.sources.opening import open_source
+
+logger = logging.getLogger(__name__)
+
+
+class SSCDEmbedder:
+    """Turns images into SSCD descriptors.
+
+    Weights are found and their digest is taken at once, so that errors show early and
+    `model_id` is known; the model is loaded at the first image, so that a run in which
+    everything is cached costs nothing.
+
+    Args:
+        weights: `auto` (official weights where cached, else the installed int8 ONNX model, else
+            a download), the path of a file, a URL, or the name of a published checkpoint.
+        device: `auto` (all GPUs that the weights can use, else the CPU), `cpu`, `cuda`, `cuda:1`,
+            or a list of devices that share each batch.
+        batch_size: images per model call; chosen by device when None.
+        precision: `auto`, `fp32`, `bf16`, `fp16` or `int8`, as far as the weights allow it.
+        decoding: how images become pixels; as FineVision does it when None.
+        on_download: told of the progress of a download of weights.
+
+    Raises:
+        VisdivError: no weights, wrong weights, or a device or precision they do not have.
+
+    References:
+        Pizzi et al., "A self-supervised descriptor for image copy detection", CVPR 2022.
+
+    Example:
+        >>> embedder = SSCDEmbedder()                                  # doctest: +SKIP
+        >>> embedder.extract("photos/").shape                          # doctest: +SKIP
+        (213, 512)
+    """
+
+    def __init__(
+        self,
+        weights: str | Path = "auto",
+        device: str | Sequence[str] = "auto",
+        batch_size: int | None = None,
+        precision: str = "auto",
+        *,
+        decoding: Decoding | None = None,
+        on_download: OnDownload | None = None,
+    ) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be positive; got {batch_size}")
+        wants_gpu = any(
+            name.startswith("cuda") for name in ([device] if isinstance(device, str) else device)
+        )
+        if weights == "auto" and wants_gpu:
+            weights = DEFAULT_CHECKPOINT  # the installed int8 model runs on the CPU only
+        self.weights: Weights = find_weights(str(weights), on_download=on_download)
+        self.precision = resolve_precision(self.weights, precision)
+        self._devices = device_names(self.weights, device)
+        self._batch_size = batch_size
+        self.decoding = decoding or Decoding()
+
+    @property
+    def model_id(self) -> str:
+        """Checkpoint, weights digest, runtime and precision, preprocessing; names a folder.
+
+        Vectors of different model ids never mix.
+        """
+        digest = self.weights.sha256[:12]
+        runtime = runtime_name(self.weights, self.precision)
+        return f"{self.weights.checkpoint}.{digest}.{runtime}.{self.decoding.name}"
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """The loaded model; loading it is put off until it is asked for."""
+        return load_runtime(
+            self.weights,
+            device=self._devices,
+            precision=self.precision,
+            batch_size=self._batch_size,
+        )
+
+    @property
+    def dimension(self) -> int:
+        """D; loads the model."""
+        return self.runtime.dimension
+
+    @property
+    def batch_size(self) -> int:
+        """Images per model call; loads the model."""
+        return self.runtime.batch_size
+
+    def embed(self, pixels: Pixels) -> Vectors:
+        """Descriptors of decoded images.
+
+        Args:
+            pixels: shape (B, 320, 320, 3), uint8, B ≤ batch size.
+
+        Returns:
+            shape (B, D), float32, L2 norm 1.
+        """
+        return self.runtime.embed(pixels)
+
+    def extract(self, path: str | Path) -> Vectors:
+        """Descriptors of all images of a source, in the order of their ids.
+
+        Images that cannot be decoded are left out, and said so in a warning; `visdiv score` or
+        the Dagster assets list them one by one. Nothing is stored.
+
+        Args:
+            path: a folder, searched recursively, or any other source.
+
+        Returns:
+            shape (N, D), float32, L2 norm 1; N is the number of decodable images.
+
+        Raises:
+            VisdivError: no such source, or no decodable image in it.
+        """
+        source = open_source(str(path))
+        image_ids = list_images(source).table["image_id"].to_pylist()
+        outcomes = embed_stream(source, image_ids, self)
+        found = {each.at: each.vector for each in outcomes if each.vector is not None}
+        vectors = [found[at] for at in sorted(found)]
+        if len(vectors) < len(image_ids):
+            failed = len(image_ids) - len(vectors)
+            logger.warning("%d of %d images cannot be embedded", failed, len(image_ids))
+        if not vectors:
+            raise VisdivError(f"not one of the {len(image_ids)} images in {path} can be decoded")
+        return np.stack(vectors)

@@ -1,0 +1,104 @@
+"""Which row of the store belongs to each image of a manifest, or why there is none.
+
+Here: the table and what can be read off it. Not here: making it (`pipeline.py`), keeping it
+(`store.py`).
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+KEY_BYTES = 16
+Keys = NDArray[np.bytes_]
+"""Content keys, dtype S16. NumPy strips trailing zero bytes when it hands one out."""
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("size", pa.int64()),
+        ("version", pa.string()),
+        ("content_key", pa.binary(KEY_BYTES)),
+        ("segment", pa.dictionary(pa.int32(), pa.string())),
+        ("row", pa.int32()),
+        ("reason", pa.string()),
+        ("exception", pa.string()),
+    ]
+)
+
+# Schema metadata of an index: `Decoding.judge` of the failures in it.
+JUDGE = b"visdiv.judge"
+
+
+def content_key(data: bytes) -> bytes:
+    """128-bit BLAKE2b of an image's encoded bytes: the same picture has one key everywhere.
+
+    Example:
+        >>> content_key(b"abc").hex()
+        'cf4ab791c62b8d2b2109c90275287816'
+    """
+    return hashlib.blake2b(data, digest_size=KEY_BYTES).digest()
+
+
+def to_keys(column: pa.ChunkedArray) -> Keys:
+    """Content keys of an Arrow column without nulls."""
+    parts = [
+        np.frombuffer(chunk.buffers()[1], dtype=f"S{KEY_BYTES}")[chunk.offset :][: len(chunk)]
+        for chunk in column.chunks
+    ]
+    return np.concatenate([np.empty(0, dtype=f"S{KEY_BYTES}"), *parts])
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingIndex:
+    """One row per image of a manifest, in its order.
+
+    Attributes:
+        table: INDEX_SCHEMA. An image that was embedded has `content_key`, `segment` and `row`;
+            one that failed has a `reason`, the class of the `exception`, and a `content_key` if
+            it could be read.
+    """
+
+    table: pa.Table
+
+    @property
+    def judge(self) -> str:
+        """Which decoder's failures these are; as `Decoding.judge`."""
+        return str((self.table.schema.metadata or {}).get(JUDGE, b""), "utf-8")
+
+    @property
+    def n_images(self) -> int:
+        """Images that are embedded."""
+        return len(self.table) - self.n_failed
+
+    @property
+    def n_failed(self) -> int:
+        """Images that could not be read or decoded."""
+        return int(self.table["row"].null_count)
+
+    @property
+    def n_distinct(self) -> int:
+        """Different contents among the images that are embedded."""
+        return len(np.unique(to_keys(self._embedded()["content_key"])))
+
+    def failures(self) -> list[tuple[str, str]]:
+        """Image id and what went wrong, for every image that failed, in order of ids."""
+        failed = self.failed()
+        told = zip(failed["exception"].to_pylist(), failed["reason"].to_pylist(), strict=True)
+        reasons = [f"{kind}: {reason}" if kind else reason for kind, reason in told]
+        return list(zip(failed["image_id"].to_pylist(), reasons, strict=True))
+
+    def failed(self) -> pa.Table:
+        """The rows of the images that failed, in order of ids."""
+        return self.table.filter(pc.is_null(self.table["row"]))
+
+    def content_fingerprint(self) -> str:
+        """Hash of the multiset of embedded contents, in hex; names and places do not matter."""
+        keys = np.sort(to_keys(self._embedded()["content_key"]))
+        return hashlib.blake2b(keys.tobytes(), digest_size=KEY_BYTES).hexdigest()
+
+    def _embedded(self) -> pa.Table:
+        return self.table.filter(pc.is_valid(self.table["row"]))

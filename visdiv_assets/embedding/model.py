@@ -1,0 +1,114 @@
+"""SSCD as a torch module: ResNet-50 trunk, GeM pooling, linear head, L2 norm.
+
+Here: the architecture and loading its weights. Not here: devices, batches, precision.
+"""
+
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import resnet50
+
+from visdiv_assets.errors import VisdivError
+
+TRUNK_CHANNELS = 2048
+
+
+class GeneralizedMeanPool(nn.Module):
+    """GeM pooling: `(mean(max(x, ε)ᵖ))^(1/p)` over height and width.
+
+    Args:
+        p: 1 is average pooling, ∞ is maximum pooling; SSCD uses 3.
+        eps: lower clamp; computed in float32, since εᵖ = 1e-18 is below float16.
+
+    References:
+        Radenović et al., "Fine-tuning CNN image retrieval with no human annotation", TPAMI 2018.
+    """
+
+    def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.p = p
+        self.eps = eps
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) → (N, C)."""
+        powers = features.float().clamp(min=self.eps).pow(self.p)
+        return powers.mean(dim=(2, 3)).pow(1.0 / self.p).to(features.dtype)
+
+
+class SSCD(nn.Module):
+    """Images to unit vectors: (N, 3, H, W), normalised as for ImageNet → (N, D), L2 norm 1.
+
+    Module names follow Meta's checkpoints (`backbone.…`), so that these load as they are.
+
+    References:
+        Pizzi et al., "A self-supervised descriptor for image copy detection", CVPR 2022.
+    """
+
+    def __init__(self, dimension: int = 512) -> None:
+        super().__init__()
+        self.backbone = resnet50(weights=None, num_classes=dimension)
+        self.backbone.avgpool = GeneralizedMeanPool()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) → (N, D) unit vectors."""
+        return F.normalize(self.backbone(images).float())
+
+
+def load_sscd(path: Path) -> SSCD:
+    """Build the model for a `.torchvision.pt` state dict and load it; runs no code of the file.
+
+    Raises:
+        VisdivError: the file is damaged, or is not the state dict of an SSCD ResNet-50.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # UnpicklingError, RuntimeError, EOFError, KeyError: whatever a damaged pickle provokes.
+        # PyTorch's message is left out; it tells people to switch the protection off.
+        raise VisdivError(
+            f"{path} cannot be loaded as a state dict: it is damaged, or holds other things than "
+            "tensors, which are never loaded"
+        ) from error
+    head = state.get("backbone.fc.weight") if isinstance(state, dict) else None
+    if not isinstance(head, Tensor) or head.ndim != 2 or head.shape[1] != TRUNK_CHANNELS:
+        raise VisdivError(
+            f"{path} is not an SSCD ResNet-50: it has no backbone.fc.weight of shape "
+            f"(D, {TRUNK_CHANNELS})"
+        )
+    model = SSCD(dimension=head.shape[0])
+    try:
+        model.load_state_dict(state)
+    except Exception as error:
+        # RuntimeError for missing names and wrong shapes, others for names that are not strings.
+        raise VisdivError(f"{path} is not an SSCD ResNet-50: {_line(error)}") from error
+    return model.eval()
+
+
+def load_torchscript(path: Path) -> torch.jit.ScriptModule:
+    """Load Meta's `.torchscript.pt`.
+
+    Raises:
+        VisdivError: the file is damaged or not TorchScript.
+    """
+    if not zipfile.is_zipfile(path):
+        raise VisdivError(f"{path} is not a TorchScript file")
+    try:
+        with warnings.catch_warnings():
+            # Deprecated since PyTorch 2.11; whoever has such a file can do nothing about it.
+            warnings.simplefilter("ignore")
+            model: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
+                str(path), map_location="cpu"
+            )
+    except (RuntimeError, ValueError) as error:
+        raise VisdivError(f"{path} cannot be loaded as TorchScript: {_line(error)}") from error
+    model.eval()
+    return model
+
+
+def _line(error: Exception) -> str:
+    """The first words of PyTorch's messages; the rest lists every tensor."""
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,38 @@
+"""Encoded image → the square of pixels that SSCD sees, as an array.
+
+Not here: how (`decoding.py`); normalisation, which belongs to the runtime, next to the arithmetic.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visdiv_assets.embedding.decoding import IMAGE_SIDE, DecodeError, Decoding, decode_square
+
+__all__ = ["IMAGE_SIDE", "DecodeError", "Decoding", "Pixels", "decode_image"]
+
+Pixels = NDArray[np.uint8]
+
+
+def decode_image(data: bytes, decoding: Decoding = Decoding()) -> Pixels:  # noqa: B008
+    """Decode, convert to RGB, squash to a square, bilinear with antialias.
+
+    Args:
+        data: an encoded image in one of FORMATS, or HEIF where pillow-heif is installed, whatever
+            its name says; of an animation, the first frame counts.
+        decoding: settings; `max_seconds` is not kept here.
+
+    Returns:
+        Pixels of shape (320, 320, 3), uint8.
+
+    Raises:
+        DecodeError: the bytes are not an image, are damaged, or hold too many pixels.
+
+    Example:
+        >>> import io
+        >>> from PIL import Image
+        >>> encoded = io.BytesIO()
+        >>> Image.new("L", (40, 30), 7).save(encoded, "PNG")
+        >>> decode_image(encoded.getvalue()).shape
+        (320, 320, 3)
+    """
+    return np.asarray(decode_square(data, decoding))

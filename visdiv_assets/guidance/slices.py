@@ -1,0 +1,126 @@
+"""What each part of a dataset does to the diversity of the whole.
+
+Here: names of slices, and scores without one or with it twice. Not here: the moments of slices.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from visdiv_assets.spectral.corrected import CorrectedScore, corrected
+from visdiv_assets.spectral.moments import Moments
+from visdiv_assets.spectral.sample import Sample
+from visdiv_assets.spectral.score import diversity
+
+# A slice's moments and sample take 6 MB; smaller slices share one.
+MOST_SLICES = 40
+OTHERS = "(others)"
+NAMELESS = "(none)"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A part of a dataset.
+
+    Attributes:
+        name: of the part.
+        n: images in it.
+        share: of the images of the whole, in (0, 1].
+        corrected: its own size-corrected score.
+        left_out: change of the whole's plain score if the part were left out; NaN if fewer than
+            2 images would be left.
+        doubled: change of the whole's plain score if each of its images counted twice.
+    """
+
+    name: str
+    n: int
+    share: float
+    corrected: CorrectedScore
+    left_out: float
+    doubled: float
+
+
+def judge_slices(parts: Mapping[str, Sample]) -> list[Slice]:
+    """What each of the parts that make up a whole does to it, the largest first.
+
+    Changes follow from moments alone: those of the whole minus, or plus, those of the part.
+
+    Args:
+        parts: by name, at least one, with at least 2 images in all.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> many, one = rng.standard_normal((200, 8)), np.tile(rng.standard_normal(8), (100, 1))
+        >>> found = judge_slices({"many": Sample.of(many), "one": Sample.of(one)})
+        >>> [(each.name, each.left_out > 0, each.doubled > 0) for each in found]
+        [('many', False, True), ('one', True, False)]
+    """
+    whole = Moments.sum(part.moments for part in parts.values())
+    score = diversity(whole).score
+    slices = []
+    for name, part in parts.items():
+        rest = whole - part.moments
+        slices.append(
+            Slice(
+                name=name,
+                n=part.moments.n,
+                share=part.moments.n / whole.n,
+                corrected=_judge(part),
+                left_out=diversity(rest).score - score if rest.n >= 2 else math.nan,
+                doubled=diversity(whole + part.moments).score - score,
+            )
+        )
+    return sorted(slices, key=lambda each: (-each.n, each.name))
+
+
+def _judge(part: Sample) -> CorrectedScore:
+    if part.moments.n < 2:
+        return CorrectedScore(math.nan, math.nan, math.nan, math.nan, math.nan, part.moments.n)
+    return corrected(part)
+
+
+def by_folder(image_ids: Iterable[str]) -> list[str]:
+    """The folder of each image: the part of its id before the last slash.
+
+    Images inside larger files belong to their file, and to a folder in it where there is one.
+
+    Example:
+        >>> by_folder(["cats/a.jpg", "b.jpg", "shard.tar#0001.jpg"])
+        ['cats', '(none)', 'shard.tar']
+    """
+    return [_folder(image_id) for image_id in image_ids]
+
+
+def _folder(image_id: str) -> str:
+    file, mark, member = image_id.partition("#")
+    if not mark:
+        return file.rpartition("/")[0] or NAMELESS
+    folder = member.rpartition("/")[0]
+    return f"{file}#{folder}" if folder else file
+
+
+def by_column(metadata: Iterable[Mapping[str, str] | None], column: str) -> list[str]:
+    """The value that each image has in a column of its source.
+
+    Example:
+        >>> by_column([{"label": "cat"}, None], "label")
+        ['cat', '(none)']
+    """
+    return [(each or {}).get(column) or NAMELESS for each in metadata]
+
+
+def codes_of(names: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The slices there are, and which one each image is in; small ones share the last.
+
+    Example:
+        >>> codes_of(["b", "a", "b"])
+        (['b', 'a'], [0, 1, 0])
+    """
+    counts = sorted(Counter(names).items(), key=lambda entry: (-entry[1], entry[0]))
+    kept = [name for name, _ in counts]
+    if len(kept) > MOST_SLICES:
+        kept = [*kept[: MOST_SLICES - 1], OTHERS]
+    code = {name: at for at, name in enumerate(kept)}
+    return kept, [code.get(name, len(kept) - 1) for name in names]

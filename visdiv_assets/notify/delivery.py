@@ -1,0 +1,100 @@
+"""Getting alerts to every target, each once.
+
+Here: which target is due, back-off, and recording what a service accepted. Apprise does the
+sending. An alert is recorded as delivered only after the service took it, so one that is sent
+while the process dies may be sent again, but none is lost.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from visdiv_assets.errors import VisdivError
+from visdiv_assets.notify.messages import Message, compose
+from visdiv_assets.warehouse.warehouse import Warehouse
+
+FIRST_RETRY = timedelta(seconds=15)
+LONGEST_RETRY = timedelta(hours=1)
+
+
+class Target:
+    """One place that alerts go to: a URL as Apprise understands it.
+
+    Args:
+        url: such as `slack://…`, `mailto://…`, `json://host/path`; it may hold secrets.
+
+    Raises:
+        VisdivError: no service understands the URL. The message does not hold it.
+    """
+
+    def __init__(self, url: str) -> None:
+        import apprise
+
+        self._apprise = apprise.Apprise()
+        if not self._apprise.add(url):
+            scheme = url.partition("://")[0]
+            raise VisdivError(f"an alert URL that begins with {scheme!r} is not understood")
+        service = self._apprise[0]
+        self.label = f"{service.service_name} {getattr(service, 'host', '') or ''}".strip()
+        # The URL holds secrets, so the store knows a target by a hash.
+        self.id = hashlib.sha256(url.encode()).hexdigest()[:16]
+
+    def send(self, message: Message) -> str | None:
+        """Send now; None when the service accepted it, else what went wrong."""
+        import apprise
+
+        logs = apprise.LogCapture(level=logging.WARNING, fmt="%(message)s")  # type: ignore[no-untyped-call]
+        with logs as log:
+            accepted = bool(self._apprise.notify(title=message.title, body=message.body))
+            said = " ".join(log.getvalue().split())
+        return None if accepted else (said or "the service did not accept it")[:300]
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What a round of deliveries did to one target."""
+
+    target: str
+    n_alerts: int
+    error: str | None
+
+
+def deliver_due(
+    warehouse: Warehouse,
+    targets: Sequence[Target],
+    *,
+    dagster_url: str,
+    now: datetime | None = None,
+) -> list[Delivered]:
+    """Send every target what is due, several alerts in one message, and record what was accepted.
+
+    No connection is held while a service is being talked to.
+    """
+    now = now or datetime.now(UTC)
+    report: list[Delivered] = []
+    due_by_target = warehouse.take_due_alerts([target.id for target in targets], now)
+    for target in targets:
+        due = due_by_target[target.id]
+        if not due:
+            continue
+        error = target.send(compose([entry.alert for entry in due], dagster_url))
+        alert_ids = [entry.alert.alert_id for entry in due]
+        if error is None:
+            warehouse.mark_delivered(alert_ids, target.id, datetime.now(UTC))
+        else:
+            attempts = max(entry.attempts for entry in due)
+            warehouse.mark_failed(alert_ids, target.id, error, now + retry_delay(attempts))
+        report.append(Delivered(target.label, len(due), error))
+    return report
+
+
+def retry_delay(attempts: int) -> timedelta:
+    """How long to wait after so many earlier attempts: 15 s, doubling, an hour at most.
+
+    Example:
+        >>> [retry_delay(attempts).total_seconds() for attempts in (0, 1, 2, 20)]
+        [15.0, 30.0, 60.0, 3600.0]
+    """
+    return min(FIRST_RETRY * (1 << min(attempts, 16)), LONGEST_RETRY)

@@ -1,0 +1,140 @@
+"""Charts as PNG bytes.
+
+Here: drawing. Not here: markdown, HTML or Dagster metadata around a chart.
+"""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from visdiv_assets.guidance.comparison import Published
+from visdiv_assets.spectral.score import Diversity
+from visdiv_assets.warehouse.warehouse import Evaluation
+
+
+def spectrum_png(measured: Diversity) -> bytes:
+    """The spectrum of a dataset: share of variance by direction, on logarithmic axes.
+
+    Marks effective rank and participation ratio, the two counts that the score is made of.
+
+    Args:
+        measured: what to draw; a dataset without any variance gives empty axes.
+
+    Returns:
+        a PNG of 720 × 360 pixels.
+    """
+    from matplotlib.figure import Figure  # here, because importing it takes two seconds
+
+    figure = Figure(figsize=(7.2, 3.6), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    total = measured.spectrum.sum()
+    axes.set_xlabel("direction (eigenvalue, largest first)")
+    axes.set_ylabel("share of variance")
+    axes.spines[["top", "right"]].set_visible(False)
+    if total > 0:
+        shares = measured.spectrum / total
+        # What is left of directions without variance is rounding, not information.
+        shares = shares[shares > 1e-12]
+        ranks = np.arange(1, len(shares) + 1)
+        axes.loglog(ranks, shares, color="#3b5bdb", linewidth=2)
+        axes.fill_between(ranks, shares, shares.min(), color="#3b5bdb", alpha=0.12, linewidth=0)
+        axes.set_xlim(1, max(measured.dimension, 2))
+        for value, colour in (
+            (measured.participation_ratio, "#e8590c"),
+            (measured.effective_rank, "#2b8a3e"),
+        ):
+            axes.axvline(value, color=colour, linestyle="--", linewidth=1.5)
+    axes.set_title(
+        f"score {measured.score:.3f}   PR {measured.participation_ratio:.1f} (orange)   "
+        f"ER {measured.effective_rank:.1f} (green)   of D = {measured.dimension},   "
+        f"N = {measured.n:,}",
+        fontsize=10,
+        loc="left",
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def leaderboard_png(ranked: Sequence[Evaluation], published: Sequence[Published]) -> bytes:
+    """Corrected scores with their intervals, the highest on top, and published scores in grey.
+
+    Args:
+        ranked: evaluations; those with too few images are left out.
+        published: for comparison.
+
+    Returns:
+        a PNG, 720 pixels wide, taller with more datasets.
+    """
+    from matplotlib.figure import Figure  # here, because importing it takes two seconds
+
+    own: list[tuple[float, Evaluation | Published]] = [
+        (each.corrected_score, each) for each in ranked if each.corrected_score is not None
+    ]
+    entries = sorted([*own, *((each.score, each) for each in published)], key=lambda each: each[0])
+    figure = Figure(figsize=(7.2, 0.9 + 0.26 * len(entries)), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    for place, (score, each) in enumerate(entries):
+        if isinstance(each, Evaluation):
+            interval = np.array([each.corrected_low, each.corrected_high], dtype=float)
+            axes.plot(interval, [place] * 2, color="#3b5bdb")
+            axes.plot(score, place, "o", color="#3b5bdb")
+        else:
+            axes.plot(score, place, "D", color="#adb5bd", markersize=5)
+    names = [
+        each.dataset if isinstance(each, Evaluation) else f"{each.name} (published)"
+        for _, each in entries
+    ]
+    axes.set_yticks(range(len(entries)), names, fontsize=8, parse_math=False)
+    axes.set_xlim(0, 1)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(
+        "corrected score with 95 % interval; grey: published, plain", fontsize=10, loc="left"
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def history_png(dataset: str, evaluations: Sequence[Evaluation]) -> bytes:
+    """The scores of a dataset over time, a line for each model that made them.
+
+    Args:
+        dataset: its name, for the title.
+        evaluations: oldest first, at least one.
+
+    Returns:
+        a PNG of 720 × 360 pixels.
+    """
+    from matplotlib.figure import Figure  # here, because importing it takes two seconds
+
+    figure = Figure(figsize=(7.2, 3.6), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    by_model: dict[str, list[Evaluation]] = {}
+    for evaluation in evaluations:
+        by_model.setdefault(evaluation.model_id, []).append(evaluation)
+    for model_id, made in by_model.items():
+        # NumPy dates, since matplotlib's types do not admit lists of datetimes.
+        times = np.array([each.evaluated_at.replace(tzinfo=None) for each in made], "datetime64[s]")
+        plain = [each.diversity_score for each in made]
+        scores, low, high = (
+            np.array([getattr(each, name) for each in made], dtype=float)
+            for name in ("corrected_score", "corrected_low", "corrected_high")
+        )
+        [line] = axes.plot(times, scores, marker="o", markersize=4, linewidth=1.5, label=model_id)
+        axes.fill_between(times, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+        axes.plot(times, plain, linestyle=":", linewidth=1, color=line.get_color())
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("diversity score")
+    title = f"{dataset}   corrected for size, with 95 % interval; dotted: plain"
+    axes.set_title(title, fontsize=10, loc="left", parse_math=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)
+    figure.autofmt_xdate()
+    if len(by_model) > 1:
+        axes.legend(fontsize=6)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,477 @@
+"""`visdiv.yaml` → typed, validated settings.
+
+Here: what may be configured, its defaults, and errors that name the key.
+Not here: opening stores, loading models; the settings only say which.
+"""
+
+import difflib
+import os
+import re
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import platformdirs
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from visdiv_assets.errors import VisdivError
+
+CONFIG_FILE = "visdiv.yaml"
+
+DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+def _check_dataset_name(name: object) -> object:
+    if not isinstance(name, str) or not DATASET_NAME.fullmatch(name):
+        raise ValueError(
+            "a dataset's name is up to 100 letters, digits, '.', '_' and '-', a letter or digit "
+            "first, and in quotes if it looks like a number"
+        )
+    return name
+
+
+def _check_devices(device: object) -> object:
+    names = device if isinstance(device, list) else [device]
+    if not names or not all(isinstance(name, str) and DEVICE.fullmatch(name) for name in names):
+        raise ValueError("use auto, cpu, cuda, cuda:1 or a list such as [cuda:0, cuda:1]")
+    return device
+
+
+# A dataset's name is a folder name in the store and a partition key in Dagster.
+DatasetName = Annotated[str, BeforeValidator(_check_dataset_name)]
+Devices = Annotated[str | list[str], BeforeValidator(_check_devices)]
+
+DEFAULT_THRESHOLD = 0.30
+
+# How often the nightly schedule looks at the clock.
+TICK_MINUTES = 15
+
+# `${NAME}` in a value stands for an environment variable.
+VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+# Settings that may hold secrets, so that no message repeats their values.
+SECRET_SETTINGS = {"options", "root", "uri", "urls"}
+
+TagName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,50}$")]
+Basis = Literal["corrected", "plain"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_empty(cls, content: Any) -> Any:
+        """A key without a value, all its lines commented out, means the default."""
+        if not isinstance(content, dict):
+            return content
+        return {key: value for key, value in content.items() if value is not None}
+
+
+class EmbedderSettings(_Strict):
+    """Which model turns images into vectors, and where it runs."""
+
+    weights: str = Field(
+        "auto",
+        min_length=1,
+        description="auto, a path, a URL, or the name of a published checkpoint",
+    )
+    device: Devices = Field(
+        "auto",
+        description="auto, cpu, cuda, cuda:1, or a list of devices to share the work",
+    )
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="images per model call; chosen by device when left out",
+    )
+    precision: Precision = Field("auto", description="auto, fp32, bf16, fp16 or int8")
+    exif_orientation: bool = Field(
+        False, description="turn photographs upright first; FineVision does not"
+    )
+    alpha_background: Annotated[str, StringConstraints(pattern="^#[0-9A-Fa-f]{6}$")] | None = Field(
+        None, description="lay transparent images on this colour, '#ffffff'; FineVision does not"
+    )
+
+
+class ColumnSlices(_Strict):
+    """Slices by a column of the source: its label, say."""
+
+    column: str = Field(min_length=1, description="name of the column")
+
+
+def _check_slices(slices: object) -> object:
+    if isinstance(slices, ColumnSlices):
+        return slices
+    by_column = isinstance(slices, dict) and list(slices) == ["column"]
+    column = slices["column"] if isinstance(slices, dict) and by_column else slices
+    if not isinstance(column, str) or not column or (column != "folder" and not by_column):
+        raise ValueError("use folder, or {column: NAME}")
+    return slices
+
+
+Slices = Annotated[Literal["folder"] | ColumnSlices | None, BeforeValidator(_check_slices)]
+
+
+class SourceSettings(_Strict):
+    """Where a dataset's images are, and how to read them there."""
+
+    uri: str = Field(
+        min_length=1,
+        description="a directory, s3://bucket/prefix/, *.parquet, shards/{000..099}.tar, "
+        "photos.zip, list.csv …",
+    )
+    include: list[str] = Field(
+        default_factory=list, description="only images whose path matches one of these globs"
+    )
+    exclude: list[str] = Field(
+        default_factory=list, description="no images whose path matches one of these globs"
+    )
+    root: str | None = Field(
+        None, description="what the paths in a list are relative to; the list's own folder"
+    )
+    column: str | None = Field(
+        None, description="the column of images, or of paths to them; found when left out"
+    )
+    options: dict[str, str] = Field(
+        default_factory=dict,
+        repr=False,
+        description="for object stores: endpoint, region, skip_signature, access_key_id …",
+    )
+
+
+def _as_source(source: object) -> object:
+    return {"uri": source} if isinstance(source, str) else source
+
+
+class LimitSettings(_Strict):
+    """What an image may cost; one that costs more counts as broken."""
+
+    seconds: float = Field(30.0, gt=0, le=3600, description="time to decode one image")
+    pixels: int = Field(178_956_970, ge=1, description="width × height of one image")
+
+
+class SampleSettings(_Strict):
+    """Scoring a dataset from a random sample of its images."""
+
+    precision: float = Field(
+        gt=0, lt=0.5, description="half the width of the corrected score's 95 % interval"
+    )
+
+
+class DatasetSettings(_Strict):
+    """One dataset: a named set of images with a source."""
+
+    source: Annotated[
+        SourceSettings, BeforeValidator(_as_source, json_schema_input_type=str | SourceSettings)
+    ] = Field(
+        description="where the images are: one URI, or uri with include, exclude, root, column",
+    )
+    threshold: float = Field(
+        DEFAULT_THRESHOLD, ge=0, le=1, description="an alert goes out when the score is below this"
+    )
+    basis: Basis = Field(
+        "corrected", description="which score the threshold is for: corrected (for size), or plain"
+    )
+    sample: SampleSettings | None = Field(
+        None, description="embed only as many images as this precision needs"
+    )
+    watch: bool = Field(True, description="score it anew when its source changes")
+    schedule: bool = Field(True, description="evaluate it every night")
+    tags: dict[TagName, str] = Field(
+        default_factory=dict, description="key and value of your own: team, purpose; put on runs"
+    )
+    slices: Slices = Field(
+        None, description="what names the parts of the dataset: folder, or {column: NAME}"
+    )
+    embedder: EmbedderSettings | None = Field(
+        None, description="another model for this dataset alone"
+    )
+
+
+class AlertSettings(_Strict):
+    """Where alerts go."""
+
+    urls: list[str] = Field(
+        default_factory=list,
+        description="services in Apprise's notation: slack://…, mailto://…, json://host/path; "
+        "${NAME} stands for an environment variable",
+    )
+    dagster_url: str = Field("http://localhost:3000", description="Dagster's UI, for links to runs")
+
+    def resolved_urls(self) -> list[str]:
+        """The URLs with secrets from the environment put in.
+
+        Raises:
+            VisdivError: a variable is not set.
+        """
+        return [_fill_in(url, "alerts.urls") for url in self.urls]
+
+
+class NightlySettings(_Strict):
+    """When the nightly re-evaluation begins."""
+
+    time: str = Field("02:00", description="hour and minute, 24-hour clock")
+    timezone: str = Field("UTC", description="such as Europe/Berlin")
+
+    @field_validator("time")
+    @classmethod
+    def _check_time(cls, time: str) -> str:
+        if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", time):
+            raise ValueError("a time is written as 02:00, in quotes")
+        return time
+
+    @field_validator("timezone")
+    @classmethod
+    def _check_timezone(cls, timezone: str) -> str:
+        try:
+            ZoneInfo(timezone)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError("a time zone is written as Europe/Berlin or UTC") from None
+        return timezone
+
+    def night_that_begins(self, tick: datetime) -> date | None:
+        """The local date of the night that begins in the quarter of an hour up to a tick.
+
+        Args:
+            tick: aware datetime.
+
+        Returns:
+            None when no night begins then. A time that a change of clocks skips counts as the
+            moment it would have been.
+        """
+        hour, minute = map(int, self.time.split(":"))
+        zone = ZoneInfo(self.timezone)
+        today = tick.astimezone(zone).date()
+        for day in (today, today - timedelta(days=1)):
+            begins = datetime.combine(day, time(hour, minute), zone).astimezone(UTC)
+            if timedelta(0) <= tick - begins < timedelta(minutes=TICK_MINUTES):
+                return day
+        return None
+
+    def __str__(self) -> str:
+        return f"{self.time} {self.timezone}"
+
+
+class Settings(_Strict):
+    """Everything `visdiv.yaml` may say. Relative paths are relative to the file's own folder."""
+
+    store: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("visdiv")),
+        description="folder for embeddings, results and history",
+    )
+    embedder: EmbedderSettings = Field(default_factory=EmbedderSettings)
+    datasets: dict[DatasetName, DatasetSettings] = {}
+    alerts: AlertSettings = Field(default_factory=AlertSettings)
+    nightly: NightlySettings = Field(default_factory=NightlySettings)
+    limits: LimitSettings = Field(default_factory=LimitSettings)
+    settle_seconds: float = Field(
+        60.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="how long a changed source must be at rest before it is scored anew",
+    )
+
+    def dataset(self, name: str) -> DatasetSettings:
+        """The settings of one dataset.
+
+        Raises:
+            VisdivError: no dataset has that name.
+        """
+        if name not in self.datasets:
+            known = ", ".join(sorted(self.datasets)) or "none"
+            raise VisdivError(f"there is no dataset {name!r} in the settings (there are: {known})")
+        return self.datasets[name]
+
+    def embedder_of(self, name: str) -> EmbedderSettings:
+        """The model of one dataset: its own, where it has one, else the common one."""
+        dataset = self.datasets.get(name)
+        return dataset.embedder if dataset and dataset.embedder else self.embedder
+
+
+def find_settings() -> Path | None:
+    """The settings file that is used when none is named: `$VISDIV_CONFIG`, else `./visdiv.yaml`."""
+    if os.environ.get("VISDIV_CONFIG"):
+        return absolute_path(os.environ["VISDIV_CONFIG"])
+    return Path(CONFIG_FILE) if Path(CONFIG_FILE).exists() else None
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Read and validate settings.
+
+    Args:
+        path: the file to read. When None: `find_settings()`, else the defaults.
+            `$VISDIV_STORE` overrides the store of any of them.
+
+    Raises:
+        VisdivError: the file is missing, is not YAML, or holds something that is not a setting.
+    """
+    path = path or find_settings()
+    settings = Settings() if path is None else _read(path)
+    if os.environ.get("VISDIV_STORE"):
+        return settings.model_copy(update={"store": absolute_path(os.environ["VISDIV_STORE"])})
+    return settings
+
+
+def absolute_path(path: Path | str, folder: Path | None = None) -> Path:
+    """`~` expanded, taken relative to `folder` (the current one when None), without any `..`.
+
+    Links stay as they are, except before a `..`, which leads out of where the link points to.
+    """
+    # Unlike Path.expanduser, this leaves the `~` of an unknown user alone.
+    whole = (folder or Path()).absolute() / os.path.expanduser(path)  # noqa: PTH111
+    return whole.resolve() if ".." in whole.parts else whole
+
+
+def _read(path: Path) -> Settings:
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise VisdivError(f"cannot read the settings file {path}: {error.strerror}") from error
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise VisdivError(f"{path} is not a valid YAML file: {_yaml_problem(error)}") from error
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise VisdivError(f"{path} must hold settings as 'key: value' lines")
+    try:
+        settings = Settings.model_validate(_fill_in_all(content))
+    except VisdivError as error:
+        raise VisdivError(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise VisdivError(f"{path} is not a valid YAML file: a value contains itself") from error
+    except ValidationError as error:
+        lines = YAML().load(path.read_text(encoding="utf-8"))
+        problems = "; ".join(
+            _describe(problem) + _line_of(problem["loc"], lines) for problem in error.errors()
+        )
+        raise VisdivError(f"{path}: {problems}") from error
+    folder = path.absolute().parent
+    return settings.model_copy(
+        update={
+            "store": absolute_path(settings.store, folder),
+            "embedder": _embedder_beside(folder, settings.embedder),
+            "datasets": {
+                name: dataset.model_copy(
+                    update={
+                        "source": _source_beside(folder, dataset.source),
+                        "embedder": dataset.embedder and _embedder_beside(folder, dataset.embedder),
+                    }
+                )
+                for name, dataset in settings.datasets.items()
+            },
+        }
+    )
+
+
+def _beside(folder: Path, path: str) -> str:
+    return path if "://" in path else str(absolute_path(path, folder))
+
+
+def _source_beside(folder: Path, source: SourceSettings) -> SourceSettings:
+    root = None if source.root is None else _beside(folder, source.root)
+    return source.model_copy(update={"uri": _beside(folder, source.uri), "root": root})
+
+
+def _embedder_beside(folder: Path, embedder: EmbedderSettings) -> EmbedderSettings:
+    """Weights are a path only if they look like one: `sscd_disc_mixup` is a checkpoint's name."""
+    weights = embedder.weights
+    looks_like_path = "/" in weights or "." in weights
+    if not looks_like_path:
+        return embedder
+    return embedder.model_copy(update={"weights": _beside(folder, weights)})
+
+
+def _fill_in_all(content: dict[str, Any]) -> dict[str, Any]:
+    """Put environment variables in, but for those of alerts, which few commands need."""
+
+    def fill(value: Any, where: str) -> Any:
+        if isinstance(value, str):
+            return _fill_in(value, where)
+        if isinstance(value, dict):
+            return {key: fill(each, f"{where}.{key}") for key, each in value.items()}
+        if isinstance(value, list):
+            return [fill(each, where) for each in value]
+        return value
+
+    return {
+        key: value if key == "alerts" else fill(value, str(key)) for key, value in content.items()
+    }
+
+
+def _fill_in(value: str, where: str) -> str:
+    def lookup(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in os.environ:
+            raise VisdivError(f"the environment variable {name}, used by '{where}', is not set")
+        return os.environ[name]
+
+    return VARIABLE.sub(lookup, value)
+
+
+def _line_of(location: tuple[int | str, ...], node: Any) -> str:
+    """` (line N)` for the deepest part of a setting's place that stands in the file."""
+    line = None
+    for part in location:
+        try:
+            marks = node.lc
+            line = (marks.key(part) if isinstance(node, dict) else marks.item(part))[0]
+            node = node[part]
+        except (AttributeError, KeyError, IndexError, TypeError):
+            break
+    return "" if line is None else f" (line {line + 1})"
+
+
+def _yaml_problem(error: Exception) -> str:
+    """What is wrong, and in which line; without the excerpt and the advice for programmers."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}: " if mark else ""
+    return where + " ".join(str(getattr(error, "problem", None) or error).split())
+
+
+def _did_you_mean(location: tuple[int | str, ...]) -> str:
+    models = (
+        Settings,
+        DatasetSettings,
+        EmbedderSettings,
+        AlertSettings,
+        NightlySettings,
+        SourceSettings,
+        LimitSettings,
+        SampleSettings,
+    )
+    names = {name for model in models for name in model.model_fields}
+    close = difflib.get_close_matches(str(location[-1]), names, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _describe(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"'{where}' is not a setting{_did_you_mean(problem['loc'])}"
+        case "missing":
+            return f"'{where}' is missing"
+        case "model_type" | "dict_type":
+            return f"'{where}' must hold 'key: value' lines"
+        case "path_type":
+            return f"'{where}' must be a path; got {problem['input']!r}"
+    finding = f"'{where}': {problem['msg'].removeprefix('Value error, ')}"
+    if SECRET_SETTINGS & set(problem["loc"]):
+        return finding
+    return f"{finding}; got {problem['input']!r}"

@@ -1,0 +1,142 @@
+"""Images in Arrow files, as `save_to_disk` of the `datasets` library writes them.
+
+Here: the folder's own list of files, record batches. Not here: what columns mean (`tables.py`).
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+
+from visdiv_assets.errors import VisdivError
+from visdiv_assets.sources.containers import ContainerSource
+from visdiv_assets.sources.places import FileInfo, LocalPlace, Place, find_files
+from visdiv_assets.sources.source import Item
+from visdiv_assets.sources.tables import encoded_images, image_column, is_label, labels_of
+
+STATE = "state.json"
+SPLITS = "dataset_dict.json"
+MAX_JSON_BYTES = 16 * 2**20
+
+
+class ArrowSource(ContainerSource):
+    """Images in a column of Arrow files, streamed or not; places are as in parquet files.
+
+    Args:
+        place: the folder of the files.
+        pattern: their names; "" where the folder itself says which they are.
+        wanted: which image ids count; all of them when None.
+        column: which column holds the images; found when None.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        pattern: str,
+        wanted: Callable[[str], bool] | None = None,
+        column: str | None = None,
+    ) -> None:
+        super().__init__(place, pattern, wanted)
+        self._column = column
+
+    @property
+    def uri(self) -> str:
+        """The folder, and the pattern if there is one."""
+        return super().uri if self._pattern else self._place.uri
+
+    @cached_property
+    def files(self) -> list[FileInfo]:
+        """The files that the pattern names, or that the folder lists as its own."""
+        if self._pattern:
+            return find_files(self._place, self._pattern)
+        try:
+            splits = [f"{split}/" for split in self._json(SPLITS)["splits"]]
+        except FileNotFoundError:
+            splits = [""]
+        names = [
+            f"{split}{file['filename']}"
+            for split in splits
+            for file in self._json(f"{split}{STATE}")["_data_files"]
+        ]
+        return [self._place.info(name) for name in sorted(names)]
+
+    def _json(self, name: str) -> dict[str, Any]:
+        with self._place.open(name) as file:
+            content = json.loads(file.read(MAX_JSON_BYTES))
+        if not isinstance(content, dict):
+            raise VisdivError(f"{self._uri_of(name)} is not as save_to_disk writes it")
+        return content
+
+    def items(self) -> Iterator[Item]:
+        """Every image; as `ContainerSource.items`."""
+        self._checked_files()
+        return super().items()
+
+    def fingerprint(self) -> str:
+        """As `ContainerSource.fingerprint`."""
+        self.__dict__.pop("files", None)
+        self._checked_files()
+        return super().fingerprint()
+
+    def _checked_files(self) -> None:
+        try:
+            _ = self.files
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise VisdivError(
+                f"{self.uri} is not a folder that save_to_disk wrote whole: "
+                f"{type(error).__name__}: {error}"
+            ) from None
+
+    def _items(self, file: FileInfo) -> Iterator[Item]:
+        row = 0
+        for batch in self._batches(file):
+            column = image_column(batch.schema, self._column)
+            labels = [each.name for each in batch.schema if is_label(each.type)]
+            named = labels_of(batch, labels, batch.schema)
+            for cell, label in zip(batch.column(column), named, strict=True):
+                for place, data in encoded_images(cell.as_py()):
+                    size = None if data is None else len(data)
+                    yield Item(f"{row}{place}", size, file.version, label or None)
+                row += 1
+
+    def _read(self, file: FileInfo, places: set[str]) -> Iterator[tuple[str, bytes | OSError]]:
+        rows = {int(place.partition(".")[0]) for place in places}
+        first = 0
+        for batch in self._batches(file):
+            column = batch.column(image_column(batch.schema, self._column))
+            for row in sorted(rows.intersection(range(first, first + batch.num_rows))):
+                for at, data in encoded_images(column[row - first].as_py()):
+                    if (place := f"{row}{at}") in places:
+                        yield place, OSError("its row holds no bytes") if data is None else data
+            first += batch.num_rows
+
+    def _batches(self, file: FileInfo) -> Iterator[pa.RecordBatch]:
+        with self._opened(file) as content:
+            for batch in _batches_of(content):
+                # Arrow believes every offset; a damaged one would end the process.
+                batch.validate(full=True)
+                yield batch
+
+    @contextmanager
+    def _opened(self, file: FileInfo) -> Iterator[pa.NativeFile]:
+        """Mapped into memory where it is a file of this machine, so that little is read of it."""
+        if isinstance(self._place, LocalPlace):
+            with pa.memory_map(str(self._place.path(file.name))) as content:
+                yield content
+        else:
+            with self._place.open(file.name) as far:
+                yield pa.PythonFile(far)
+
+
+def _batches_of(content: pa.NativeFile) -> Iterator[pa.RecordBatch]:
+    try:
+        stream = pa.ipc.open_stream(content)
+    except pa.ArrowInvalid:
+        content.seek(0)
+        reader = pa.ipc.open_file(content)
+        yield from (reader.get_batch(at) for at in range(reader.num_record_batches))
+    else:
+        yield from stream

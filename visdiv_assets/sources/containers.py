@@ -1,0 +1,116 @@
+"""What all sources have in common whose images stand inside larger files.
+
+Here: finding the files, the fingerprint of their sizes and versions, ids `file#place inside`,
+reading file by file. Not here: any format (`tar.py`, `zip.py`, `parquet.py`, `arrow.py`).
+"""
+
+import hashlib
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+
+from visdiv_assets.errors import VisdivError
+from visdiv_assets.sources.places import FileInfo, Place, find_files
+from visdiv_assets.sources.source import Item, Read, from_image_id, to_image_id
+
+
+class ContainerSource(ABC):
+    """Images inside the files that a name with globs and braces stands for.
+
+    An image's id is `file#place`; what the place is, the format says.
+
+    Args:
+        place: the folder of the files.
+        pattern: their names.
+        wanted: which image ids count; all of them when None.
+    """
+
+    def __init__(
+        self, place: Place, pattern: str, wanted: Callable[[str], bool] | None = None
+    ) -> None:
+        self._place, self._pattern, self._wanted = place, pattern, wanted
+
+    @property
+    def uri(self) -> str:
+        """The folder and the pattern."""
+        return self._uri_of(self._pattern)
+
+    @cached_property
+    def files(self) -> list[FileInfo]:
+        """The files, sorted by name; VisdivError if there are none."""
+        return find_files(self._place, self._pattern)
+
+    @abstractmethod
+    def _items(self, file: FileInfo) -> Iterator[Item]:
+        """The images in a file, with their places instead of ids."""
+
+    @abstractmethod
+    def _read(self, file: FileInfo, places: set[str]) -> Iterator[tuple[str, bytes | OSError]]:
+        """What is at these places; those left out are reported as gone."""
+
+    def items(self) -> Iterator[Item]:
+        """Every image, file after file.
+
+        Raises:
+            VisdivError: a file is missing, damaged, or of another format; or there are no images.
+        """
+        found = False
+        for file in self.files:
+            name = to_image_id(file.name)
+            try:
+                for item in self._items(file):
+                    image_id = f"{name}#{to_image_id(item.image_id)}"
+                    if self._wanted is None or self._wanted(image_id):
+                        found = True
+                        yield item._replace(image_id=image_id)
+            except VisdivError as error:
+                raise VisdivError(f"{self._uri_of(file.name)}: {error}") from None
+            except Exception as error:  # noqa: BLE001  on damaged files, libraries raise anything
+                raise VisdivError(
+                    f"cannot list {self._uri_of(file.name)}: {_reason(error)}"
+                ) from None
+        if not found:
+            raise VisdivError(f"there are no images in {self.uri}")
+
+    def fingerprint(self) -> str:
+        """Hash of names, sizes and versions of the files, which are not opened.
+
+        Raises:
+            VisdivError: they cannot be found.
+        """
+        self.__dict__.pop("files", None)
+        told = "\n".join(f"{file.name!r} {file.size} {file.version}" for file in self.files)
+        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
+    def read_all(self, image_ids: Iterable[str]) -> Iterator[Read]:
+        """File after file, and within a file in the order in which images stand there."""
+        files = {to_image_id(file.name): file for file in self.files}
+
+        def owner(numbered: tuple[int, str]) -> str:
+            """The file's part of an id; the names of both may hold `#` as well."""
+            _, image_id = numbered
+            at = image_id.find("#")
+            while at >= 0 and image_id[:at] not in files:
+                at = image_id.find("#", at + 1)
+            return image_id[: max(at, 0)]
+
+        for name, group in itertools.groupby(enumerate(image_ids), key=owner):
+            left = {from_image_id(image_id[len(name) + 1 :]): at for at, image_id in group}
+            gone = FileNotFoundError("it is not in its file any more")
+            why: OSError = gone
+            if name in files:
+                try:
+                    for place, data in self._read(files[name], set(left)):
+                        yield Read(left.pop(place), data)
+                except Exception as error:  # noqa: BLE001  as above
+                    why = OSError(f"its file cannot be read: {_reason(error)}")
+            yield from (Read(at, why) for at in left.values())
+
+    def _uri_of(self, name: str) -> str:
+        return f"{self._place.uri.rstrip('/')}/{name}"
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())[:200]
+    return text if isinstance(error, OSError) else f"{type(error).__name__}: {text}"

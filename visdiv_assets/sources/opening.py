@@ -1,0 +1,107 @@
+"""Which source a URI names.
+
+Here: the choice, by scheme and extension. Not here: any source.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from visdiv_assets.errors import VisdivError
+from visdiv_assets.settings import SourceSettings
+from visdiv_assets.sources.arrow import SPLITS, STATE, ArrowSource
+from visdiv_assets.sources.bucket import BucketSource
+from visdiv_assets.sources.directory import DirectorySource
+from visdiv_assets.sources.image_list import ListSource
+from visdiv_assets.sources.parquet import ParquetSource
+from visdiv_assets.sources.places import (
+    WEB_SCHEMES,
+    BucketPlace,
+    has_magic,
+    matcher,
+    open_place,
+    scheme_of,
+    split_uri,
+    without_secrets,
+)
+from visdiv_assets.sources.source import Source, is_image_name
+from visdiv_assets.sources.tar import TarSource
+from visdiv_assets.sources.zip import ZipSource
+
+LIST = re.compile(r"\.(txt|csv|tsv|jsonl|json)$", re.IGNORECASE)
+TAR = re.compile(r"\.(tar|tar\.(gz|bz2|xz)|tgz)$", re.IGNORECASE)
+ZIP = re.compile(r"\.zip$", re.IGNORECASE)
+PARQUET = re.compile(r"\.(parquet|pq)$", re.IGNORECASE)
+ARROW = re.compile(r"\.(arrow|feather)$", re.IGNORECASE)
+
+KINDS = (
+    "a directory, an object store's prefix, *.parquet, *.tar, *.tar.gz, *.zip, a folder of "
+    "save_to_disk, or a list (.txt, .csv, .tsv, .jsonl, COCO .json)"
+)
+
+
+def open_source(source: str | SourceSettings) -> Source:
+    """The source that a URI, or a mapping of the settings, names. Nothing is read yet.
+
+    Raises:
+        VisdivError: nothing here can read such a source.
+    """
+    if isinstance(source, str):
+        # A path may hold bytes that are not UTF-8, which settings in a file cannot.
+        source = SourceSettings.model_construct(uri=source)
+    uri = source.uri.removeprefix("file://")
+    if not uri:
+        raise VisdivError("a source has no name")
+    if "\0" in uri:
+        raise VisdivError("a source's name holds a NUL character")
+    try:
+        os.fsencode(uri)
+        is_folder = not scheme_of(uri) and Path(uri).is_dir()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not valid Unicode"
+        raise VisdivError(f"cannot open {without_secrets(uri)[:200]!r}: {reason}") from None
+    if is_folder:
+        if any((Path(uri) / name).is_file() for name in (STATE, SPLITS)):
+            return ArrowSource(open_place(uri, {}), "", _wanted(source), source.column)
+        return DirectorySource(uri, source.include, source.exclude)
+    address, _, query = uri.partition("?") if scheme_of(uri) in WEB_SCHEMES else (uri, "", "")
+    folder, name = split_uri(address)
+    query = f"?{query}" if query else ""
+    if container := _container(folder + query, name, source):
+        return container
+    if LIST.search(name) and not has_magic(name):
+        place = open_place(folder + query, source.options)
+        root = place if source.root is None else open_place(source.root, source.options)
+        return ListSource(place, name, root, _wanted(source), source.column)
+    if scheme_of(uri) in WEB_SCHEMES:
+        raise VisdivError(
+            f"cannot tell what {without_secrets(uri)} is by its name; known are {KINDS}"
+        )
+    chosen = _chosen(name)
+    include = [*source.include, *([] if not chosen else [name])]
+    place = open_place(folder if chosen else uri, source.options)
+    if isinstance(place, BucketPlace):
+        return BucketSource(place, include, source.exclude)
+    return DirectorySource(folder if chosen else uri, include, source.exclude)
+
+
+def _container(folder: str, name: str, source: SourceSettings) -> Source | None:
+    wanted = _wanted(source)
+    for pattern, kind in ((TAR, TarSource), (ZIP, ZipSource)):
+        if pattern.search(name):
+            return kind(open_place(folder, source.options), name, wanted)
+    for pattern, table in ((PARQUET, ParquetSource), (ARROW, ArrowSource)):
+        if pattern.search(name):
+            return table(open_place(folder, source.options), name, wanted, source.column)
+    return None
+
+
+def _chosen(name: str) -> bool:
+    """Whether a name chooses among the images of a folder, as `**/*.jpg` does."""
+    return has_magic(name) and (is_image_name(name) or name.endswith("*"))
+
+
+def _wanted(source: SourceSettings):  # type: ignore[no-untyped-def]
+    if not source.include and not source.exclude:
+        return None
+    return matcher(source.include, source.exclude)

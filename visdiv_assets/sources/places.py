@@ -1,0 +1,460 @@
+"""Files by name in a folder, a bucket or on a web server: what other sources stand on.
+
+Here: connections, retries, globs and braces, errors without secrets. Not here: what files hold.
+The web goes through fsspec; s3, gs and az through obstore, which lists a bucket bit by bit.
+"""
+
+import io
+import itertools
+import logging
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Protocol, cast
+from urllib.parse import unquote, urlsplit
+
+import bracex
+import tenacity
+from wcmatch import glob
+
+from visdiv_assets.errors import VisdivError
+from visdiv_assets.sources.source import MAX_IMAGE_BYTES, read_limited
+
+BUCKET_SCHEMES = frozenset({"s3", "s3a", "gs", "az", "abfs", "abfss"})
+WEB_SCHEMES = frozenset({"http", "https"})
+
+GLOB_FLAGS = glob.GLOBSTAR | glob.DOTGLOB
+MAX_FILES = 1_000_000
+
+# Shorter values of the environment are taken for no secrets: most texts hold them by chance.
+MIN_SECRET_CHARACTERS = 8
+
+ATTEMPTS = 6
+TIMEOUT_SECONDS = 30
+BUFFER_BYTES = 4 * 2**20
+
+
+class FileInfo(NamedTuple):
+    """A file: its name relative to the place, its size in bytes, and a version (etag or time)."""
+
+    name: str
+    size: int
+    version: str
+
+
+class Place(Protocol):
+    """A folder, wherever it is. Names are relative to it and use slashes."""
+
+    @property
+    def uri(self) -> str:
+        """For people; without secrets."""
+
+    def info(self, name: str) -> FileInfo:
+        """OSError when there is no such file."""
+
+    def read(self, name: str) -> bytes:
+        """All of a file that holds one image; OSError when that fails."""
+
+    def open(self, name: str) -> IO[bytes]:
+        """A file to read from, seekable, fetched in parts where it is far away."""
+
+    def names(self, pattern: str) -> Iterator[str]:
+        """The names of files that a glob matches. VisdivError where nothing can be listed."""
+
+
+def open_place(uri: str, options: Mapping[str, str]) -> Place:
+    """The place that a URI without globs names.
+
+    Raises:
+        VisdivError: a scheme that is not known here, or options that do not fit.
+    """
+    scheme = scheme_of(uri)
+    try:
+        _ = urlsplit(uri if scheme else "").port  # which errors later would repeat
+    except ValueError:
+        raise VisdivError(f"{without_secrets(uri)} is no valid address") from None
+    if scheme in BUCKET_SCHEMES:
+        return BucketPlace(uri, options)
+    if scheme in WEB_SCHEMES:
+        return WebPlace(uri)
+    if scheme not in ("", "file"):
+        known = ", ".join(sorted(f"{each}://" for each in BUCKET_SCHEMES | WEB_SCHEMES))
+        raise VisdivError(f"cannot read images from {scheme}://; known are a path and {known}")
+    return LocalPlace(uri.removeprefix("file://"))
+
+
+def find_files(place: Place, pattern: str) -> list[FileInfo]:
+    """The files that a name with globs and braces stands for, sorted by name.
+
+    Raises:
+        VisdivError: there are none, or one that braces name is missing.
+    """
+    try:
+        # A file that is really called so wins over what the name might mean.
+        if has_magic(pattern) and isinstance(place, LocalPlace):
+            return [place.info(pattern)]
+    except OSError:
+        pass
+    names: set[str] = set()
+    try:
+        # Braces only where there are any: a backslash in a plain name is no escape.
+        plain = not has_magic(pattern)
+        for each in [pattern] if plain else bracex.iexpand(pattern, limit=MAX_FILES):
+            names.update(place.names(each) if has_magic(each) else [each])
+        if not names:
+            raise VisdivError(f"nothing in {place.uri} matches {pattern}")
+        return [_looked_at(place, name) for name in sorted(names)]
+    except bracex.ExpansionLimitException:
+        raise VisdivError(f"{pattern} stands for more than {MAX_FILES:,} files") from None
+    except OSError as error:
+        raise VisdivError(f"cannot list {place.uri}: {error.strerror or error}") from None
+
+
+def _looked_at(place: Place, name: str) -> FileInfo:
+    uri = f"{place.uri.rstrip('/')}/{name}"
+    try:
+        return place.info(name)
+    except FileNotFoundError:
+        raise VisdivError(f"there is nothing at {uri}") from None
+    except OSError as error:
+        raise VisdivError(f"cannot read {uri}: {error.strerror or error}") from None
+
+
+def has_magic(name: str) -> bool:
+    """Whether a name has globs or braces in it."""
+    return bool(re.search(r"[*?\[{]", name))
+
+
+def scheme_of(uri: str) -> str:
+    """`s3` of s3://…, empty for a path."""
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
+    return match[1].lower() if match else ""
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """The folder that a URI's files are in, and the rest: a name, or one with globs and braces.
+
+    Example:
+        >>> split_uri("s3://bucket/hf/*/train-*.parquet")
+        ('s3://bucket/hf', '*/train-*.parquet')
+        >>> split_uri("/data/photos.zip")
+        ('/data', 'photos.zip')
+    """
+    scheme = scheme_of(uri)
+    head, separator, path = uri.partition("://") if scheme else ("", "", uri)
+    parts = path.split("/")
+    fixed = next((at for at, part in enumerate(parts) if has_magic(part)), len(parts) - 1)
+    fixed = max(fixed, 1) if scheme else fixed  # a bucket's name is no glob, and no file
+    folder = "/".join(parts[:fixed])
+    if not folder and not scheme:
+        folder = "/" if path.startswith("/") else "."
+    return head + separator + folder, "/".join(parts[fixed:])
+
+
+def secrets_in(uri: str, options: Mapping[str, str]) -> list[str]:
+    """What must never be shown: user and password of a URI, its query, values of options."""
+    parts = urlsplit(uri)
+    known = [parts.username, parts.password, parts.query, *options.values()]
+    shown = {"true", "false", options.get("endpoint"), options.get("region")}
+    secrets = {each for each in known if each and each not in shown}
+    return sorted(secrets | {unquote(each) for each in secrets}, key=len, reverse=True)
+
+
+def _secrets_of_environment() -> list[str]:
+    """What the environment holds for object stores; a server may repeat it in an answer."""
+    return [
+        value
+        for name, value in os.environ.items()
+        if name.startswith(("AWS_", "AZURE_", "GOOGLE_"))
+        and re.search("SECRET|TOKEN|PASSWORD|KEY|SAS", name)
+        and len(value) >= MIN_SECRET_CHARACTERS
+    ]
+
+
+def without_secrets(uri: str) -> str:
+    """A URI without user, password and query, for people to read.
+
+    Example:
+        >>> without_secrets("https://me:word@host/photos.zip?sig=abc")
+        'https://host/photos.zip'
+    """
+    if not scheme_of(uri):
+        return uri
+    head, _, rest = uri.partition("://")
+    # A password in which `/`, `?` or `#` are not escaped makes no valid address, but is one.
+    if re.match(r"[^/?#@\[]*:(?!\d*([/?#]|$))", rest) and "@" in rest:
+        rest = rest[rest.rindex("@") + 1 :]
+    rest = rest.partition("#")[0].partition("?")[0] if head.lower() in WEB_SCHEMES else rest
+    server, slash, path = rest.partition("/")
+    return f"{head}://{server.rpartition('@')[2]}{slash}{path}"
+
+
+def _without(text: str, secrets: list[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return re.sub(r"https?://\S+", lambda found: without_secrets(found[0]), text)
+
+
+class LocalPlace:
+    """A folder of this machine."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).absolute()
+
+    @property
+    def uri(self) -> str:
+        """The folder's absolute path."""
+        return str(self.root)
+
+    def path(self, name: str) -> Path:
+        """Where a file is; OSError for a name that leads out of the folder."""
+        path = Path(os.path.normpath(self.root / name))
+        if "\0" in name or not path.is_relative_to(self.root):
+            raise OSError(f"its path leads out of {self.root}")
+        return path
+
+    def info(self, name: str) -> FileInfo:
+        """Size and modification time."""
+        status = self.path(name).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("not a file")  # reading a pipe or a device might never end
+        return FileInfo(name, status.st_size, f"{status.st_mtime_ns:x}")
+
+    def read(self, name: str) -> bytes:
+        """All of a file."""
+        with self.open(name) as file:
+            return read_limited(file)
+
+    def open(self, name: str) -> IO[bytes]:
+        """A file, as Python opens it."""
+        self.info(name)
+        return self.path(name).open("rb")
+
+    def names(self, pattern: str) -> Iterator[str]:
+        """By globbing."""
+        for name in glob.iglob(pattern, flags=GLOB_FLAGS, root_dir=str(self.root)):
+            if (self.root / name).is_file():
+                yield str(name)
+
+
+class BucketPlace:
+    """A prefix of a bucket. Credentials come from the environment or from options."""
+
+    def __init__(self, uri: str, options: Mapping[str, str]) -> None:
+        from obstore.store import from_url
+
+        if not urlsplit(uri).netloc:
+            raise VisdivError(f"{uri} names no bucket; one is written as s3://bucket/prefix/")
+        self._secrets = [*secrets_in(uri, options), *_secrets_of_environment()]
+        self.uri = without_secrets(uri).rstrip("/")
+        client: dict[str, Any] = {"timeout": f"{TIMEOUT_SECONDS}s", "connect_timeout": "10s"}
+        endpoint = options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
+        if endpoint.startswith("http://"):
+            client["allow_http"] = True
+        try:
+            connect = cast(Any, from_url)  # typed for the options of one kind of store at a time
+            self._store = connect(
+                self.uri,
+                client_options=client,
+                retry_config={"max_retries": ATTEMPTS},
+                **options,
+            )
+        except Exception as error:  # noqa: BLE001  obstore has errors of its own; TypeError, too
+            raise VisdivError(f"cannot open {self.uri}: {self._error(error)}") from None
+
+    def info(self, name: str) -> FileInfo:
+        """Size and etag."""
+        import obstore
+
+        return _described(self._try(lambda: obstore.head(self._store, name)))
+
+    def read(self, name: str) -> bytes:
+        """By one request."""
+        import obstore
+
+        def get() -> bytes:
+            found = obstore.get(self._store, name)
+            if found.meta["size"] > MAX_IMAGE_BYTES:
+                raise OSError(f"larger than {MAX_IMAGE_BYTES:,} bytes")
+            return bytes(found.bytes())
+
+        return self._try(get)
+
+    def open(self, name: str) -> IO[bytes]:
+        """By ranges."""
+        import obstore
+
+        file = self._try(lambda: obstore.open_reader(self._store, name, buffer_size=BUFFER_BYTES))
+        return io.BufferedReader(_Far(file, self._try), BUFFER_BYTES)
+
+    def names(self, pattern: str) -> Iterator[str]:
+        """By listing what is below the fixed part of the pattern."""
+        matches = matcher([pattern], [])
+        fixed = itertools.takewhile(lambda part: not has_magic(part), pattern.split("/"))
+        for found in self.files("/".join(fixed)):
+            if matches(found.name):
+                yield found.name
+
+    def files(self, below: str = "") -> Iterator[FileInfo]:
+        """Every object below a name, as pages come in.
+
+        Raises:
+            OSError: the listing failed, after retries.
+        """
+        import obstore
+
+        pages = iter(self._try(lambda: obstore.list(self._store, below or None)))
+        while (page := self._try(lambda: next(pages, None))) is not None:
+            yield from map(_described, page)
+
+    def _try[T](self, act: Callable[[], T]) -> T:
+        try:
+            return act()
+        except Exception as error:  # noqa: BLE001  obstore has errors of its own; ValueError, too
+            raise self._error(error) from None
+
+    def _error(self, error: Exception) -> OSError:
+        first_line = str(error).split("\n\n", 1)[0]
+        text = _without(" ".join(first_line.split()), self._secrets)[:300]
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
+        return kind(text)
+
+
+def _described(found: Any) -> FileInfo:
+    version = found["e_tag"] or f"{found['last_modified'].timestamp():.6f}"
+    return FileInfo(found["path"], found["size"], version.strip('"'))
+
+
+class _Far(io.RawIOBase):
+    """What obstore opens, as Python's own files are."""
+
+    def __init__(self, file: Any, attempt: Callable[[Callable[[], Any]], Any]) -> None:
+        self._file, self._attempt = file, attempt
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._attempt(lambda: self._file.seek(offset, whence)))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._attempt(lambda: self._file.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class WebPlace:
+    """A folder of a web server; nothing there can be listed. A query stays on every request."""
+
+    def __init__(self, uri: str) -> None:
+        import fsspec
+
+        # Its debug messages hold whole addresses.
+        logging.getLogger("fsspec.http").addFilter(_no_debugging)
+        parts = urlsplit(uri)
+        self._secrets = secrets_in(uri, {})
+        self.uri = without_secrets(uri).rstrip("/")
+        self._base = uri.partition("?")[0].rstrip("/")
+        self._query = f"?{parts.query}" if parts.query else ""
+        # fsspec would use a login of the URI, but also show it in its errors.
+        self._files: Any = fsspec.filesystem("http", skip_instance_cache=True)
+
+    def info(self, name: str) -> FileInfo:
+        """By a HEAD request."""
+        found = self._try(lambda: self._files.info(self._url(name)))
+        version = found.get("ETag") or found.get("mtime") or found.get("Last-Modified") or ""
+        return FileInfo(name, int(found.get("size") or 0), str(version).strip('"'))
+
+    def read(self, name: str) -> bytes:
+        """By one request."""
+        data = bytes(self._try(lambda: self._files.cat_file(self._url(name))))
+        if len(data) > MAX_IMAGE_BYTES:
+            raise OSError(f"larger than {MAX_IMAGE_BYTES:,} bytes")
+        return data
+
+    def open(self, name: str) -> IO[bytes]:
+        """By ranges where the server has them; else it is fetched whole, into a nameless file."""
+        if not self._try(lambda: self._files.info(self._url(name))).get("partial"):
+            whole = tempfile.TemporaryFile()  # noqa: SIM115  whoever asked for it closes it
+            self._try(lambda: (whole.seek(0), self._files.get_file(self._url(name), whole)))
+            whole.seek(0)
+            return whole
+        file = self._try(lambda: self._files.open(self._url(name), block_size=BUFFER_BYTES))
+        return io.BufferedReader(_Far(file, self._try), BUFFER_BYTES)
+
+    def names(self, pattern: str) -> Iterator[str]:
+        """Never."""
+        raise VisdivError(
+            f"{self.uri} is a web server, where files cannot be listed; name them, with "
+            f"{{000..099}} for many, or give a list: not {pattern}"
+        )
+
+    def _url(self, name: str) -> str:
+        if ".." in unquote(name).split("/"):
+            raise OSError(f"its path leads out of {self.uri}")
+        return f"{self._base}/{name}{self._query}"
+
+    def _try[T](self, act: Callable[[], T]) -> T:
+        """With retries of what may pass: an unreachable, slow or overloaded server."""
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_may_pass),
+            wait=tenacity.wait_random_exponential(0.2, max=10),
+            stop=tenacity.stop_after_attempt(ATTEMPTS),
+            reraise=True,
+        )
+        try:
+            return retrying(act)
+        except Exception as error:  # noqa: BLE001  aiohttp's errors are of many kinds
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
+            status = getattr(error, "status", None)
+            text = f"HTTP status {status}" if status else f"{type(error).__name__}: {error}"
+            raise kind(_without(" ".join(text.split()), self._secrets)[:300]) from None
+
+
+def _no_debugging(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.DEBUG
+
+
+def _may_pass(error: BaseException) -> bool:
+    import aiohttp
+
+    if isinstance(error, aiohttp.ClientResponseError):
+        return error.status == 429 or error.status >= 500
+    return (
+        isinstance(error, aiohttp.ClientError | TimeoutError) or "Timeout" in type(error).__name__
+    )
+
+
+def matcher(include: Sequence[str], exclude: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a path relative to the source is to be taken: by one of the globs, by none.
+
+    Example:
+        >>> wanted = matcher(["**/*.jpg"], ["thumbs/**"])
+        >>> [wanted(path) for path in ("a/b.jpg", "thumbs/b.jpg", "a.png")]
+        [True, False, False]
+    """
+    yes, no = _compiled(include), _compiled(exclude)
+    if yes is None and no is None:
+        return lambda path: True
+    return lambda path: (yes is None or bool(yes.match(path))) and not (no and no.match(path))
+
+
+def _compiled(patterns: Sequence[str]) -> re.Pattern[str] | None:
+    if not patterns:
+        return None
+    try:
+        flags = GLOB_FLAGS | glob.BRACE
+        translated, _ = glob.translate(list(patterns), flags=flags, limit=MAX_FILES)
+        return re.compile("|".join(translated))
+    except Exception as error:  # noqa: BLE001  wcmatch's own are private
+        shown = ", ".join(patterns)[:200]
+        raise VisdivError(f"cannot match by {shown}: {error}") from None

@@ -1,0 +1,160 @@
+"""What every source can do, and which one a URI names.
+
+Here: the protocol that listing and reading follow, image ids, what counts as an image by its name.
+Not here: any particular way of storing.
+"""
+
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import IO, NamedTuple, Protocol
+
+# fmt: off
+IMAGE_EXTENSIONS = frozenset({
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg",
+    ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+})
+# fmt: on
+
+# No encoded image is larger; a file that is, or a member that unpacks to more, is not read.
+MAX_IMAGE_BYTES = 512 * 2**20
+
+
+class Item(NamedTuple):
+    """One image of a source.
+
+    Attributes:
+        image_id: stable name of the image inside its dataset, valid Unicode.
+        size: bytes, encoded; None where nothing cheap tells.
+        version: changes when the image does.
+        metadata: what its source says of it: label, split, other columns.
+    """
+
+    image_id: str
+    size: int | None
+    version: str
+    metadata: Mapping[str, str] | None = None
+
+
+class Read(NamedTuple):
+    """The encoded bytes of one of the images asked for, or why they cannot be had."""
+
+    at: int
+    data: bytes | OSError
+
+
+class Source(Protocol):
+    """A set of images somewhere."""
+
+    @property
+    def uri(self) -> str:
+        """Where it is, as a person would write it, without secrets."""
+
+    def items(self) -> Iterator[Item]:
+        """Every image, in any order; streams. VisdivError when it cannot be listed."""
+
+    def read_all(self, image_ids: Iterable[str]) -> Iterator[Read]:
+        """The bytes of images, in whatever order suits the source; one `Read` for each of them.
+
+        Fast when the ids come sorted, so that those of one file stand together.
+        """
+
+    def fingerprint(self) -> str | None:
+        """A hash that changes when the source does, without listing the images.
+
+        None where nothing is cheaper than listing them.
+        """
+
+
+def read_one(source: Source, image_id: str) -> bytes:
+    """The encoded bytes of one image; OSError when that fails."""
+    [(_, data)] = source.read_all([image_id])
+    if isinstance(data, OSError):
+        raise data
+    return data
+
+
+def read_concurrently(
+    read: Callable[[str], bytes], image_ids: Iterable[str], readers: int
+) -> Iterator[Read]:
+    """`read` of each id, in order, in threads that stay a few images ahead of the consumer."""
+
+    def attempt(image_id: str) -> bytes | OSError:
+        try:
+            return read(image_id)
+        except OSError as error:
+            return error
+
+    ahead: deque[tuple[int, Future[bytes | OSError]]] = deque()
+    pool = ThreadPoolExecutor(readers, thread_name_prefix="read")
+    try:
+        for at, image_id in enumerate(image_ids):
+            ahead.append((at, pool.submit(attempt, image_id)))
+            if len(ahead) > 2 * readers:
+                first, future = ahead.popleft()
+                yield Read(first, future.result())
+        while ahead:
+            first, future = ahead.popleft()
+            yield Read(first, future.result())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def read_limited(file: IO[bytes]) -> bytes:
+    """Everything in a file that holds one image; OSError when that is more than any image does."""
+    data = file.read(MAX_IMAGE_BYTES + 1)
+    if len(data) > MAX_IMAGE_BYTES:
+        raise OSError(f"larger than {MAX_IMAGE_BYTES:,} bytes")
+    return data
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's extension is one of an image; hidden files are not taken for images.
+
+    Example:
+        >>> [is_image_name(name) for name in ("a/b.JPG", "b.txt", "a/.b.jpg")]
+        [True, False, False]
+    """
+    base = name.rpartition("/")[2]
+    return not base.startswith(".") and os.path.splitext(base)[1].lower() in IMAGE_EXTENSIONS
+
+
+def to_image_id(name: str) -> str:
+    r"""A file's name, as Python gives it, as valid Unicode that `from_image_id` turns back.
+
+    Bytes that are not UTF-8 become `\xNN`; where a name holds such, or looks as if it did, its
+    backslashes are doubled.
+
+    Example:
+        >>> to_image_id("caf\udce9.jpg")
+        'caf\\xe9.jpg'
+    """
+    if name.isascii() and "\\x" not in name:
+        return name
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        pass
+    else:
+        if "\\x" not in name:
+            return name
+    doubled = name.replace("\\", "\\\\")
+    return doubled.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def from_image_id(image_id: str) -> str:
+    r"""The file name that `to_image_id` was given.
+
+    Example:
+        >>> from_image_id("caf\\xe9.jpg")
+        'caf\udce9.jpg'
+    """
+    if "\\x" not in image_id:
+        return image_id
+
+    def unescape(match: re.Match[str]) -> str:
+        return "\\" if match[1] is None else chr(0xDC00 + int(match[1], 16))
+
+    return re.sub(r"\\x([0-9a-f]{2})|\\\\", unescape, image_id)

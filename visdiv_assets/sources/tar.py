@@ -1,0 +1,92 @@
+"""Images in tar archives, which WebDataset shards are.
+
+Here: members by name, and what the members beside an image say of it. Nothing is extracted to
+disk. Not here: finding the archives (`containers.py`).
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from visdiv_assets.sources.containers import ContainerSource
+from visdiv_assets.sources.places import FileInfo
+from visdiv_assets.sources.source import Item, is_image_name, read_limited
+from visdiv_assets.sources.tables import as_metadata
+
+# Members of a WebDataset sample that say something of its images; larger ones are left alone.
+SIDECARS = frozenset({"cls", "json", "txt"})
+MAX_SIDECAR_BYTES = 65_536
+
+
+class TarSource(ContainerSource):
+    """Image members of tar archives, plain or compressed; an image's place is its member's name.
+
+    In WebDataset, members that share a name up to its first dot are one sample. Each image member
+    is one image; `.cls`, `.txt` and the plain values of `.json` are its metadata.
+    """
+
+    def _items(self, file: FileInfo) -> Iterator[Item]:
+        sample, images = "", list[Item]()
+        metadata: dict[str, str] = {}
+        with self._members(file) as members:
+            for archive, member in members:
+                folder, _, base = member.name.rpartition("/")
+                stem, _, extension = base.partition(".")
+                if f"{folder}/{stem}" != sample:
+                    yield from (image._replace(metadata=metadata or None) for image in images)
+                    sample, images, metadata = f"{folder}/{stem}", [], {}
+                if is_image_name(member.name):
+                    images.append(Item(member.name, member.size, file.version))
+                elif extension in SIDECARS and member.size <= MAX_SIDECAR_BYTES:
+                    content = archive.extractfile(member)
+                    metadata |= _said(extension, content.read() if content else b"")
+            yield from (image._replace(metadata=metadata or None) for image in images)
+
+    def _read(self, file: FileInfo, places: set[str]) -> Iterator[tuple[str, bytes | OSError]]:
+        with self._members(file) as members:
+            for archive, member in members:
+                if member.name not in places:
+                    continue
+                places.remove(member.name)
+                content = archive.extractfile(member)
+                try:
+                    yield member.name, read_limited(content) if content else b""
+                except OSError as error:
+                    yield member.name, error
+                if not places:
+                    return
+
+    @contextmanager
+    def _members(
+        self, file: FileInfo
+    ) -> Iterator[Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]]:
+        # As a stream where it is compressed, so that it is unpacked once and no byte twice.
+        mode = "r:" if file.name.endswith(".tar") else "r|*"
+        with (
+            self._place.open(file.name) as content,
+            tarfile.open(fileobj=content, mode=mode) as archive,  # type: ignore[call-overload]
+        ):
+            yield _members_of(archive)
+
+
+def _members_of(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Regular files only: links lead elsewhere. tarfile would keep every header it has read."""
+    while (member := archive.next()) is not None:
+        if member.isreg():
+            yield archive, member
+        archive.members = []  # type: ignore[attr-defined]
+    # tarfile takes the end of the file for the end of the archive, which is a block of zeros.
+    if archive.fileobj.tell() - archive.offset < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("unexpected end of data: it is cut off")
+
+
+def _said(extension: str, content: bytes) -> Mapping[str, str]:
+    text = content.decode("utf-8", "replace").strip()
+    if extension != "json":
+        return as_metadata({extension: text})
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return as_metadata(values) if isinstance(values, dict) else {}

@@ -1,0 +1,166 @@
+"""Conditions, the outbox of alerts, and what became of each delivery: reads and writes.
+
+Here: SQL on an open connection, inside the caller's transaction. Not here: connections
+(`warehouse.py`), what counts as a condition (`quality/`), sending (`notify/`).
+"""
+
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+
+import duckdb
+
+from visdiv_assets.quality.conditions import ENDS_ARE_TOLD, State
+
+
+@dataclass(frozen=True)
+class Alert:
+    """A change that people are to hear of: a condition of a dataset began or ended.
+
+    Attributes:
+        alert_id: unique.
+        created_at: aware datetime.
+        dataset: its name.
+        condition: value of `Condition`.
+        began: whether it began; else it ended.
+        reason: what is likely behind it; may be empty.
+        diversity_score: of the newest evaluation; None if there was none.
+        previous_score: of the one before; None if there was none.
+        threshold: that was judged against; None where the condition has none.
+        rating: of the newest evaluation.
+        run_id: Dagster's, or None.
+    """
+
+    alert_id: str
+    created_at: datetime
+    dataset: str
+    condition: str
+    began: bool
+    reason: str
+    diversity_score: float | None
+    previous_score: float | None
+    threshold: float | None
+    rating: str | None
+    run_id: str | None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What an alert tells of the evaluation that it came with."""
+
+    diversity_score: float | None = None
+    previous_score: float | None = None
+    rating: str | None = None
+    run_id: str | None = None
+
+
+@dataclass(frozen=True)
+class DueAlert:
+    """An alert that is to be sent to a target now, after so many attempts in vain."""
+
+    alert: Alert
+    attempts: int
+
+
+ALERT_COLUMNS = ", ".join(f"alerts.{field.name}" for field in fields(Alert))
+_PLACES = ", ".join("?" for _ in fields(Alert))
+
+
+def change_conditions(
+    connection: duckdb.DuckDBPyConnection,
+    dataset: str,
+    states: Iterable[State],
+    scored: Scored,
+    now: datetime,
+) -> list[Alert]:
+    """Remember which conditions hold, and put an alert in the outbox for each that changed."""
+    alerts = []
+    for state in states:
+        row = connection.execute(
+            "SELECT active FROM conditions WHERE dataset = ? AND condition = ?",
+            [dataset, state.condition],
+        ).fetchone()
+        if state.active == (row is not None and row[0]):
+            continue
+        connection.execute(
+            "INSERT OR REPLACE INTO conditions VALUES (?, ?, ?, ?)",
+            [dataset, state.condition, state.active, now],
+        )
+        if not state.active and state.condition not in ENDS_ARE_TOLD:
+            continue
+        alert = Alert(
+            alert_id=uuid.uuid4().hex,
+            created_at=now,
+            dataset=dataset,
+            condition=state.condition.value,
+            began=state.active,
+            reason=state.reason,
+            threshold=state.threshold,
+            **asdict(scored),
+        )
+        connection.execute(
+            f"INSERT INTO alerts ({ALERT_COLUMNS.replace('alerts.', '')}) VALUES ({_PLACES})",  # noqa: S608
+            list(asdict(alert).values()),
+        )
+        alerts.append(alert)
+    return alerts
+
+
+def has_unaddressed(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether there is an alert that has no addressee yet."""
+    query = "SELECT 1 FROM alerts WHERE alert_id NOT IN (SELECT alert_id FROM deliveries) LIMIT 1"
+    return connection.execute(query).fetchone() is not None
+
+
+def address_alerts(
+    connection: duckdb.DuckDBPyConnection, targets: Sequence[str], now: datetime
+) -> None:
+    """Address every alert that has no addressee yet to all targets.
+
+    A target that is added later hears of what happens from then on, not of all that ever was.
+    """
+    connection.execute(
+        "INSERT INTO deliveries BY NAME "
+        "SELECT alert_id, target, 0 AS attempts, ? AS next_attempt_at "
+        "FROM alerts CROSS JOIN (SELECT unnest(?) AS target) "
+        "WHERE alert_id NOT IN (SELECT alert_id FROM deliveries)",
+        [now, list(targets)],
+    )
+
+
+def due_alerts(connection: duckdb.DuckDBPyConnection, target: str, now: datetime) -> list[DueAlert]:
+    """What is to be sent to a target now, oldest first."""
+    rows = connection.execute(
+        f"SELECT {ALERT_COLUMNS}, attempts FROM deliveries JOIN alerts USING (alert_id) "  # noqa: S608
+        "WHERE target = ? AND delivered_at IS NULL AND next_attempt_at <= ? "
+        "ORDER BY created_at, alert_id",
+        [target, now],
+    ).fetchall()
+    return [DueAlert(Alert(*row[:-1]), row[-1]) for row in rows]
+
+
+def mark_delivered(
+    connection: duckdb.DuckDBPyConnection, alert_ids: Sequence[str], target: str, now: datetime
+) -> None:
+    """The service has accepted these."""
+    connection.execute(
+        "UPDATE deliveries SET delivered_at = ?, attempts = attempts + 1, last_error = NULL "
+        "WHERE target = ? AND alert_id IN (SELECT unnest(?))",
+        [now, target, list(alert_ids)],
+    )
+
+
+def mark_failed(
+    connection: duckdb.DuckDBPyConnection,
+    alert_ids: Sequence[str],
+    target: str,
+    error: str,
+    next_attempt_at: datetime,
+) -> None:
+    """The service has not accepted these; try again then."""
+    connection.execute(
+        "UPDATE deliveries SET next_attempt_at = ?, attempts = attempts + 1, last_error = ? "
+        "WHERE target = ? AND alert_id IN (SELECT unnest(?))",
+        [next_attempt_at, error, target, list(alert_ids)],
+    )

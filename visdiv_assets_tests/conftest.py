@@ -1,0 +1,66 @@
+"""What tests of several modules share: the demo photographs, embedded by the real model."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from numpy.typing import NDArray
+
+from visdiv_assets.embedding.embedder import SSCDEmbedder
+from visdiv_assets.embedding.preprocess import Pixels
+from visdiv_assets.embedding.runtime import Vectors
+from visdiv_assets.embedding.store import Store, iterate_rows
+from visdiv_assets.embedding.weights import ONNX_CHECKPOINT
+from visdiv_assets.evaluation import evaluate
+from visdiv_assets.sources.directory import DirectorySource
+from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+
+PHOTOS = Path(__file__).parents[1] / "examples/demo/photos"
+
+# The same examples in every run, and no time limits: machines differ.
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def no_dagster_instance_stays_open() -> Iterator[None]:
+    """A context that a test leaves open would break the tests that happen to come after it."""
+    yield
+    if state := sys.modules.get("dagster._core.storage.defs_state.base"):
+        left = state.DefsStateStorage.get()
+        state._current_storage.set(None)
+        assert left is None, "this test left a Dagster context open: close it with `with`"
+
+
+class Demo(NamedTuple):
+    """The 213 demo photographs, evaluated with the int8 model, in a store at `root`.
+
+    `vectors` as the model gave them, float32; `rows` as the store keeps them, in its own order.
+    """
+
+    root: Path
+    evaluation: Evaluation
+    vectors: NDArray[np.float32]
+    rows: NDArray[np.float16]
+
+
+class RecordingEmbedder(SSCDEmbedder):
+    """Keeps what the model gives."""
+
+    def embed(self, pixels: Pixels) -> Vectors:
+        self.batches = [*getattr(self, "batches", []), super().embed(pixels)]
+        return self.batches[-1]
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    root = tmp_path_factory.mktemp("demo")
+    store, warehouse = Store(root), Warehouse(root / "visdiv.duckdb")
+    embedder = RecordingEmbedder(ONNX_CHECKPOINT)
+    evaluation, embedded = evaluate("photos", DirectorySource(PHOTOS), embedder, store, warehouse)
+    rows = [rows for rows, _ in iterate_rows(store, evaluation.model_id, embedded.index)]
+    return Demo(root, evaluation, np.concatenate(embedder.batches), np.concatenate(rows))

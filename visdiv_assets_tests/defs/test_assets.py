@@ -1,0 +1,153 @@
+"""The assets as Dagster runs them, on its real SQLite storage."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import pytest
+
+from visdiv_assets.definitions import build_defs
+from visdiv_assets.defs.resources import EmbedderResource, SettingsResource
+from visdiv_assets.embedding.preprocess import Decoding
+from visdiv_assets.warehouse.warehouse import Warehouse
+
+PHOTOS = Path(__file__).parents[2] / "examples/demo/photos"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with `visdiv.yaml`, twelve photographs, and a dataset that has nothing usable."""
+    (tmp_path / "photos").mkdir()
+    for photograph in sorted(PHOTOS.glob("*.jpg"))[:12]:
+        shutil.copy(photograph, tmp_path / "photos")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/fake.png").write_text("I am not an image")
+    (tmp_path / "visdiv.yaml").write_text(
+        "store: store\n"
+        "datasets:\n"
+        "  photos: {source: photos}\n"
+        "  texts: {source: texts}\n"
+        "  gone: {source: gone}\n"
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    (tmp_path / "dagster").mkdir()
+    quiet = {"telemetry": {"enabled": False}}
+    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster"), overrides=quiet) as instance:
+        instance.add_dynamic_partitions("datasets", ["photos", "texts", "gone", "unregistered"])
+        yield instance
+
+
+def run(project: Path, instance: dg.DagsterInstance, dataset: str) -> dg.ExecuteInProcessResult:
+    settings = SettingsResource(config_path=str(project / "visdiv.yaml"))
+    job = build_defs(resource_overrides={"settings": settings}).resolve_job_def("evaluate_dataset")
+    return job.execute_in_process(partition_key=dataset, instance=instance, raise_on_error=False)
+
+
+def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, object]:
+    [materialization] = result.asset_materializations_for_node(asset)
+    return {key: value.value for key, value in materialization.metadata.items()}
+
+
+def warehouse(project: Path) -> Warehouse:
+    return Warehouse(project / "store/visdiv.duckdb")
+
+
+def test_one_run_takes_a_dataset_from_its_source_to_its_score(project, instance):
+    result = run(project, instance, "photos")
+    assert result.success
+    [evaluation] = warehouse(project).latest_evaluations()
+    assert (evaluation.dataset, evaluation.run_id) == ("photos", result.run_id)
+    assert (evaluation.n_images, evaluation.n_failed) == (12, 0)
+    assert 0 < evaluation.seconds < 300
+
+
+def test_each_asset_leaves_metadata_worth_reading(project, instance):
+    result = run(project, instance, "photos")
+    [evaluation] = warehouse(project).latest_evaluations()
+    manifest = metadata(result, "image_manifest")
+    assert manifest["images"] == 12
+    assert manifest["bytes"] == sum(p.stat().st_size for p in (project / "photos").iterdir())
+    embeddings = metadata(result, "sscd_embeddings")
+    assert embeddings["newly embedded"] == 12
+    assert embeddings["images/s"] > 0
+    assert metadata(result, "embedding_moments")["dimension"] == 512
+    metrics = metadata(result, "diversity_metrics")
+    assert metrics["diversity score (corrected for size)"] == "too few to tell"
+    assert metrics["diversity score (plain)"] == pytest.approx(evaluation.diversity_score, abs=1e-6)
+    assert metrics["effective rank (plain)"] == pytest.approx(evaluation.effective_rank, abs=0.01)
+    assert metrics["images listed"] == 12
+    assert metrics["spectrum"].startswith("![")
+    assert "data:image/png;base64," in metrics["spectrum"]
+
+
+def test_a_second_run_embeds_nothing_and_says_that_the_data_are_the_same(project, instance):
+    versions = []
+    for expected in (12, 0):
+        result = run(project, instance, "photos")
+        assert metadata(result, "sscd_embeddings")["newly embedded"] == expected
+        record = instance.get_latest_data_version_record(dg.AssetKey("sscd_embeddings"))
+        versions.append(record.asset_materialization.tags["dagster/data_version"])
+    assert versions[0] == versions[1]
+    first, second = warehouse(project).history("photos")
+    assert first.diversity_score == second.diversity_score
+
+
+def test_undecodable_images_are_listed_in_the_ui_and_do_not_stop_the_run(project, instance):
+    (project / "photos" / "<script>|x.png").write_text("not an image")
+    result = run(project, instance, "photos")
+    assert result.success
+    embeddings = metadata(result, "sscd_embeddings")
+    assert embeddings["failed"] == 1
+    assert "&#60;script&#62;&#124;x.png" in embeddings["failures"]
+    [evaluation] = warehouse(project).latest_evaluations()
+    assert (evaluation.n_images, evaluation.n_failed) == (12, 1)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "sentence"),
+    [
+        ("texts", "not one of the 1 images"),
+        ("gone", "there is nothing at"),
+        ("unregistered", "there is no dataset 'unregistered' in the settings"),
+    ],
+)
+def test_a_bad_dataset_fails_with_one_sentence_and_records_no_evaluation(
+    project, instance, dataset, sentence
+):
+    result = run(project, instance, dataset)
+    assert not result.success
+    [failure] = [event for event in result.all_events if event.is_step_failure]
+    assert failure.step_failure_data.user_failure_data.description.startswith(sentence)
+    assert warehouse(project).latest_evaluations() == []
+
+
+def test_resources_can_be_replaced(project, instance):
+    class FakeEmbedder:
+        model_id, batch_size, decoding = "fake", 4, Decoding()
+
+        def embed(self, pixels):
+            flat = pixels.reshape(len(pixels), -1)[:, :8].astype(np.float32) + 1
+            return flat / np.linalg.norm(flat, axis=1, keepdims=True)
+
+    class FakeEmbedderResource(EmbedderResource):
+        def open(self, dataset):
+            return FakeEmbedder()
+
+    settings = SettingsResource(config_path=str(project / "visdiv.yaml"))
+    embedder = FakeEmbedderResource(settings=settings)
+    definitions = build_defs(resource_overrides={"settings": settings, "embedder": embedder})
+    job = definitions.resolve_job_def("evaluate_dataset")
+    assert job.execute_in_process(partition_key="photos", instance=instance).success
+    [evaluation] = warehouse(project).latest_evaluations()
+    assert (evaluation.model_id, evaluation.dimension) == ("fake", 8)
+
+
+def test_an_override_of_a_resource_that_does_not_exist_is_an_error():
+    with pytest.raises(ValueError, match="there is no resource embeder"):
+        build_defs(resource_overrides={"embeder": object()})

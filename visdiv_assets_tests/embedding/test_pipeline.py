@@ -1,0 +1,463 @@
+"""What is embedded and what is not; a cheap model stands in for SSCD in all tests but the first."""
+
+import hashlib
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from visdiv_assets.embedding import pipeline
+from visdiv_assets.embedding import store as store_module
+from visdiv_assets.embedding.decoders import Decoders
+from visdiv_assets.embedding.index import KEY_BYTES, content_key
+from visdiv_assets.embedding.pipeline import embed_manifest, embed_stream
+from visdiv_assets.embedding.preprocess import decode_image
+from visdiv_assets.embedding.store import Store, iterate_rows, to_grid
+from visdiv_assets.evaluation import evaluate
+from visdiv_assets.sources.manifest import list_images
+from visdiv_assets.spectral.moments import Moments
+from visdiv_assets.spectral.score import diversity
+from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets_tests.embedding.fakes import (
+    FakeEmbedder,
+    UnloadedEmbedder,
+    WatchedSource,
+    write_image,
+    write_images,
+)
+
+ROOT = Path(__file__).parents[2]
+PHOTOS = ROOT / "examples/demo/photos"
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_images(tmp_path / "images", 20)
+
+
+@pytest.fixture
+def small_segments(monkeypatch):
+    monkeypatch.setattr(store_module, "SEGMENT_ROWS", 3)
+
+
+def run(source, store, embedder=None, dataset="dataset", **options):
+    """List and embed a source; the index, and how many images went through the model."""
+    if isinstance(source, Path):
+        source = WatchedSource(source)
+    manifest = list_images(source)
+    return embed_manifest(dataset, manifest, source, embedder or FakeEmbedder(), store, **options)
+
+
+def stored_rows(store, model_id="fake"):
+    """Every row of a model in the store, by content key."""
+    rows = {}
+    for name in store.segment_names(model_id):
+        keys = pq.read_table(store.root / f"embeddings/{model_id}/{name}.parquet")["content_key"]
+        rows |= zip(keys.to_pylist(), map(bytes, store.rows(model_id, name)), strict=True)
+    return rows
+
+
+def add_up(store, index, model_id="fake"):
+    return Moments.sum(Moments.of(*rows) for rows in iterate_rows(store, model_id, index))
+
+
+def test_the_demo_photographs_score_as_an_independent_calculation_says(demo):
+    evaluation = demo.evaluation
+    assert (evaluation.n_images, evaluation.n_failed, evaluation.dimension) == (213, 0, 512)
+    assert evaluation.effective_rank == pytest.approx(162.56, rel=0.005)
+    assert evaluation.participation_ratio == pytest.approx(134.84, rel=0.005)
+    assert evaluation.diversity_score == pytest.approx(0.2892, abs=0.002)
+
+
+# --- what is not done again ---
+
+
+def test_unchanged_images_are_not_opened(folder, store):
+    run(folder, store)
+    source = WatchedSource(folder)
+    index, embedded = run(source, store, UnloadedEmbedder())
+    assert (index.n_images, embedded, source.read_ids) == (20, 0, [])
+
+
+def test_of_many_images_only_the_changed_one_is_opened_and_embedded(folder, store):
+    run(folder, store)
+    write_image(folder / "007.png", seed=1007)
+    source = WatchedSource(folder)
+    index, embedded = run(source, store)
+    assert (index.n_images, embedded, source.read_ids) == (20, 1, ["007.png"])
+
+
+def test_the_same_images_elsewhere_are_not_decoded_and_load_no_model(
+    folder, store, tmp_path, monkeypatch
+):
+    first, _ = run(folder, store)
+    monkeypatch.setattr(Decoders, "decode", None)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    second, embedded = run(copy, store, UnloadedEmbedder(), dataset="another")
+    assert (second.n_images, embedded) == (20, 0)
+    assert second.content_fingerprint() == first.content_fingerprint()
+
+
+def test_a_renamed_a_moved_and_a_touched_image_are_not_embedded_again(folder, store):
+    run(folder, store)
+    (folder / "sub").mkdir()
+    (folder / "000.png").rename(folder / "renamed.png")
+    (folder / "001.png").rename(folder / "sub/001.png")
+    os.utime(folder / "002.png", ns=(1, 1))
+    source = WatchedSource(folder)
+    index, embedded = run(source, store, UnloadedEmbedder())
+    assert (index.n_images, embedded) == (20, 0)
+    assert sorted(source.read_ids) == ["002.png", "renamed.png", "sub/001.png"]
+
+
+def test_images_that_went_away_are_gone_from_the_index_but_kept_in_the_store(folder, store):
+    run(folder, store)
+    (folder / "000.png").unlink()
+    assert run(folder, store)[0].n_images == 19
+    write_image(folder / "back.png", seed=0)
+    index, embedded = run(folder, store)
+    assert (index.n_images, embedded) == (20, 0)
+
+
+def test_ten_images_of_one_content_are_embedded_once_and_count_ten_times(store, tmp_path):
+    for number in range(10):
+        write_image(tmp_path / f"images/{number}.png", seed=0)
+    write_image(tmp_path / "images/other.png", seed=1)
+    index, embedded = run(tmp_path / "images", store)
+    assert (index.n_images, embedded) == (11, 2)
+    assert len(stored_rows(store)) == 2
+    moments = add_up(store, index)
+    pixels = [
+        decode_image((tmp_path / f"images/{name}.png").read_bytes()) for name in ["0", "other"]
+    ]
+    ten_times, once = to_grid(FakeEmbedder().embed(np.stack(pixels))).astype(np.float64)
+    assert moments.n == 11
+    assert np.array_equal(moments.total, 10 * ten_times + once)
+
+
+def test_another_model_embeds_all_images_anew(folder, store):
+    run(folder, store)
+    index, embedded = run(folder, store, FakeEmbedder("other"))
+    assert (index.n_images, embedded) == (20, 20)
+    assert stored_rows(store, "other") == stored_rows(store)
+
+
+# --- what cannot be embedded ---
+
+
+def test_what_fails_is_listed_with_its_reason_and_stops_nothing(folder, store):
+    (folder / "000.png").write_bytes(b"I am not an image")
+    (folder / "001.png").write_bytes((folder / "001.png").read_bytes()[:60])
+    (folder / "002.png").write_bytes(b"")
+    (folder / "dangling.png").symlink_to(folder / "nowhere")
+    source = WatchedSource(folder, broken=["003.png"])
+    manifest = list_images(source)
+    (folder / "004.png").unlink()
+    index, embedded = embed_manifest("dataset", manifest, source, FakeEmbedder(), store)
+    assert (index.n_images, index.n_failed, embedded) == (15, 6, 15)
+    reasons = dict(index.failures())
+    assert list(reasons) == [
+        "000.png", "001.png", "002.png", "003.png", "004.png", "dangling.png"
+    ]  # fmt: skip
+    assert all(reasons.values())
+    assert "not an image" in reasons["000.png"]
+    assert "empty" in reasons["002.png"]
+    assert reasons["003.png"] == "PermissionError: Permission denied"
+    assert reasons["004.png"].startswith("FileNotFoundError")
+
+
+def test_what_failed_is_tried_again(folder, store):
+    assert run(WatchedSource(folder, broken=["003.png"]), store)[0].n_failed == 1
+    source = WatchedSource(folder)
+    index, embedded = run(source, store)
+    assert (index.n_failed, embedded, source.read_ids) == (0, 1, ["003.png"])
+
+
+def test_every_image_of_an_undecodable_content_is_listed(folder, store):
+    for name in ("a.png", "b.png", "c.png"):
+        (folder / name).write_bytes(b"I am not an image")
+    index, _ = run(folder, store)
+    assert [image_id for image_id, _ in index.failures()] == ["a.png", "b.png", "c.png"]
+    assert len({reason for _, reason in index.failures()}) == 1
+
+
+def test_an_image_for_which_the_model_gives_nan_has_failed(folder, store):
+    class Broken(FakeEmbedder):
+        def embed(self, pixels):
+            vectors = super().embed(pixels)
+            vectors[0, 3] = np.nan
+            return vectors
+
+    index, embedded = run(folder, store, Broken(batch_size=5))
+    assert (index.n_failed, embedded) == (4, 16)
+    assert {reason for _, reason in index.failures()} == {
+        "FloatingPointError: the model gives no finite vector for it"
+    }
+
+
+def test_no_decodable_image_at_all_leaves_an_index_of_failures(store, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/fake.png").write_text("text")
+    index, embedded = run(tmp_path / "images", store, UnloadedEmbedder())
+    assert (index.n_images, index.n_failed, embedded) == (0, 1, 0)
+    assert list(iterate_rows(store, "fake", index)) == []
+
+
+def test_content_keys_that_end_in_zero_bytes_are_keys_like_others(folder, store, monkeypatch):
+    def ending_in_zeros(data):
+        return hashlib.blake2b(data, digest_size=KEY_BYTES - 3).digest() + bytes(3)
+
+    monkeypatch.setattr(pipeline, "content_key", ending_in_zeros)
+    write_image(folder / "copy.png", seed=5)
+    for name in ("x.png", "y.png"):
+        (folder / name).write_bytes(b"I am not an image")
+    index, embedded = run(folder, store)
+    assert (index.n_images, embedded) == (21, 20)
+    assert [image_id for image_id, reason in index.failures() if reason] == ["x.png", "y.png"]
+    source = WatchedSource(folder)
+    index, embedded = run(source, store, UnloadedEmbedder())
+    assert (index.n_images, embedded) == (21, 0)
+    assert source.read_ids == []  # what could not be decoded is not tried again
+    assert [image_id for image_id, reason in index.failures() if reason] == ["x.png", "y.png"]
+
+
+# --- order, batches, threads ---
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "threads"), [(1, 1), (3, 1), (3, 4), (7, 4), (20, 2), (64, 4)]
+)
+def test_no_batch_size_and_no_number_of_threads_changes_a_stored_row(
+    folder, store, tmp_path, monkeypatch, batch_size, threads
+):
+    write_image(folder / "copy.png", seed=5)
+    run(folder, store)
+    monkeypatch.setattr(pipeline, "MAX_DECODERS", threads)
+    monkeypatch.setattr(pipeline, "usable_cpus", lambda: threads)
+    other = Store(tmp_path / "other")
+    run(folder, other, FakeEmbedder(batch_size=batch_size))
+    assert len(stored_rows(other)) == 20
+    assert stored_rows(other) == stored_rows(store)
+
+
+@pytest.mark.parametrize("max_waiting", [1, 2, 5, 1024])
+@pytest.mark.parametrize("wanted_one_in", [1, 2, 7])
+def test_outcomes_come_in_the_order_of_the_images(folder, monkeypatch, max_waiting, wanted_one_in):
+    monkeypatch.setattr(pipeline, "MAX_WAITING", max_waiting)
+    (folder / "004.png").write_bytes(b"I am not an image")
+    source = WatchedSource(folder, broken=["011.png"])
+    image_ids = sorted(item.image_id for item in source.items())
+    keys = [content_key((folder / name).read_bytes()) for name in image_ids]
+    wanted = set(keys[::wanted_one_in])
+    outcomes = list(embed_stream(source, image_ids, FakeEmbedder(), wanted=wanted.__contains__))
+    for image_id, key, outcome in zip(image_ids, keys, outcomes, strict=True):
+        readable, decodable = image_id != "011.png", image_id != "004.png"
+        assert outcome.content_key == (key if readable else None)
+        assert (outcome.vector is not None) == (readable and decodable and key in wanted)
+        assert (outcome.failure is not None) == (not readable or (not decodable and key in wanted))
+
+
+def test_batches_are_full_but_for_the_last(folder, store):
+    embedder = FakeEmbedder(batch_size=8)
+    run(folder, store, embedder)
+    assert embedder.batches == [8, 8, 4]
+
+
+def test_reading_stays_a_bounded_number_of_images_ahead(folder, monkeypatch):
+    monkeypatch.setattr(pipeline, "MAX_DECODERS", 1)
+    source = WatchedSource(folder)
+    stream = embed_stream(source, itertools.repeat("000.png", 1_000_000), FakeEmbedder())
+    for _ in range(3):
+        next(stream)
+    stream.close()
+    assert len(source.read_ids) < 50
+
+
+def test_progress_counts_images_and_how_many_went_through_the_model(folder, store):
+    write_image(folder / "copy.png", seed=5)
+    (folder / "fake.png").write_bytes(b"I am not an image")
+    seen = []
+    run(folder, store, on_progress=lambda *numbers: seen.append(numbers))
+    assert [done for done, _, _ in seen] == list(range(1, 23))
+    assert {total for _, total, _ in seen} == {22}
+    assert seen[-1] == (22, 22, 20)
+
+
+# --- interrupted, damaged, shared ---
+
+
+def test_ctrl_c_keeps_what_is_finished(folder, store, small_segments):
+    def interrupt(done, total, embedded):
+        if done == 11:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, store, on_progress=interrupt)
+    assert len(store.key_index("fake")) == 11
+    index, embedded = run(folder, store)
+    assert (index.n_images, embedded) == (20, 9)
+
+
+def test_a_model_that_breaks_down_keeps_what_is_finished(folder, store):
+    class Breaking(FakeEmbedder):
+        def embed(self, pixels):
+            if len(self.batches) == 3:
+                raise RuntimeError("out of memory")
+            return super().embed(pixels)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(folder, store, Breaking(batch_size=4))
+    assert run(folder, store)[1] == 8
+
+
+def damage_nothing_but_the_last_byte(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, empty, damage_nothing_but_the_last_byte])
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_the_images_of_a_damaged_segment_are_embedded_again(
+    folder, store, small_segments, damage, suffix
+):
+    before, _ = run(folder, store)
+    moments = add_up(store, before)
+    segment = store.segment_names("fake")[2]
+    damage(store.root / "embeddings/fake" / f"{segment}{suffix}")
+    index, embedded = run(folder, store)
+    assert (index.n_images, embedded) in [(20, 3), (20, 2)]  # the last segment holds two
+    assert add_up(store, index).outer.tobytes() == moments.outer.tobytes()
+    assert run(folder, store, UnloadedEmbedder())[1] == 0
+
+
+def test_an_embedding_that_goes_away_during_a_run_is_a_failure_until_the_next(folder, store):
+    run(folder, store)
+    write_image(folder / "new.png", seed=1000)
+
+    def delete_segments(done, total, embedded):
+        for name in store.segment_names("fake"):
+            (store.root / f"embeddings/fake/{name}.npy").unlink()
+
+    index, _ = run(folder, store, on_progress=delete_segments)
+    assert (index.n_images, index.n_failed) == (1, 20)
+    assert {reason for _, reason in index.failures()} == {"its embedding has gone from the store"}
+    index, embedded = run(folder, store)
+    assert (index.n_images, embedded) == (21, 20)
+
+
+def test_what_a_killed_writer_left_behind_is_ignored(folder, store, caplog):
+    run(folder, store)
+    segments = store.root / "embeddings/fake"
+    for name in (".tmp-abc", ".tmp-abc.npy", ".tmp-abc.parquet", "0" * 32 + ".npy"):
+        (segments / name).write_bytes(b"half a file")
+    (store.root / "indexes/dataset/fake/.tmp-abc.parquet").write_bytes(b"half a file")
+    index, embedded = run(folder, store, UnloadedEmbedder())
+    assert (index.n_images, embedded) == (20, 0)
+    assert not caplog.messages
+
+
+# Embeds photographs, slowly and in segments of 5, and prints what was embedded.
+SLOW_RUN = """
+import sys, time
+from pathlib import Path
+from visdiv_assets.embedding import store as store_module
+from visdiv_assets.embedding.store import Store
+from visdiv_assets_tests.embedding.fakes import FakeEmbedder
+from visdiv_assets_tests.embedding.test_pipeline import run
+
+store_module.SEGMENT_ROWS = 5
+
+class SlowEmbedder(FakeEmbedder):
+    def embed(self, pixels):
+        time.sleep(float(sys.argv[3]) * len(pixels))
+        return super().embed(pixels)
+
+index, embedded = run(Path(sys.argv[1]), Store(sys.argv[2]), SlowEmbedder())
+print(index.n_images, embedded)
+"""
+
+
+def start_slow_run(store, seconds_an_image):
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW_RUN, PHOTOS, store.root, str(seconds_an_image)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The demo photographs as the cheap model sees them, in one run; store and index."""
+    store = Store(tmp_path_factory.mktemp("uninterrupted"))
+    return store, run(PHOTOS, store)[0]
+
+
+def test_after_kills_at_any_moment_only_what_is_missing_is_embedded(store, uninterrupted):
+    for enough in (1, 12):
+        process = start_slow_run(store, 0.02)
+        while len(store.segment_names("fake")) < enough:
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    committed = len(store.key_index("fake"))
+    assert 60 <= committed < 213
+    index, embedded = run(PHOTOS, store)
+    assert (index.n_images, embedded) == (213, 213 - committed)
+
+    expected_store, expected_index = uninterrupted
+    assert stored_rows(store) == stored_rows(expected_store)
+    score = diversity(add_up(store, index)).score
+    assert score == diversity(add_up(expected_store, expected_index)).score
+
+
+def test_two_processes_may_embed_one_dataset_into_one_store(store, uninterrupted):
+    processes = [start_slow_run(store, 0.005) for _ in range(2)]
+    results = [process.communicate()[0].split() for process in processes]
+    assert [n_images for n_images, _ in results] == ["213", "213"]
+    assert stored_rows(store) == stored_rows(uninterrupted[0])
+    assert run(PHOTOS, store, UnloadedEmbedder())[1] == 0
+
+
+def test_the_score_is_the_same_to_the_last_bit_however_the_work_is_cut(
+    folder, tmp_path, monkeypatch
+):
+    write_image(folder / "copy.png", seed=5)
+    renamed = tmp_path / "renamed"
+    for number, path in enumerate(sorted(folder.iterdir(), reverse=True)):
+        renamed.mkdir(exist_ok=True)
+        shutil.copy(path, renamed / f"{number * 7 % 23:02}.png")
+    scores = set()
+    cuts = [(folder, 4096, 4, 1), (folder, 1, 1, 4), (renamed, 3, 8, 4), (renamed, 7, 21, 1)]
+    for number, (path, segment_rows, batch_size, threads) in enumerate(cuts):
+        monkeypatch.setattr(store_module, "SEGMENT_ROWS", segment_rows)
+        monkeypatch.setattr(pipeline, "usable_cpus", lambda threads=threads: threads)
+        root = tmp_path / f"store-{number}"
+        evaluation, _ = evaluate(
+            "dataset",
+            WatchedSource(path),
+            FakeEmbedder(batch_size=batch_size),
+            Store(root),
+            Warehouse(root / "visdiv.duckdb"),
+        )
+        assert evaluation.n_images == 21
+        scores.add(evaluation.diversity_score)
+    assert len(scores) == 1

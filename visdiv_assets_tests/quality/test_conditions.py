@@ -1,0 +1,111 @@
+"""Conditions: which an evaluation is in, and the likely reason of a change."""
+
+import pytest
+
+from visdiv_assets.quality.conditions import (
+    ENDS_ARE_TOLD,
+    Condition,
+    Facts,
+    likely_reason,
+    states_of_evaluation,
+)
+from visdiv_assets.quality.verdicts import judge_drop, judge_score
+
+BEFORE = Facts(n_images=100, n_distinct=100, n_failed=0, model_id="m")
+STEADY = [0.5] * 10
+
+
+def states(score: float, history: list[float], threshold: float = 0.30):
+    judged = states_of_evaluation(
+        judge_score(score, threshold), judge_drop(score, history), threshold, "because"
+    )
+    assert len(judged) == len({state.condition for state in judged})
+    return {state.condition: state for state in judged}
+
+
+@pytest.mark.parametrize(
+    ("score", "history", "active"),
+    [
+        (0.5, [], set()),
+        (0.35, [], set()),  # not good, but not below the threshold
+        (0.30, [], set()),
+        (0.29, [], {Condition.BELOW_THRESHOLD}),
+        (0.45, STEADY, {Condition.DROPPED}),
+        (0.2, STEADY, {Condition.BELOW_THRESHOLD, Condition.DROPPED}),
+        (0.5, STEADY, set()),
+    ],
+)
+def test_an_evaluation_is_in_the_conditions_that_its_verdicts_say(score, history, active):
+    judged = states(score, history)
+    assert {condition for condition, state in judged.items() if state.active} == active
+
+
+@pytest.mark.parametrize("score", [0.0, 0.5])
+def test_an_evaluation_says_something_of_every_condition_so_that_each_can_end(score):
+    judged = states(score, STEADY)
+    assert set(judged) == set(Condition)
+    assert not judged[Condition.NOT_EVALUATED].active
+    assert not judged[Condition.STALE].active
+
+
+def test_only_active_conditions_have_a_reason():
+    judged = states(0.2, STEADY)
+    assert {condition for condition, state in judged.items() if state.reason == "because"} == {
+        Condition.BELOW_THRESHOLD,
+        Condition.DROPPED,
+    }
+    assert not any(state.reason for state in states(0.5, STEADY).values())
+
+
+@pytest.mark.parametrize("score", [0.2, 0.9])
+def test_the_threshold_is_told_with_falling_below_it_and_with_recovering(score):
+    assert states(score, [], threshold=0.25)[Condition.BELOW_THRESHOLD].threshold == 0.25
+
+
+def test_the_end_of_a_drop_is_no_news():
+    assert set(Condition) - ENDS_ARE_TOLD == {Condition.DROPPED}
+
+
+# --- likely reasons ---
+
+
+@pytest.mark.parametrize(
+    ("now", "reason"),
+    [
+        (BEFORE, "the images have become more alike"),
+        (Facts(100, 100, 0, "other"), "another model made the embeddings"),
+        (Facts(150, 150, 0, "m"), "50 images more than before"),
+        (Facts(60, 60, 0, "m"), "40 images fewer than before"),
+        (Facts(100, 90, 0, "m"), "10 of 100 images are exact copies of others (before: 0)"),
+        (Facts(100, 100, 7, "m"), "7 images could not be embedded"),
+        (
+            Facts(2100, 1100, 3, "other"),
+            "another model made the embeddings; "
+            "1,000 of 2,100 images are exact copies of others (before: 0); "
+            "2,000 images more than before; 3 images could not be embedded",
+        ),
+    ],
+)
+def test_the_likely_reason_names_what_changed(now, reason):
+    assert likely_reason(now, BEFORE) == reason
+
+
+def test_without_an_earlier_evaluation_the_reason_compares_with_nothing():
+    now = Facts(100, 40, 2, "m")
+    assert likely_reason(now, None) == (
+        "60 of 100 images are exact copies of others; 2 images could not be embedded"
+    )
+    assert likely_reason(BEFORE, None) == "the images have become more alike"
+
+
+def test_failures_that_were_there_before_are_no_reason():
+    before = Facts(100, 100, 7, "m")
+    for n_failed in (0, 6, 7):
+        assert "could not be embedded" not in likely_reason(Facts(100, 100, n_failed, "m"), before)
+    assert "8 images could not be embedded" in likely_reason(Facts(100, 100, 8, "m"), before)
+
+
+def test_copies_that_were_there_before_are_told_with_how_many_they_were():
+    assert likely_reason(Facts(100, 80, 0, "m"), Facts(100, 90, 0, "m")) == (
+        "20 of 100 images are exact copies of others (before: 10)"
+    )

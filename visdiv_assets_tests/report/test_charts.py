@@ -1,0 +1,54 @@
+"""Charts: what they are drawn from, and that they can be drawn of anything."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from visdiv_assets.report.charts import spectrum_png
+from visdiv_assets.spectral.moments import Moments
+from visdiv_assets.spectral.score import diversity
+
+RNG = np.random.default_rng(0)
+
+
+def draw(rows: np.ndarray) -> Image.Image:
+    return Image.open(io.BytesIO(spectrum_png(diversity(Moments.of(rows)))))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        RNG.standard_normal((300, 64)),
+        RNG.standard_normal((3, 64)),
+        RNG.standard_normal((2, 512)),
+        np.ones((5, 8)),
+        np.array([[0.0], [1.0]]),
+        1e-9 * RNG.standard_normal((300, 64)),
+    ],
+    ids=["many", "three", "two", "all equal", "one dimension", "tiny variance"],
+)
+def test_a_spectrum_is_a_png_of_fixed_size(rows, recwarn):
+    picture = draw(rows)
+    assert picture.format == "PNG"
+    assert picture.size == (720, 360)
+    assert not recwarn.list
+
+
+def test_effective_rank_and_participation_ratio_are_marked_in_their_colours():
+    colours = {
+        colour
+        for _, colour in draw(RNG.standard_normal((300, 64))).convert("RGB").getcolors(1 << 20)
+    }
+    assert {(0xE8, 0x59, 0x0C), (0x2B, 0x8A, 0x3E)} <= colours
+
+
+def test_without_any_variance_nothing_is_marked():
+    colours = {colour for _, colour in draw(np.ones((5, 8))).convert("RGB").getcolors(1 << 20)}
+    assert not {(0xE8, 0x59, 0x0C), (0x2B, 0x8A, 0x3E), (0x3B, 0x5B, 0xDB)} & colours
+
+
+def test_the_same_spectrum_gives_the_same_picture():
+    measured = diversity(Moments.of(RNG.standard_normal((300, 64))))
+    assert spectrum_png(measured) == spectrum_png(measured)

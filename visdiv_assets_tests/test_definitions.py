@@ -1,0 +1,103 @@
+"""What Dagster sees when it loads the project."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from visdiv_assets.definitions import defs
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_asset_graph_is_the_documented_one():
+    graph = defs.resolve_asset_graph()
+    described = {
+        key.to_user_string(): (
+            graph.get(key).group_name,
+            sorted(parent.to_user_string() for parent in graph.get(key).parent_keys),
+            getattr(graph.get(key).partitions_def, "name", None),
+        )
+        for key in graph.get_all_asset_keys()
+    }
+    assert described == {
+        "image_manifest": ("ingest", [], "datasets"),
+        "sscd_embeddings": ("embed", ["image_manifest"], "datasets"),
+        "embedding_moments": ("score", ["sscd_embeddings"], "datasets"),
+        "diversity_metrics": ("score", ["embedding_moments"], "datasets"),
+        "dataset_leaderboard": ("portfolio", ["diversity_metrics"], None),
+        "mixture_plan": ("portfolio", ["diversity_metrics"], None),
+        "dataset_drift": ("portfolio", ["diversity_metrics"], None),
+    }
+
+
+def test_gpu_work_and_duckdb_writes_run_in_their_pools():
+    pools = {asset.key.to_user_string(): asset.op.pool for asset in defs.assets if asset.op.pool}
+    assert pools == {"sscd_embeddings": "gpu", "diversity_metrics": "duckdb_writer"}
+
+
+def test_sensors_and_the_schedule_run_without_being_switched_on():
+    automation = [*defs.sensors, *defs.schedules]
+    assert {each.name for each in automation} == {
+        "dataset_registry_sensor",
+        "dataset_change_sensor",
+        "failed_run_sensor",
+        "alert_sensor",
+        "nightly_reevaluation",
+        "nightly_comparison",
+    }
+    assert {each.default_status.value for each in automation} == {"RUNNING"}
+
+
+def test_every_asset_says_what_it_is():
+    for spec in defs.resolve_all_asset_specs():
+        assert spec.description, spec.key
+
+
+def test_one_job_materialises_all_four_assets_of_a_dataset():
+    job = defs.resolve_job_def("evaluate_dataset")
+    assert job.asset_layer.executable_asset_keys == {
+        dg.AssetKey(name)
+        for name in (
+            "image_manifest",
+            "sscd_embeddings",
+            "embedding_moments",
+            "diversity_metrics",
+        )
+    }
+
+
+def test_loading_the_definitions_imports_no_torch_and_touches_no_store(tmp_path):
+    code = (
+        "import sys, visdiv_assets.definitions as d; d.defs.resolve_all_job_defs();"
+        "print([m for m in ('torch', 'onnxruntime', 'matplotlib') if m in sys.modules])"
+    )
+    environment = {**os.environ, "VISDIV_STORE": str(tmp_path / "store"), "VISDIV_CONFIG": "gone"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["-w", "workspace.yaml"]])
+def test_dagster_accepts_the_definitions(arguments, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "DAGSTER_HOME"}
+    done = subprocess.run(
+        [Path(sys.executable).with_name("dagster"), "definitions", "validate", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Validation successful for code location visdiv_assets" in done.stdout + done.stderr

@@ -1,0 +1,153 @@
+"""From a folder to a row in `evaluations`, and that bad input leaves none."""
+
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from visdiv_assets import SSCDEmbedder, VisdivError, evaluate_diversity
+from visdiv_assets.embedding.store import Store
+from visdiv_assets.embedding.weights import ONNX_CHECKPOINT
+from visdiv_assets.evaluation import dataset_name_for, evaluate
+from visdiv_assets.sources.directory import DirectorySource
+from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image, write_images
+
+PHOTOS = Path(__file__).parents[1] / "examples/demo/photos"
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A store, its warehouse, and a folder of six images."""
+    return SimpleNamespace(
+        store=Store(tmp_path / "store"),
+        warehouse=Warehouse(tmp_path / "store/visdiv.duckdb"),
+        images=write_images(tmp_path / "images", 6),
+    )
+
+
+def score(home):
+    source = DirectorySource(home.images)
+    return evaluate("dataset", source, FakeEmbedder(), home.store, home.warehouse)
+
+
+def test_an_evaluation_says_what_was_scored(home):
+    (home.images / "fake.png").write_text("text")
+    evaluation, embedded = score(home)
+    assert home.warehouse.history("dataset") == [evaluation]
+    assert (evaluation.n_images, evaluation.n_failed, embedded.n_new) == (6, 1, 6)
+    assert (evaluation.model_id, evaluation.dimension) == ("fake", 48)
+    assert evaluation.manifest_fingerprint == home.store.latest_manifest("dataset").fingerprint
+    assert evaluation.run_id is None
+    ranks = evaluation.effective_rank * evaluation.participation_ratio
+    assert evaluation.diversity_score == pytest.approx(ranks**0.5 / 48, rel=1e-12)
+    assert evaluation.seconds > 0
+    assert datetime.now(UTC) - evaluation.evaluated_at < timedelta(minutes=5)
+
+
+def test_a_second_evaluation_has_the_same_score_and_stands_beside_the_first(home):
+    first, _ = score(home)
+    second, embedded = score(home)
+    assert embedded.n_new == 0
+    assert second.diversity_score == first.diversity_score
+    assert home.warehouse.history("dataset") == [first, second]
+
+
+def test_one_image_many_times_scores_exactly_0(home):
+    for path in sorted(home.images.iterdir())[1:]:
+        write_image(path, seed=0)
+    evaluation, _ = score(home)
+    assert evaluation.n_images == 6
+    assert (evaluation.diversity_score, evaluation.rating) == (0.0, "too few to tell")
+
+
+def nothing(folder):
+    shutil.rmtree(folder)
+
+
+def a_file(folder):
+    shutil.rmtree(folder)
+    folder.write_text("text")
+
+
+def an_empty_folder(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def text_files(folder):
+    an_empty_folder(folder)
+    (folder / "readme.txt").write_text("text")
+
+
+def no_decodable_image(folder):
+    for path in folder.iterdir():
+        path.write_text("text")
+
+
+def one_image(folder):
+    an_empty_folder(folder)
+    write_image(folder / "0.png", seed=0)
+
+
+def one_decodable_image(folder):
+    no_decodable_image(folder)
+    write_image(folder / "000.png", seed=0)
+
+
+BAD_INPUT = {
+    nothing: "there is nothing at",
+    a_file: "is not a directory",
+    an_empty_folder: "it is empty",
+    text_files: r"1 other files?: 1 × \.txt",
+    no_decodable_image: "not one of the 6 images in .* can be decoded",
+    one_image: "only 1 decodable image; diversity needs at least 2",
+    one_decodable_image: "only 1 decodable image; diversity needs at least 2",
+}
+
+
+@pytest.mark.parametrize("spoil", BAD_INPUT)
+def test_bad_input_is_one_clear_sentence_and_no_evaluation(home, spoil):
+    spoil(home.images)
+    with pytest.raises(VisdivError, match=BAD_INPUT[spoil]) as caught:
+        score(home)
+    assert "\n" not in str(caught.value)
+    assert home.warehouse.latest_evaluations() == []
+
+
+@pytest.mark.parametrize("spoil", BAD_INPUT)
+def test_a_dataset_that_goes_bad_keeps_the_evaluations_it_has(home, spoil):
+    evaluation, _ = score(home)
+    spoil(home.images)
+    with pytest.raises(VisdivError):
+        score(home)
+    assert home.warehouse.history("dataset") == [evaluation]
+
+
+def test_a_folder_is_scored_in_one_call(tmp_path):
+    for photograph in sorted(PHOTOS.glob("*.jpg"))[:12]:
+        shutil.copy(photograph, tmp_path)
+    embedder = SSCDEmbedder(ONNX_CHECKPOINT)
+    warehouse = Warehouse(tmp_path / "visdiv.duckdb")
+    stored, _ = evaluate(
+        "photos", DirectorySource(tmp_path), embedder, Store(tmp_path / "store"), warehouse
+    )
+    assert evaluate_diversity(tmp_path, embedder) == pytest.approx(stored.diversity_score, abs=1e-5)
+
+
+def test_folders_of_one_name_are_kept_apart():
+    names = {dataset_name_for(Path(path)) for path in ("/a/images", "/b/images", "/a/images/")}
+    assert len(names) == 2
+    assert all(name.startswith("images-") for name in names)
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/…/a b/ü%/", "/x/" + "long" * 60, "/x/.hidden", "/x/\udcff"]
+)
+def test_the_name_of_any_folder_is_fit_for_a_file(path):
+    name = dataset_name_for(Path(path))
+    assert len(name) < 100
+    assert name[0] not in ".-"
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
