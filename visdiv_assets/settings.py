@@ -66,6 +66,7 @@ VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 SECRET_SETTINGS = {"options", "root", "uri", "urls"}
 
 TagName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,50}$")]
+Role = Literal["training", "benchmark"]
 Basis = Literal["corrected", "plain"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
@@ -198,6 +199,10 @@ class DatasetSettings(_Strict):
     )
     slices: Slices = Field(
         None, description="what names the parts of the dataset: folder, or {column: NAME}"
+    )
+    role: Role = Field(
+        "training",
+        description="benchmark: images held out, that must not appear in the other datasets",
     )
     embedder: EmbedderSettings | None = Field(
         None, description="another model for this dataset alone"

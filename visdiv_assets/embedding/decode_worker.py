@@ -3,8 +3,9 @@
 Here: the process's own side of the conversation. Not here: starting, watching and ending it
 (`decoders.py`). Imports little, since it starts anew after every image that brings it down.
 
-On stdin, per image: its length (8 bytes) and its bytes. On stdout: b"+" and the pixels, or b"-",
-the length (4 bytes) of a JSON array, and the array: reason, class of the exception.
+On stdin, per image: its length (8 bytes) and its bytes. On stdout: b"+", width and height as it was
+encoded (4 bytes each) and the pixels, or b"-", the length (4 bytes) of a JSON array, and the array:
+reason, class of the exception.
 """
 
 import contextlib
@@ -40,12 +41,13 @@ def main() -> None:
 
 def _answer(data: bytes, decoding: Decoding, answers: BinaryIO) -> None:
     try:
-        pixels = decode_square(data, decoding).tobytes()
+        square, (width, height) = decode_square(data, decoding)
+        pixels = square.tobytes()
     except DecodeError as error:
         said = json.dumps([error.reason, error.exception]).encode()
         answers.write(b"-" + len(said).to_bytes(4) + said)
     else:
-        answers.write(b"+")
+        answers.write(b"+" + width.to_bytes(4) + height.to_bytes(4))
         answers.write(pixels)
     answers.flush()
 

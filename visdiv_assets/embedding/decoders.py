@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, NamedTuple, Self
 
 import numpy as np
 
@@ -31,6 +31,14 @@ MAX_ANSWER_BYTES = 2**16
 
 # Not verdicts on an image for good: on a busy machine it may have a better day.
 PASSING = frozenset({"TimeoutError", "ProcessError"})
+
+
+class Picture(NamedTuple):
+    """A decoded image: pixels as `preprocess.decode_image`, width and height as encoded."""
+
+    pixels: Pixels
+    width: int
+    height: int
 
 
 class Decoders:
@@ -52,6 +60,10 @@ class Decoders:
         self._processes = processes
 
     def decode(self, data: bytes) -> Pixels:
+        """The pixels of `picture`."""
+        return self.picture(data).pixels
+
+    def picture(self, data: bytes) -> Picture:
         """As `preprocess.decode_image`; waits for a process that is free.
 
         Raises:
@@ -131,7 +143,7 @@ class _Process:
             self.kill()
             raise VisdivError(f"the decoder does not start; `{' '.join(command)}` says why")
 
-    def decode(self, data: bytes) -> Pixels:
+    def decode(self, data: bytes) -> Picture:
         self._deadline = time.monotonic() + self._seconds
         try:
             _write(self._requests, len(data).to_bytes(8))
@@ -140,8 +152,9 @@ class _Process:
             raise self._gone() from None
         verdict = self._read(1)
         if verdict == b"+":
+            width, height = (int.from_bytes(self._read(4)) for _ in range(2))
             pixels = np.frombuffer(self._read(PIXEL_BYTES), dtype=np.uint8)
-            return pixels.reshape(IMAGE_SIDE, IMAGE_SIDE, 3)
+            return Picture(pixels.reshape(IMAGE_SIDE, IMAGE_SIDE, 3), width, height)
         size = int.from_bytes(self._read(4))
         try:
             if verdict != b"-" or size > MAX_ANSWER_BYTES:

@@ -86,19 +86,21 @@ class Decoding:
         return f"pillow-{PIL.__version__}{heif}.{self.max_pixels}.{self.name}"
 
 
-def decode_square(data: bytes, decoding: Decoding) -> Image.Image:
-    """As `decode_image`, as an RGB picture of 320 × 320."""
+def decode_square(data: bytes, decoding: Decoding) -> tuple[Image.Image, tuple[int, int]]:
+    """As `decode_image`, as an RGB picture of 320 × 320; and width and height as encoded."""
     if not data:
         raise DecodeError("the file is empty")
     formats = (*FORMATS, HEIF) if _open_heif() else FORMATS
     try:
         with Image.open(io.BytesIO(data), formats=formats) as image:
             if image.width * image.height > decoding.max_pixels:
-                size = f"{image.width} × {image.height}"
-                raise DecodeError(f"{size} pixels are more than the limit")
-            return _to_rgb(image, decoding).resize(
+                area = f"{image.width} × {image.height}"
+                raise DecodeError(f"{area} pixels are more than the limit")
+            size = image.size
+            square = _to_rgb(image, decoding).resize(
                 (IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BILINEAR
             )
+            return square, size
     except DecodeError:
         raise
     except Exception as error:

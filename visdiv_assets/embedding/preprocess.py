@@ -35,4 +35,5 @@ def decode_image(data: bytes, decoding: Decoding = Decoding()) -> Pixels:  # noq
         >>> decode_image(encoded.getvalue()).shape
         (320, 320, 3)
     """
-    return np.asarray(decode_square(data, decoding))
+    square, _ = decode_square(data, decoding)
+    return np.asarray(square)

@@ -10,7 +10,7 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,9 @@ from visdiv_assets.warehouse.alerts import (
 )
 
 LOCK_PATIENCE_SECONDS = 60
+
+# What dashboards read.
+EXPORTED = ("evaluations", "latest_evaluations", "failures")
 
 # Another process holds the file, or this one holds it in the other mode.
 LOCKED = re.compile("Could not set lock on file|with a different configuration than existing")
@@ -249,7 +252,7 @@ class Warehouse:
             mark_failed(connection, alert_ids, target, error, next_attempt_at)
 
     def export(self, folder: Path) -> None:
-        """Write `evaluations` and `latest_evaluations` as parquet, each replaced as a whole.
+        """Write each table of EXPORTED as parquet, each file replaced as a whole.
 
         For dashboards: they read files that no writer ever locks.
         """
@@ -257,7 +260,7 @@ class Warehouse:
             return
         folder.mkdir(parents=True, exist_ok=True)
         with self._connect(read_only=True) as connection:
-            for table in ("evaluations", "latest_evaluations"):
+            for table in EXPORTED:
                 partial = folder / f".tmp-{uuid.uuid4().hex}"
                 connection.table(table).write_parquet(str(partial))
                 partial.replace(folder / f"{table}.parquet")
@@ -309,23 +312,42 @@ class Warehouse:
 
         Nothing is written where there were none and are none.
         """
-        columns = list(zip(*(astuple(image) for image in failed), strict=True))
-        if not columns and not self.failures(dataset):
+        rows = [asdict(image) for image in failed]
+        if not rows and not self.failures(dataset):
             return
+        named = [{**row, "failed_at": now, "model_id": model_id} for row in rows]
+        self.replace_rows("failures", dataset, pa.Table.from_pylist(named))
+
+    def replace_rows(self, table: str, dataset: str, rows: pa.Table) -> None:
+        """Replace what a table of findings says of a dataset, in one transaction.
+
+        Args:
+            table: one that has a column `dataset` and is no history; a name of our own.
+            dataset: whose rows are replaced.
+            rows: its other columns, by name; no rows where there is nothing to say.
+        """
         with self._write() as connection:
-            connection.execute("DELETE FROM failures WHERE dataset = ?", [dataset])
-            if not columns:
+            connection.execute(f"DELETE FROM {table} WHERE dataset = ?", [dataset])  # noqa: S608
+            if not len(rows):
                 return
-            names = [field.name for field in fields(FailedImage)]
-            table = pa.table(dict(zip(names, map(list, columns), strict=True)))
-            connection.register("failed_now", table)
+            connection.register("rows_now", rows)
             connection.execute(
-                "INSERT INTO failures BY NAME "
-                "SELECT ? AS dataset, *, ?::TIMESTAMPTZ AS failed_at, ? AS model_id "
-                "FROM failed_now",
-                [dataset, now, model_id],
+                f"INSERT INTO {table} BY NAME SELECT ? AS dataset, * FROM rows_now",  # noqa: S608
+                [dataset],
             )
-            connection.unregister("failed_now")
+            connection.unregister("rows_now")
+
+    def rows(self, table: str, dataset: str) -> list[dict[str, Any]]:
+        """What a table of findings says of a dataset, in the order in which it was written."""
+        if not self._is_ready():
+            return []
+        with self._connect(read_only=True) as connection:
+            found = connection.execute(
+                f"SELECT * EXCLUDE (dataset) FROM {table} WHERE dataset = ? ORDER BY rowid",  # noqa: S608
+                [dataset],
+            )
+            columns = [column[0] for column in found.description or []]
+            return [dict(zip(columns, row, strict=True)) for row in found.fetchall()]
 
     def failures(self, dataset: str) -> list[FailedImage]:
         """The images of a dataset that could not be embedded when it was looked at last, by id."""
