@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from visdiv_assets.errors import VisdivError
     from visdiv_assets.evaluation import evaluate_diversity
     from visdiv_assets.similarity.coreset import select_diverse_samples
+    from visdiv_assets.similarity.pairs import find_near_duplicates
     from visdiv_assets.spectral.corrected import CorrectedScore, corrected_score
     from visdiv_assets.spectral.score import (
         DiversityCalculator,
@@ -26,6 +27,7 @@ _HOMES = {
     "VisdivError": "visdiv_assets.errors",
     "corrected_score": "visdiv_assets.spectral.corrected",
     "evaluate_diversity": "visdiv_assets.evaluation",
+    "find_near_duplicates": "visdiv_assets.similarity.pairs",
     "get_diversity_components": "visdiv_assets.spectral.score",
     "select_diverse_samples": "visdiv_assets.similarity.coreset",
 }
@@ -37,6 +39,7 @@ __all__ = [
     "VisdivError",
     "corrected_score",
     "evaluate_diversity",
+    "find_near_duplicates",
     "get_diversity_components",
     "select_diverse_samples",
 ]

@@ -1,4 +1,4 @@
-"""What embeddings say about pairs of images: core-sets, and near-duplicates when they come.
+"""What embeddings say about pairs of images: core-sets and near-duplicates.
 
 Here: functions of embedding matrices. Not here: files, images, Dagster.
 """
