@@ -1,0 +1,243 @@
+"""Clusters of near-duplicates: which rows belong together, how far they reach, which one to keep.
+
+Here: connected components, medoids, diameters, the rule of what to keep. Not here: finding pairs
+(`pairs.py`), images.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from visdiv_assets.similarity.pairs import Rows, Similarities
+
+Members = NDArray[np.int64]
+
+# Edges that are collected before components are joined: 16 MB.
+WAITING_EDGES = 2**20
+
+# Up to this many members, all pairs of a cluster are looked at for its diameter.
+EXACT_MEMBERS = 1024
+SWEEPS = 8
+
+BLOCK_ROWS = 8192
+BLOCK_CENTRES = 256
+
+
+class Components:
+    """Connected components of a graph whose edges come block by block.
+
+    Memory is that of one number for each node and about a million edges, however many there are.
+
+    Args:
+        count: number of nodes.
+
+    Example:
+        >>> import numpy as np
+        >>> graph = Components(5)
+        >>> graph.join(np.array([[0, 3], [1, 2]]))
+        >>> graph.join(np.array([[3, 4]]))
+        >>> graph.labels().tolist(), graph.count
+        ([0, 1, 1, 0, 0], 2)
+    """
+
+    def __init__(self, count: int) -> None:
+        self._labels: NDArray[np.int64] = np.arange(count)
+        self._count = count
+        self._waiting: list[NDArray[np.int64]] = []
+        self._n_waiting = 0
+
+    def join(self, edges: NDArray[np.int64]) -> None:
+        """Add edges, node numbers of shape (E, 2)."""
+        self._waiting.append(edges)
+        self._n_waiting += len(edges)
+        if self._n_waiting >= WAITING_EDGES:
+            self._merge()
+
+    @property
+    def count(self) -> int:
+        """How many components there are, single nodes among them."""
+        self._merge()
+        return self._count
+
+    def labels(self) -> NDArray[np.int64]:
+        """The component of each node, shape (count,); numbered by their first nodes."""
+        self._merge()
+        _, first, labels = np.unique(self._labels, return_index=True, return_inverse=True)
+        rank = np.empty_like(first)
+        rank[np.argsort(first)] = np.arange(len(first))
+        return np.asarray(rank[labels], dtype=np.int64)
+
+    def _merge(self) -> None:
+        if not self._n_waiting:
+            return
+        left, right = self._labels[np.concatenate(self._waiting)].T
+        edges = (np.ones(len(left), dtype=np.int8), (left, right))
+        graph = coo_array(edges, shape=(self._count, self._count))
+        self._count, joined = connected_components(graph, directed=False)
+        self._labels = joined[self._labels].astype(np.int64)
+        self._waiting, self._n_waiting = [], 0
+
+
+def members_of(labels: NDArray[np.int64]) -> list[Members]:
+    """The nodes of each component that has more than one, in order of their first nodes.
+
+    Args:
+        labels: the component of each node, shape (N,).
+
+    Example:
+        >>> import numpy as np
+        >>> [members.tolist() for members in members_of(np.array([0, 1, 2, 1, 0, 0]))]
+        [[0, 4, 5], [1, 3]]
+    """
+    order = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.diff(labels[order])) + 1
+    clusters = [each for each in np.split(order, starts) if len(each) > 1]
+    return sorted(clusters, key=lambda members: int(members[0]))
+
+
+class Extent(NamedTuple):
+    """How far a cluster reaches.
+
+    Attributes:
+        medoid: place among the members of the one with the greatest mean similarity to all.
+        to_medoid: similarity of each member to the medoid, shape (m,), float32.
+        smallest: the smallest similarity of two members: the cluster's diameter. Far below the
+            threshold, it says that the cluster is a chain.
+    """
+
+    medoid: int
+    to_medoid: Similarities
+    smallest: float
+
+
+def extent_of(rows: Rows, members: Members) -> Extent:
+    """Medoid and diameter of a cluster.
+
+    The medoid is exact: the mean similarity to all members is the similarity to their mean. So is
+    the diameter up to 1,024 members. Of more, it is the smallest similarity met on the way from
+    the medoid to the member least similar to it, from there to the one least similar to that, and
+    so on, 8 times at most: two members are that far apart, others may be a little farther.
+
+    Args:
+        rows: shape (N, D), rows of any length but zero.
+        members: row numbers, shape (m,), m ≥ 1.
+
+    Example:
+        >>> import numpy as np
+        >>> angles = np.radians([0, 30, 60])
+        >>> chain = np.column_stack([np.cos(angles), np.sin(angles)])
+        >>> extent = extent_of(chain, np.arange(3))
+        >>> extent.medoid, round(extent.smallest, 3)
+        (1, 0.5)
+    """
+    if len(members) <= EXACT_MEMBERS:
+        points = _unit(rows[members])
+        pairwise = points @ points.T
+        medoid = _most(pairwise.mean(axis=1))
+        return Extent(medoid, _similarities(pairwise[medoid]), float(_similarities(pairwise.min())))
+    blocks = [members[at : at + BLOCK_ROWS] for at in range(0, len(members), BLOCK_ROWS)]
+
+    def similarities_to(centre: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.concatenate([_unit(rows[block]) @ centre for block in blocks])
+
+    mean = sum(_unit(rows[block]).sum(axis=0) for block in blocks) / len(members)
+    medoid = _most(similarities_to(np.asarray(mean)))
+    to_medoid = similarities_to(_unit(rows[members[[medoid]]])[0])
+    farthest, smallest = int(np.argmin(to_medoid)), float(to_medoid.min())
+    for _ in range(SWEEPS):
+        across = similarities_to(_unit(rows[members[[farthest]]])[0])
+        if across.min() >= smallest:
+            break
+        farthest, smallest = int(np.argmin(across)), float(across.min())
+    return Extent(medoid, _similarities(to_medoid), float(_similarities(smallest)))
+
+
+def cover(rows: Rows, members: Members, threshold: float) -> list[Members]:
+    """Divide a cluster so that every member is at least `threshold` similar to its group's first.
+
+    Greedy: the first member that is in no group begins one, and takes all that are left and
+    similar enough to it. So in whatever order of preference members come, each is near enough to
+    one that is preferred to it; and no two that begin a group are that similar.
+
+    Args:
+        rows: shape (N, D).
+        members: row numbers, shape (m,), the preferred ones first.
+        threshold: cosine similarity.
+
+    Returns:
+        the groups, each in the order of `members`, its first the one that began it.
+
+    References:
+        Hochbaum & Shmoys, "A best possible heuristic for the k-center problem", 1985.
+
+    Example:
+        >>> import numpy as np
+        >>> angles = np.radians([0, 30, 60])
+        >>> chain = np.column_stack([np.cos(angles), np.sin(angles)])
+        >>> [group.tolist() for group in cover(chain, np.arange(3), threshold=0.8)]
+        [[0, 1], [2]]
+    """
+    groups: list[Members] = []
+    left = members
+    while len(left):
+        head = _unit(rows[left[:BLOCK_CENTRES]])
+        near = _similarities(head @ head.T) >= np.float32(threshold)
+        np.fill_diagonal(near, val=True)
+        taken = np.zeros(len(head), dtype=np.bool_)
+        centres = []
+        for at in range(len(head)):
+            if not taken[at]:
+                centres.append(at)
+                taken |= near[at]
+        owner = np.empty(len(left), dtype=np.int64)
+        for begin in range(0, len(left), BLOCK_ROWS):
+            points = _unit(rows[left[begin : begin + BLOCK_ROWS]])
+            similar = _similarities(points @ head[centres].T) >= np.float32(threshold)
+            owner[begin : begin + BLOCK_ROWS] = np.where(
+                similar.any(axis=1), similar.argmax(axis=1), len(centres)
+            )
+        # As the head was divided already, whatever the last bit of a product says now.
+        owner[: len(head)] = near[centres].argmax(axis=0)
+        groups += [left[owner == number] for number in range(len(centres))]
+        left = left[owner == len(centres)]
+    return groups
+
+
+def keep_order(pixels: NDArray[np.integer[Any]], sizes: NDArray[np.integer[Any]]) -> Members:
+    """The order in which images are worth keeping.
+
+    The largest picture first; of equally large ones the least compressed; of equal ones the first
+    by name.
+
+    Args:
+        pixels: width × height of each image, shape (N,), images in the order of their names; 0
+            where that is not known.
+        sizes: bytes as encoded, shape (N,).
+
+    Returns:
+        all places from 0 to N − 1, the one to keep first.
+
+    Example:
+        >>> import numpy as np
+        >>> keep_order(np.array([100, 400, 400]), np.array([90, 30, 50])).tolist()
+        [2, 1, 0]
+    """
+    return np.lexsort((-np.asarray(sizes, np.int64), -np.asarray(pixels, np.int64)))
+
+
+def _most(values: NDArray[np.float64]) -> int:
+    """The first of the greatest; two members of a pair differ in nothing but the last bit."""
+    return int(np.argmax(np.round(values, 9)))
+
+
+def _similarities(products: Any) -> Similarities:
+    return np.asarray(products, dtype=np.float32)
+
+
+def _unit(rows: NDArray[Any]) -> NDArray[np.float64]:
+    points = rows.astype(np.float64)
+    norms = np.linalg.norm(points, axis=1, keepdims=True)
+    return np.divide(points, norms, out=np.zeros_like(points), where=norms > 0)
