@@ -1,16 +1,28 @@
 """Images of a dataset by name, decoded: for contact sheets and for what needs pixels again.
 
-Here: reading and decoding a few images of a source. Not here: embedding whole datasets
+Here: reading and decoding some images of a source. Not here: embedding whole datasets
 (`embedding/pipeline.py`), drawing (`report/sheets.py`).
 """
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 from visdiv_assets.embedding.cpus import usable_cpus
 from visdiv_assets.embedding.decoders import Decoders, Picture
 from visdiv_assets.embedding.preprocess import DecodeError, Decoding
 from visdiv_assets.sources.source import Source
+
+OnProgress = Callable[[int, int], None]
+
+
+class Size(NamedTuple):
+    """Width and height in pixels, as encoded, and bytes."""
+
+    width: int
+    height: int
+    bytes: int
 
 
 def pictures_of(
@@ -20,7 +32,7 @@ def pictures_of(
 
     Args:
         source: where they are.
-        image_ids: which ones.
+        image_ids: which ones; all are held in memory, 300 KB each.
         decoding: how to decode.
 
     Yields:
@@ -28,6 +40,42 @@ def pictures_of(
         be read or decoded.
     """
     wanted = sorted(set(image_ids))
+    found = {at: each for at, each in _decoded(source, wanted, decoding) if each is not None}
+    for at in sorted(found):
+        yield wanted[at], *found[at]
+
+
+def sizes_of(
+    source: Source,
+    image_ids: Iterable[str],
+    decoding: Decoding,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Size]:
+    """How large images are, without those that can no longer be read or decoded.
+
+    Any number of them: a few are held in memory at a time.
+
+    Args:
+        source: where they are.
+        image_ids: which ones.
+        decoding: how to decode.
+        on_progress: told how many of how many have been looked at.
+    """
+    wanted = sorted(set(image_ids))
+    sizes = {}
+    for done, (at, each) in enumerate(_decoded(source, wanted, decoding), start=1):
+        if each is not None:
+            n_bytes, picture = each
+            sizes[wanted[at]] = Size(picture.width, picture.height, n_bytes)
+        if on_progress is not None:
+            on_progress(done, len(wanted))
+    return sizes
+
+
+def _decoded(
+    source: Source, wanted: Sequence[str], decoding: Decoding
+) -> Iterator[tuple[int, tuple[int, Picture] | None]]:
+    """Place, bytes and picture of each image as the source gives them, a few ahead of the caller."""
     workers = min(4, usable_cpus())
     with Decoders(decoding, workers) as decoders, ThreadPoolExecutor(workers) as threads:
 
@@ -37,10 +85,11 @@ def pictures_of(
             except DecodeError:
                 return None
 
-        reads = list(source.read_all(wanted)) if len(wanted) <= 64 else source.read_all(wanted)
-        decoded = ((each.at, threads.submit(decode, each.data)) for each in reads)
-        found = {at: future.result() for at, future in decoded}
-    for at, image_id in enumerate(wanted):
-        picture = found.get(at)
-        if picture is not None:
-            yield image_id, *picture
+        ahead: deque[tuple[int, Future[tuple[int, Picture] | None]]] = deque()
+        for each in source.read_all(wanted):
+            ahead.append((each.at, threads.submit(decode, each.data)))
+            if len(ahead) > 2 * workers:
+                at, future = ahead.popleft()
+                yield at, future.result()
+        for at, future in ahead:
+            yield at, future.result()

@@ -56,6 +56,11 @@ Devices = Annotated[str | list[str], BeforeValidator(_check_devices)]
 
 DEFAULT_THRESHOLD = 0.30
 
+# Of SSCD's embeddings, a cosine of 0.75 means a copy with 90 % precision (Pizzi et al., CVPR 2022);
+# FineVision takes 0.95 for an image of a benchmark.
+COPY_THRESHOLD = 0.75
+LEAK_THRESHOLD = 0.95
+
 # How often the nightly schedule looks at the clock.
 TICK_MINUTES = 15
 
@@ -175,6 +180,34 @@ class SampleSettings(_Strict):
     )
 
 
+class NearDuplicateSettings(_Strict):
+    """When images count as near-duplicates, and how many of them are too many."""
+
+    threshold: float = Field(
+        COPY_THRESHOLD,
+        ge=0,
+        le=1,
+        description="cosine similarity of embeddings from which images are near-duplicates",
+    )
+    split: bool = Field(
+        False, description="divide chains: each image that may go is that similar to the kept one"
+    )
+    warn_rate: float = Field(
+        0.05, ge=0, le=1, description="warn when a larger share of the images may go"
+    )
+
+
+class LeakageSettings(_Strict):
+    """When an image counts as one of a benchmark's."""
+
+    threshold: float = Field(
+        LEAK_THRESHOLD,
+        ge=0,
+        le=1,
+        description="cosine similarity from which an image is taken for one of a benchmark",
+    )
+
+
 class DatasetSettings(_Strict):
     """One dataset: a named set of images with a source."""
 
@@ -203,6 +236,12 @@ class DatasetSettings(_Strict):
     role: Role = Field(
         "training",
         description="benchmark: images held out, that must not appear in the other datasets",
+    )
+    near_duplicates: NearDuplicateSettings = Field(
+        default_factory=NearDuplicateSettings, description="what counts as a near-duplicate"
+    )
+    leakage: LeakageSettings = Field(
+        default_factory=LeakageSettings, description="what counts as an image of a benchmark"
     )
     embedder: EmbedderSettings | None = Field(
         None, description="another model for this dataset alone"
@@ -459,6 +498,8 @@ def _did_you_mean(location: tuple[int | str, ...]) -> str:
         SourceSettings,
         LimitSettings,
         SampleSettings,
+        NearDuplicateSettings,
+        LeakageSettings,
     )
     names = {name for model in models for name in model.model_fields}
     close = difflib.get_close_matches(str(location[-1]), names, n=1)

@@ -52,6 +52,11 @@ def to_keys(column: pa.ChunkedArray) -> Keys:
     return np.concatenate([np.empty(0, dtype=f"S{KEY_BYTES}"), *parts])
 
 
+def sample_keys(keys: Keys) -> NDArray[np.uint64]:
+    """The first half of each content key, as `Sample` wants its keys: uniformly distributed."""
+    return np.frombuffer(keys.tobytes(), dtype=">u8")[::2].astype(np.uint64)
+
+
 @dataclass(frozen=True, eq=False)
 class EmbeddingIndex:
     """One row per image of a manifest, in its order.

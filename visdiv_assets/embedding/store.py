@@ -33,6 +33,7 @@ from visdiv_assets.embedding.index import (
     EmbeddingIndex,
     Keys,
     content_key,
+    sample_keys,
     to_keys,
 )
 from visdiv_assets.errors import VisdivError
@@ -401,7 +402,7 @@ def iterate_segments(store: Store, model_id: str, index: EmbeddingIndex) -> Iter
     codes = segments.indices.to_numpy()
     by_segment = np.argsort(codes, kind="stable")
     present, starts = np.unique(codes[by_segment], return_index=True)
-    content = np.frombuffer(to_keys(placed["content_key"]).tobytes(), dtype=">u8")[::2]
+    content = sample_keys(to_keys(placed["content_key"]))
     row = placed["row"].to_numpy()
     for code, members in zip(present, np.split(by_segment, starts[1:]), strict=True):
         wanted, first, row_of, counts = np.unique(
@@ -411,7 +412,7 @@ def iterate_segments(store: Store, model_id: str, index: EmbeddingIndex) -> Iter
         yield StoredRows(
             rows if len(wanted) == len(rows) else rows[wanted],
             counts,
-            content[members[first]].astype(np.uint64),
+            content[members[first]],
             images[members],
             row_of,
         )

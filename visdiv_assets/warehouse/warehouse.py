@@ -39,7 +39,15 @@ from visdiv_assets.warehouse.alerts import (
 LOCK_PATIENCE_SECONDS = 60
 
 # What dashboards read.
-EXPORTED = ("evaluations", "latest_evaluations", "failures")
+EXPORTED = (
+    "evaluations",
+    "latest_evaluations",
+    "failures",
+    "duplicates",
+    "redundancy",
+    "leaks",
+    "leakage",
+)
 
 # Another process holds the file, or this one holds it in the other mode.
 LOCKED = re.compile("Could not set lock on file|with a different configuration than existing")
@@ -348,6 +356,17 @@ class Warehouse:
             )
             columns = [column[0] for column in found.description or []]
             return [dict(zip(columns, row, strict=True)) for row in found.fetchall()]
+
+    def columns(self, table: str, dataset: str, names: Sequence[str]) -> pa.Table | None:
+        """Some columns of a table of findings, for where its rows may be millions.
+
+        None where there is no file yet.
+        """
+        if not self._is_ready():
+            return None
+        with self._connect(read_only=True) as connection:
+            query = f"SELECT {', '.join(names)} FROM {table} WHERE dataset = ?"  # noqa: S608
+            return connection.execute(query, [dataset]).to_arrow_table()
 
     def failures(self, dataset: str) -> list[FailedImage]:
         """The images of a dataset that could not be embedded when it was looked at last, by id."""
