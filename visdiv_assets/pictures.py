@@ -75,7 +75,7 @@ def sizes_of(
 def _decoded(
     source: Source, wanted: Sequence[str], decoding: Decoding
 ) -> Iterator[tuple[int, tuple[int, Picture] | None]]:
-    """Place, bytes and picture of each image as the source gives them, a few ahead of the caller."""
+    """Place, bytes and picture of each image as they come, a few ahead of the caller."""
     workers = min(4, usable_cpus())
     with Decoders(decoding, workers) as decoders, ThreadPoolExecutor(workers) as threads:
 

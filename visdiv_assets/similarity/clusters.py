@@ -138,21 +138,33 @@ def extent_of(rows: Rows, members: Members) -> Extent:
         pairwise = points @ points.T
         medoid = _most(pairwise.mean(axis=1))
         return Extent(medoid, _similarities(pairwise[medoid]), float(_similarities(pairwise.min())))
-    blocks = [members[at : at + BLOCK_ROWS] for at in range(0, len(members), BLOCK_ROWS)]
-
-    def similarities_to(centre: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.concatenate([_unit(rows[block]) @ centre for block in blocks])
-
-    mean = sum(_unit(rows[block]).sum(axis=0) for block in blocks) / len(members)
-    medoid = _most(similarities_to(np.asarray(mean)))
-    to_medoid = similarities_to(_unit(rows[members[[medoid]]])[0])
+    total = sum(_unit(rows[block]).sum(axis=0) for block in _blocks(members))
+    medoid = _most(_products(rows, members, np.asarray(total) / len(members)))
+    to_medoid = similarities_to(rows, members, members[medoid])
     farthest, smallest = int(np.argmin(to_medoid)), float(to_medoid.min())
     for _ in range(SWEEPS):
-        across = similarities_to(_unit(rows[members[[farthest]]])[0])
+        across = similarities_to(rows, members, members[farthest])
         if across.min() >= smallest:
             break
         farthest, smallest = int(np.argmin(across)), float(across.min())
-    return Extent(medoid, _similarities(to_medoid), float(_similarities(smallest)))
+    return Extent(medoid, to_medoid, smallest)
+
+
+def similarities_to(rows: Rows, members: Members, row: int | np.integer[Any]) -> Similarities:
+    """Cosine similarity of each member to one row, shape (m,), float32; read in blocks.
+
+    Args:
+        rows: shape (N, D).
+        members: row numbers, shape (m,).
+        row: a row number.
+
+    Example:
+        >>> import numpy as np
+        >>> rows = np.array([[4.0, 3.0], [0.0, 2.0], [1.0, 0.0]])
+        >>> similarities_to(rows, np.array([1, 2]), 0).tolist()
+        [0.6000000238418579, 0.800000011920929]
+    """
+    return _similarities(_products(rows, members, _unit(rows[np.array([row])])[0]))
 
 
 def cover(rows: Rows, members: Members, threshold: float) -> list[Members]:
@@ -193,10 +205,10 @@ def cover(rows: Rows, members: Members, threshold: float) -> list[Members]:
                 centres.append(at)
                 taken |= near[at]
         owner = np.empty(len(left), dtype=np.int64)
-        for begin in range(0, len(left), BLOCK_ROWS):
-            points = _unit(rows[left[begin : begin + BLOCK_ROWS]])
+        for at, block in enumerate(_blocks(left)):
+            points = _unit(rows[block])
             similar = _similarities(points @ head[centres].T) >= np.float32(threshold)
-            owner[begin : begin + BLOCK_ROWS] = np.where(
+            owner[at * BLOCK_ROWS : (at + 1) * BLOCK_ROWS] = np.where(
                 similar.any(axis=1), similar.argmax(axis=1), len(centres)
             )
         # As the head was divided already, whatever the last bit of a product says now.
@@ -231,6 +243,14 @@ def keep_order(pixels: NDArray[np.integer[Any]], sizes: NDArray[np.integer[Any]]
 def _most(values: NDArray[np.float64]) -> int:
     """The first of the greatest; two members of a pair differ in nothing but the last bit."""
     return int(np.argmax(np.round(values, 9)))
+
+
+def _blocks(members: Members) -> list[Members]:
+    return [members[at : at + BLOCK_ROWS] for at in range(0, len(members), BLOCK_ROWS)]
+
+
+def _products(rows: Rows, members: Members, point: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.concatenate([_unit(rows[block]) @ point for block in _blocks(members)])
 
 
 def _similarities(products: Any) -> Similarities:

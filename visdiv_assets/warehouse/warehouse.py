@@ -366,7 +366,7 @@ class Warehouse:
             return None
         with self._connect(read_only=True) as connection:
             query = f"SELECT {', '.join(names)} FROM {table} WHERE dataset = ?"  # noqa: S608
-            return connection.execute(query, [dataset]).to_arrow_table()
+            return connection.sql(query, params=[dataset]).to_arrow_table()
 
     def failures(self, dataset: str) -> list[FailedImage]:
         """The images of a dataset that could not be embedded when it was looked at last, by id."""

@@ -5,7 +5,7 @@ CREATE TABLE duplicates (
     dataset     VARCHAR NOT NULL,
     cluster     BIGINT NOT NULL,                -- from 1, the cluster of the most contents first
     image_id    VARCHAR NOT NULL,
-    kind        VARCHAR NOT NULL,               -- exact: the content of an image named before; near
+    kind        VARCHAR,                        -- exact: bytes of one named before; near; null: kept
     keep        BOOLEAN NOT NULL,               -- the one to keep; all others of its cluster may go
     medoid      BOOLEAN NOT NULL,               -- the one most like all others
     similarity_to_kept   FLOAT NOT NULL,
