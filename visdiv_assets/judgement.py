@@ -25,7 +25,9 @@ from visdiv_assets.quality.verdicts import (
     judge_drop,
     judge_embeddings,
     judge_failures,
+    judge_leakage,
     judge_model,
+    judge_near_duplicates,
     judge_score,
 )
 from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
@@ -67,6 +69,35 @@ def judge_dataset(
         "model_unchanged": judge_model(model_id, earlier[-1].model_id if earlier else None),
         "drift": _judge_drift(newest, earlier, store, warehouse),
     }
+
+
+def judge_duplicates_of(dataset: str, warn_rate: float, warehouse: Warehouse) -> Verdict:
+    """Whether a dataset repeats itself too much, by what was found last.
+
+    Raises:
+        VisdivError: nobody has looked for duplicates yet.
+    """
+    found = warehouse.rows("redundancy", dataset)
+    if not found:
+        raise VisdivError(f"nobody has looked for duplicates in {dataset} yet")
+    [row] = found
+    return judge_near_duplicates(
+        n_images=row["n_images"],
+        n_exact=row["n_images"] - row["n_distinct"],
+        n_near=row["n_near"],
+        threshold=row["threshold"],
+        warn_rate=warn_rate,
+    )
+
+
+def judge_leakage_of(dataset: str, threshold: float, warehouse: Warehouse) -> Verdict:
+    """Whether images of benchmarks are in a dataset, by what was found last."""
+    rows = warehouse.rows("leakage", dataset)
+    return judge_leakage(
+        {each["benchmark"]: each["n_leaked"] for each in rows if each["not_compared"] is None},
+        {each["benchmark"]: each["not_compared"] for each in rows if each["not_compared"]},
+        threshold,
+    )
 
 
 def baseline_of(

@@ -1,18 +1,19 @@
-"""Asset checks on `diversity_metrics`, a partition per dataset.
+"""Asset checks on scores and redundancy, a partition per dataset.
 
 Here: turning verdicts into Dagster's check results. Not here: the verdicts (`quality/`).
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import dagster as dg
 
+from visdiv_assets.defs.assets.redundancy import benchmark_leakage, near_duplicates
 from visdiv_assets.defs.assets.score import diversity_metrics
 from visdiv_assets.defs.partitions import datasets
 from visdiv_assets.defs.reporting import clear_errors
 from visdiv_assets.defs.resources import SettingsResource, StoreResource, WarehouseResource
-from visdiv_assets.judgement import judge_dataset
+from visdiv_assets.judgement import judge_dataset, judge_duplicates_of, judge_leakage_of
 from visdiv_assets.quality.verdicts import Verdict
 
 CHECKS = {
@@ -27,22 +28,31 @@ CHECKS = {
 }
 
 
-def _specs() -> list[dg.AssetCheckSpec]:
+NEAR_DUPLICATE_RATE = {
+    "near_duplicate_rate": "WARN when more than 5 % of the images (or what the settings say) "
+    "repeat others."
+}
+NO_LEAKAGE = {
+    "no_leakage": "ERROR when images are in a benchmark, WARN when that cannot be compared."
+}
+
+
+def _specs(checks: Mapping[str, str], asset: dg.AssetsDefinition) -> list[dg.AssetCheckSpec]:
     with warnings.catch_warnings():
         # Partitioned checks are new in Dagster 1.13 and warn that they may change.
         warnings.filterwarnings("ignore", message=".*partitions_def on an AssetCheckSpec")
         return [
             dg.AssetCheckSpec(
                 name,
-                asset=diversity_metrics,
+                asset=asset,
                 description=description,
                 partitions_def=datasets,
             )
-            for name, description in CHECKS.items()
+            for name, description in checks.items()
         ]
 
 
-@dg.multi_asset_check(name="diversity_checks", specs=_specs())
+@dg.multi_asset_check(name="diversity_checks", specs=_specs(CHECKS, diversity_metrics))
 def diversity_checks(
     context: dg.AssetCheckExecutionContext,
     settings: SettingsResource,
@@ -55,13 +65,43 @@ def diversity_checks(
         threshold = settings.load().dataset(name).threshold
         verdicts = judge_dataset(name, threshold, store.open(), warehouse.open())
     for check in CHECKS:
-        yield check_result(check, verdicts[check])
+        yield check_result(diversity_metrics, check, verdicts[check])
 
 
-def check_result(check: str, verdict: Verdict) -> dg.AssetCheckResult:
+@dg.multi_asset_check(
+    name="near_duplicate_checks", specs=_specs(NEAR_DUPLICATE_RATE, near_duplicates)
+)
+def near_duplicate_checks(
+    context: dg.AssetCheckExecutionContext,
+    settings: SettingsResource,
+    warehouse: WarehouseResource,
+) -> dg.AssetCheckResult:
+    """Judge how much of a dataset only repeats the rest."""
+    name = context.partition_key
+    with clear_errors():
+        warn_rate = settings.load().dataset(name).near_duplicates.warn_rate
+        verdict = judge_duplicates_of(name, warn_rate, warehouse.open())
+    return check_result(near_duplicates, "near_duplicate_rate", verdict)
+
+
+@dg.multi_asset_check(name="leakage_checks", specs=_specs(NO_LEAKAGE, benchmark_leakage))
+def leakage_checks(
+    context: dg.AssetCheckExecutionContext,
+    settings: SettingsResource,
+    warehouse: WarehouseResource,
+) -> dg.AssetCheckResult:
+    """Judge whether images of a dataset are in benchmarks."""
+    name = context.partition_key
+    with clear_errors():
+        threshold = settings.load().dataset(name).leakage.threshold
+        verdict = judge_leakage_of(name, threshold, warehouse.open())
+    return check_result(benchmark_leakage, "no_leakage", verdict)
+
+
+def check_result(asset: dg.AssetsDefinition, check: str, verdict: Verdict) -> dg.AssetCheckResult:
     """A verdict as Dagster shows it: what was measured, against what, and what to do."""
     return dg.AssetCheckResult(
-        asset_key=diversity_metrics.key,
+        asset_key=asset.key,
         check_name=check,
         passed=verdict.passed,
         severity=dg.AssetCheckSeverity(verdict.severity),

@@ -16,11 +16,13 @@ from visdiv_assets.guidance.mixtures import Mixture
 from visdiv_assets.guidance.slices import Slice
 from visdiv_assets.portfolio import DatasetDrift
 from visdiv_assets.quality.verdicts import count_reasons
+from visdiv_assets.redundancy import Duplicates, Overlap
 from visdiv_assets.spectral.score import TOO_FEW
 from visdiv_assets.warehouse.warehouse import Evaluation
 
 FAILURES_SHOWN = 50
 DIFFERENCES_SHOWN = 50
+CLUSTERS_SHOWN = 50
 PROGRESS_SECONDS = 10.0
 
 _MARKDOWN = {ord(character): f"&#{ord(character)};" for character in "&<>\\`*_[]|!#~:"}
@@ -33,6 +35,20 @@ def clear_errors() -> Iterator[None]:
         yield
     except VisdivError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from None
+
+
+def log_steps(context: dg.AssetExecutionContext) -> Callable[[str, int, int], None]:
+    """A callback that logs what is being done and how far it is, every few seconds."""
+    last = time.monotonic()
+
+    def report(what: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= PROGRESS_SECONDS:
+            last = now
+            context.log.info(f"{what}: {done / max(total, 1):.0%} of {total:,}")
+
+    return report
 
 
 def log_progress(context: dg.AssetExecutionContext) -> Callable[[int, int, int], None]:
@@ -136,6 +152,53 @@ def drift_table(found: Sequence[DatasetDrift]) -> dg.MarkdownMetadataValue:
     ]
     head = "| dataset | since (UTC) | means | Fréchet | angles | |"
     return dg.MetadataValue.md("\n".join([head, "|---|---|--:|--:|--:|---|", *rows]))
+
+
+def clusters_table(found: Duplicates) -> dg.MarkdownMetadataValue:
+    """The largest clusters of a dataset: how many images, how far apart, which to keep."""
+    rows = []
+    for each in found.clusters[:CLUSTERS_SHOWN]:
+        kept = found.images_of(each)["image_id"][0].as_py()
+        rows.append(
+            f"| {each.number} | {each.n_images:,} | {each.n_contents:,} "
+            f"| {each.smallest:.3f} | {_cell(kept)} |"
+        )
+    if len(found.clusters) > CLUSTERS_SHOWN:
+        rows.append(f"| … and {len(found.clusters) - CLUSTERS_SHOWN:,} more | | | | |")
+    head = "| cluster | images | different contents | smallest similarity | keep |"
+    return dg.MetadataValue.md(
+        "\n".join([head, "|--:|--:|--:|--:|---|", *rows]) if rows else "none"
+    )
+
+
+def leakage_table(overlaps: Sequence[Overlap]) -> dg.MarkdownMetadataValue:
+    """How much of a dataset is in each benchmark, and of each benchmark in the dataset."""
+    rows = [
+        f"| {_cell(each.other.dataset)} | {len(each.images):,} | {each.rate:.2%} "
+        f"| {each.n_exact:,} | {each.n_other:,} | {each.other_rate:.2%} | {_how(each)} |"
+        for each in overlaps
+    ]
+    head = "| benchmark | images in it | share | same bytes | its images seen | its share | found |"
+    return dg.MetadataValue.md("\n".join([head, "|---|--:|--:|--:|--:|--:|---|", *rows]))
+
+
+def leaks_table(overlaps: Sequence[Overlap]) -> dg.MarkdownMetadataValue:
+    """The images that are in benchmarks, as a table."""
+    rows = [
+        f"| {_cell(row['image_id'])} | {_cell(each.other.dataset)} "
+        f"| {_cell(row['other_image_id'])} | {row['similarity']:.3f} |"
+        for each in overlaps
+        for row in each.images.slice(0, FAILURES_SHOWN).to_pylist()
+    ]
+    more = sum(len(each.images) for each in overlaps) - len(rows)
+    if more:
+        rows.append(f"| … and {more:,} more | | | |")
+    head = "| image | benchmark | its image | similarity |"
+    return dg.MetadataValue.md("\n".join([head, "|---|---|---|--:|", *rows]) if rows else "none")
+
+
+def _how(found: Overlap) -> str:
+    return "all" if found.method == "exact" else f"{found.recall:.1%} (by index)"
 
 
 def picture(png: bytes, description: str) -> dg.MarkdownMetadataValue:

@@ -6,7 +6,7 @@ Here: thresholds and comparisons. Not here: where the numbers come from.
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
@@ -265,6 +265,82 @@ def judge_drift(
         advice="see what was added or is gone; if it is meant, pin the new state as the baseline",
         measured=measured,
     )
+
+
+def judge_near_duplicates(
+    n_images: int, n_exact: int, n_near: int, threshold: float, warn_rate: float
+) -> Verdict:
+    """WARN when more than a share of the images only repeats others.
+
+    Args:
+        n_images: all images.
+        n_exact: those whose content another has, too.
+        n_near: contents that are similar to one that is kept.
+        threshold: cosine similarity from which two are similar.
+        warn_rate: the share, 0 to 1.
+
+    Example:
+        >>> judge_near_duplicates(100, n_exact=2, n_near=6, threshold=0.75, warn_rate=0.05).severity
+        'WARN'
+    """
+    rate = (n_exact + n_near) / n_images if n_images else 0.0
+    few = rate <= warn_rate
+    return Verdict(
+        passed=few,
+        severity="WARN",
+        finding=f"{rate:.1%} of {n_images:,} images repeat others: {n_exact:,} exact copies, "
+        f"{n_near:,} near-duplicates at {threshold:.2f}" + ("" if few else f" (> {warn_rate:.1%})"),
+        advice="" if few else "`visdiv duplicates` lists and shows them, and which to keep",
+        measured={
+            "rate": rate,
+            "warn above": warn_rate,
+            "exact copies": n_exact,
+            "near-duplicates": n_near,
+            "threshold": threshold,
+        },
+    )
+
+
+def judge_leakage(
+    leaked: Mapping[str, int], not_compared: Mapping[str, str], threshold: float
+) -> Verdict:
+    """ERROR when images of a benchmark are in a dataset, WARN when that cannot be told.
+
+    Args:
+        leaked: how many images are in each benchmark that was compared.
+        not_compared: why others were not.
+        threshold: cosine similarity from which an image is taken for one of the benchmark.
+
+    Example:
+        >>> judge_leakage({"test": 3}, {}, threshold=0.95).finding
+        '3 images are in the benchmark test (similarity ≥ 0.95)'
+    """
+    measured: Measured = {"threshold": threshold, **{f"in {k}": n for k, n in leaked.items()}}
+    found = [
+        f"{n:,} {'image is' if n == 1 else 'images are'} in the benchmark {name}"
+        for name, n in leaked.items()
+        if n
+    ]
+    unknown = [f"{name} was not compared, since {why}" for name, why in not_compared.items()]
+    if found:
+        finding = f"{', '.join(found)} (similarity ≥ {threshold:.2f})"
+        return Verdict(
+            passed=False,
+            finding="; ".join([finding, *unknown]),
+            advice="take them out before training: `visdiv leakage` lists and shows them",
+            measured=measured,
+        )
+    if unknown:
+        return Verdict(
+            passed=False,
+            severity="WARN",
+            finding="; ".join(unknown),
+            advice="evaluate both with one model",
+            measured=measured,
+        )
+    if not leaked:
+        return Verdict(True, "there is no benchmark that it could leak into", measured=measured)
+    return Verdict(True, f"no image is in {', '.join(leaked)}", measured=measured)
 
 
 def count_reasons(reasons: Iterable[str]) -> list[tuple[str, int]]:
