@@ -6,7 +6,6 @@ the command that needs them.
 
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -29,11 +28,13 @@ from rich.text import Text
 from visdiv_assets import __version__
 from visdiv_assets.cli_datasets import commands
 from visdiv_assets.cli_portfolio import commands as portfolio
+from visdiv_assets.cli_redundancy import commands as redundancy
 from visdiv_assets.console import (
     EXIT_BELOW,
     EXIT_ERROR,
     Config,
     clear_errors,
+    dataset_at,
     err,
     out,
     print_error,
@@ -62,6 +63,7 @@ app = typer.Typer(
 )
 app.add_typer(commands)
 app.add_typer(portfolio)
+app.add_typer(redundancy)
 
 
 def _print_version(wanted: bool) -> None:
@@ -284,27 +286,13 @@ class _Warnings(logging.Handler):
 
 def _targets(path: str | None, settings: "Settings") -> "list[tuple[str, SourceSettings]]":
     """Name and source of each dataset to score."""
-    from visdiv_assets.evaluation import dataset_name_for
-    from visdiv_assets.settings import SourceSettings, absolute_path
-    from visdiv_assets.sources.places import scheme_of
-
     if path is None:
         if not settings.datasets:
             raise VisdivError("name a source to score; the settings register no datasets")
         return [(name, dataset.source) for name, dataset in settings.datasets.items()]
     if not path:
         raise VisdivError("the name of the source to score is empty")
-    path = path.removeprefix("file://")
-    if scheme_of(path):
-        return [(dataset_name_for(path), SourceSettings.model_construct(uri=path))]
-    folder = absolute_path(path)
-    if path in settings.datasets and not folder.exists():
-        return [(path, settings.datasets[path].source)]
-    for name, dataset in settings.datasets.items():
-        if os.path.realpath(dataset.source.uri) == os.path.realpath(folder):
-            return [(name, dataset.source)]
-    # Unchecked, since the path may hold bytes that are not Unicode.
-    return [(dataset_name_for(folder), SourceSettings.model_construct(uri=str(folder)))]
+    return [dataset_at(path, settings)]
 
 
 def _embedder(configured: "EmbedderSettings", decoding: "Decoding") -> "SSCDEmbedder":

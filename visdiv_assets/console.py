@@ -3,6 +3,7 @@
 Here: what all commands share. Not here: any command (`cli.py`, `cli_datasets.py`).
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.text import Text
 from visdiv_assets.errors import VisdivError
 
 if TYPE_CHECKING:
+    from visdiv_assets.settings import Settings, SourceSettings
     from visdiv_assets.warehouse.warehouse import Evaluation
 
 EXIT_ERROR = 1
@@ -54,6 +56,25 @@ def clear_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         err.print("interrupted; what was embedded is kept, run the same command to go on")
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def dataset_at(path: str, settings: "Settings") -> "tuple[str, SourceSettings]":
+    """Name and source of what a user calls a dataset: a registered name, a path or a URI."""
+    from visdiv_assets.evaluation import dataset_name_for
+    from visdiv_assets.settings import SourceSettings, absolute_path
+    from visdiv_assets.sources.places import scheme_of
+
+    path = path.removeprefix("file://")
+    if scheme_of(path):
+        return dataset_name_for(path), SourceSettings.model_construct(uri=path)
+    folder = absolute_path(path)
+    if path in settings.datasets and not folder.exists():
+        return path, settings.datasets[path].source
+    for name, dataset in settings.datasets.items():
+        if os.path.realpath(dataset.source.uri) == os.path.realpath(folder):
+            return name, dataset.source
+    # Unchecked, since the path may hold bytes that are not Unicode.
+    return dataset_name_for(folder), SourceSettings.model_construct(uri=str(folder))
 
 
 def print_error(message: str) -> None:

@@ -641,12 +641,21 @@ def query_from(
             f"{evaluation.dataset} was embedded with {evaluation.model_id}, and the settings now "
             f"say {embedder.model_id}; visdiv score {evaluation.dataset} embeds it anew"
         )
+    vectors = embedder.embed(decoded(data, embedder.decoding)[None])
+    return Query(to_grid(vectors)[0], key.hex())
+
+
+def decoded(data: bytes, decoding: Decoding) -> Pixels:
+    """The pixels of an encoded image from outside.
+
+    Raises:
+        VisdivError: it cannot be decoded.
+    """
     try:
-        with Decoders(embedder.decoding, 1) as decoders:
-            pixels = decoders.decode(data)
+        with Decoders(decoding, 1) as decoders:
+            return decoders.decode(data)
     except DecodeError as error:
-        raise VisdivError(str(error)) from None
-    return Query(to_grid(embedder.embed(pixels[None]))[0], key.hex())
+        raise VisdivError(f"the image cannot be decoded: {error.reason}") from None
 
 
 def similar_images(evaluation: Evaluation, store: Store, query: Query, k: int) -> list[Neighbour]:
@@ -679,6 +688,16 @@ def similar_images(evaluation: Evaluation, store: Store, query: Query, k: int) -
             if image_id != query.image_id:
                 found.append(Neighbour(image_id, similarity, exact))
     return found[:k]
+
+
+def as_text(threshold: float) -> str:
+    """A threshold with two digits, or as many as it takes.
+
+    Example:
+        >>> as_text(0.9), as_text(0.755)
+        ('0.90', '0.755')
+    """
+    return max(f"{threshold:.2f}", f"{threshold:g}", key=len)
 
 
 def record_duplicates(found: Duplicates, store: Store, warehouse: Warehouse) -> None:

@@ -26,6 +26,7 @@ from visdiv_assets.redundancy import (
     REPORTED,
     Duplicates,
     Score,
+    as_text,
     benchmarks_of,
     comparable,
     device_for,
@@ -150,7 +151,7 @@ def benchmark_leakage(
 
 def _rates(found: Duplicates) -> dict[str, float]:
     levels = dict.fromkeys([found.threshold, *REPORTED])
-    return {f"images that may go at {each:g}": round(found.rate(each), 6) for each in levels}
+    return {f"images that may go at {as_text(each)}": round(found.rate(each), 6) for each in levels}
 
 
 def _corrected(score: Score) -> float | str:
