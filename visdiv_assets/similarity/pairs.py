@@ -6,35 +6,22 @@ Not here: clusters of pairs, images, files.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visdiv_assets.spectral.moments import check_embeddings
+from visdiv_assets.similarity.exact import BLOCK, OnProgress, Pairs, Similarities, exact_pairs
+from visdiv_assets.similarity.sketch import Sketch, choose_sketch
+from visdiv_assets.similarity.units import Rows, Units, check_rows, similarities_of_all, units
 
-Pairs = NDArray[np.int64]
-Similarities = NDArray[np.float32]
 OnPairs = Callable[[Pairs, Similarities], None]
-OnProgress = Callable[[int, int], None]
 Method = Literal["auto", "exact", "index"]
 
 # More pairs than this are not collected: 400 MB. `on_pairs` takes any number.
 MAX_PAIRS = 20_000_000
-BLOCK_ROWS = 1024
-
-
-class Rows(Protocol):
-    """An (N, D) matrix that is read in parts: an array, or `embedding.rows.DatasetRows`."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, D)."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, wanted: Any, /) -> NDArray[Any]:
-        """The rows of a slice, or of an array of row numbers."""
+# Rows that a sketch is chosen by, and as many pairs as make it worth the choice.
+SAMPLE_ROWS, SKETCH_FROM_PAIRS = 8192, 10**8
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,44 +107,26 @@ def similar_pairs(
             threshold not between 0 and 1; method unknown; more than 20 million pairs, and no
             `on_pairs`.
     """
-    _check_threshold(threshold)
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be between 0 and 1; got {threshold}")
     if method not in ("auto", "exact", "index"):
         raise ValueError(f'method must be "auto", "exact" or "index"; got {method!r}')
-    left = _unit(rows)
-    right = left if others is None else _unit(others)
-    if left.shape[1] != right.shape[1]:
-        raise ValueError(f"dimensions differ: {left.shape[1]} and {right.shape[1]}")
-    kept_pairs, kept_similarities, count = [], [], 0
-    total = len(left) * (len(left) - 1) // 2 if others is None else len(left) * len(right)
-    done = 0
-    for begin in range(0, len(left), BLOCK_ROWS):
-        for start in range(begin if others is None else 0, len(right), BLOCK_ROWS):
-            block = (left[begin : begin + BLOCK_ROWS] @ right[start : start + BLOCK_ROWS].T).astype(
-                np.float32
-            )
-            hits = block >= np.float32(threshold)
-            if others is None and begin == start:
-                hits = np.triu(hits, 1)
-                done += len(block) * (len(block) - 1) // 2
-            else:
-                done += block.size
-            i, j = np.nonzero(hits)
-            if len(i):
-                pairs, similarities = np.stack([i + begin, j + start], axis=1), block[i, j]
-                count += len(pairs)
-                if on_pairs is not None:
-                    on_pairs(pairs, similarities)
-                else:
-                    kept_pairs.append(pairs)
-                    kept_similarities.append(similarities)
-                    if count > MAX_PAIRS:
-                        raise ValueError(
-                            f"more than {MAX_PAIRS:,} pairs reach {threshold}: raise the threshold"
-                        )
-            if on_progress is not None:
-                on_progress(done, total)
-    pairs = np.concatenate([np.empty((0, 2), np.int64), *kept_pairs])
-    similarities = np.concatenate([np.empty(0, np.float32), *kept_similarities])
+    _check_sets(rows, others)
+    least = np.float32(threshold)
+    sketch = _sketch(rows, others, threshold)
+    blocks = exact_pairs(rows, others, least, sketch, on_progress=on_progress)
+    kept: list[tuple[Pairs, Similarities]] = []
+    count = 0
+    for pairs, similarities in blocks:
+        count += len(pairs)
+        if on_pairs is not None:
+            on_pairs(pairs, similarities)
+            continue
+        kept.append((pairs, similarities))
+        if count > MAX_PAIRS:
+            raise ValueError(f"more than {MAX_PAIRS:,} pairs reach {threshold}: raise it")
+    pairs = np.concatenate([np.empty((0, 2), np.int64), *(each for each, _ in kept)])
+    similarities = np.concatenate([np.empty(0, np.float32), *(each for _, each in kept)])
     order = np.lexsort(pairs.T[::-1])
     return SimilarPairs(pairs[order], similarities[order], count, "exact", 1.0)
 
@@ -177,27 +146,42 @@ def nearest(rows: Rows, queries: NDArray[Any], k: int) -> tuple[Pairs, Similarit
         ValueError: a matrix is not finite and real, or has no row, or they differ in dimension; k
             is not between 1 and N.
     """
-    left, right = _unit(queries), _unit(rows)
-    if left.shape[1] != right.shape[1]:
-        raise ValueError(f"dimensions differ: {left.shape[1]} and {right.shape[1]}")
-    if not 1 <= k <= len(right):
-        raise ValueError(f"k must be between 1 and the number of rows, {len(right)}; got {k}")
-    similarities = (left @ right.T).astype(np.float32)
-    order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
-    return order, np.take_along_axis(similarities, order, axis=1)
+    _check_sets(queries, rows)
+    if not 1 <= k <= len(rows):
+        raise ValueError(f"k must be between 1 and the number of rows, {len(rows)}; got {k}")
+    asked = units(np.asarray(queries))
+    best = np.empty((len(queries), 0), dtype=np.int64)
+    closeness = np.empty((len(queries), 0), dtype=np.float32)
+    for start in range(0, len(rows), BLOCK):
+        table = similarities_of_all(asked, units(rows[start : start + BLOCK], start))
+        numbers = np.broadcast_to(np.arange(start, start + table.shape[1]), table.shape)
+        closeness = np.concatenate([closeness, table], axis=1)
+        best = np.concatenate([best, numbers], axis=1)
+        order = np.argsort(-closeness, axis=1, kind="stable")[:, :k]
+        best = np.take_along_axis(best, order, axis=1)
+        closeness = np.take_along_axis(closeness, order, axis=1)
+    return best, closeness
 
 
-def _check_threshold(threshold: float) -> None:
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be between 0 and 1; got {threshold}")
+def _check_sets(rows: Rows, others: Rows | None) -> None:
+    check_rows(rows)
+    if others is not None:
+        check_rows(others)
+        if rows.shape[1] != others.shape[1]:
+            raise ValueError(f"dimensions differ: {rows.shape[1]} and {others.shape[1]}")
 
 
-def _unit(rows: Rows) -> NDArray[np.float64]:
-    array = np.asarray(rows[:])
-    check_embeddings(array)
-    if not len(array):
-        raise ValueError("there are no embeddings")
-    points = array.astype(np.float64)
-    norms = np.sqrt(np.einsum("ij,ij->i", points, points))[:, None]
-    unit: NDArray[np.float64] = np.divide(points, norms, out=np.zeros_like(points), where=norms > 0)
-    return unit
+def _sketch(rows: Rows, others: Rows | None, threshold: float) -> Sketch:
+    """The sketch that pays, chosen by rows at equal distances; none for few pairs."""
+    if len(rows) * len(rows if others is None else others) < SKETCH_FROM_PAIRS:
+        return Sketch()
+    return choose_sketch(_sample(rows), None if others is None else _sample(others), threshold)
+
+
+def _sample(rows: Rows) -> Units:
+    numbers = np.linspace(0, len(rows) - 1, min(SAMPLE_ROWS, len(rows))).astype(np.int64)
+    parts = [units(rows[numbers[at : at + BLOCK]]) for at in range(0, len(numbers), BLOCK)]
+    return Units(
+        np.concatenate([each.rows for each in parts]),
+        np.concatenate([each.norms for each in parts]),
+    )

@@ -1,0 +1,212 @@
+"""All pairs at a threshold, without exception: every row is compared with every other, in blocks.
+
+Here: the blocks, their threads, and the way from a candidate to a pair. Not here: the bound
+(`sketch.py`), exact similarities (`units.py`), the index (`ivf.py`).
+
+Memory does not grow with the number of rows or pairs: a panel of rows and a few blocks are held.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from visdiv_assets.similarity.sketch import Sketch, margin
+from visdiv_assets.similarity.units import (
+    Rows,
+    Units,
+    similarities_of_all,
+    similarities_of_pairs,
+    units,
+)
+
+Pairs = NDArray[np.int64]
+Similarities = NDArray[np.float32]
+Positions = tuple[NDArray[np.integer], NDArray[np.integer]]
+OnProgress = Callable[[int, int], None]
+
+# A panel of PANEL numbers (256 MiB) stays while all other rows pass by, BLOCK rows at a time; a
+# task compares CHUNK rows of the panel with a block, a product is TILE × BLOCK (1 MiB: what a
+# core's own cache holds).
+PANEL, CHUNK, BLOCK, TILE = 2**26, 4096, 1024, 256
+# Candidates fetched at a time, and how many in a tile make it cheaper to compute all of it.
+FETCHED, DENSE = 1024, TILE * BLOCK // 32
+
+
+class Processor(Protocol):
+    """What computes products: this module's `Cpu`, or a GPU."""
+
+    def put(self, vectors: NDArray[np.float32]) -> Any:
+        """Vectors where the products are computed."""
+
+    def candidates(self, left: Any, right: Any, floor: np.float32) -> Positions:
+        """Positions (i, j), by i, where left · rightᵀ exceeds `floor`."""
+
+
+class Cpu:
+    """Products by NumPy."""
+
+    def put(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The vectors themselves."""
+        return vectors
+
+    def candidates(
+        self, left: NDArray[np.float32], right: NDArray[np.float32], floor: np.float32
+    ) -> Positions:
+        """Tile by tile: a product, and a scan of it while it is in the cache."""
+        product = np.empty((min(TILE, len(left)), len(right)), dtype=np.float32)
+        above = np.empty(product.shape, dtype=bool)
+        found = []
+        for top in range(0, len(left), TILE):
+            rows = left[top : top + TILE]
+            np.matmul(rows, right.T, out=product[: len(rows)])
+            np.greater(product[: len(rows)], floor, out=above[: len(rows)])
+            found.append(np.flatnonzero(above[: len(rows)]) + top * len(right))
+        positions = np.concatenate(found)
+        return positions // len(right), positions % len(right)
+
+
+def exact_pairs(
+    rows: Rows,
+    others: Rows | None,
+    threshold: np.float32,
+    sketch: Sketch,
+    *,
+    processor: Processor | None = None,
+    on_progress: OnProgress | None = None,
+) -> Iterator[tuple[Pairs, Similarities]]:
+    """All pairs, block by block, in an order that does not depend on the number of threads.
+
+    Args:
+        rows: shape (N, D).
+        others: shape (M, D); None: pairs i < j of rows.
+        threshold: least similarity.
+        sketch: what is compared first.
+        processor: what computes products.
+        on_progress: told (done, total) in pairs compared.
+    """
+    processor = processor or Cpu()
+    second = rows if others is None else others
+    panel_rows = max(CHUNK, PANEL // rows.shape[1])
+    total = len(rows) * (len(rows) - 1) // 2 if others is None else len(rows) * len(second)
+    done = 0
+    threads = blas_threads()
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+        running: deque[Future[tuple[Pairs, Similarities] | None]] = deque()
+        try:
+            for first in range(0, len(rows), panel_rows):
+                panel = _units_in_blocks(rows, first, min(first + panel_rows, len(rows)))
+                chunks = [panel[top : top + CHUNK] for top in range(0, len(panel), CHUNK)]
+                placed = [processor.put(sketch.of(chunk)) for chunk in chunks]
+                for start in range(first if others is None else 0, len(second), BLOCK):
+                    block = units(second[start : start + BLOCK], start)
+                    vectors = processor.put(sketch.of(block))
+                    for number, (chunk, left) in enumerate(zip(chunks, placed, strict=True)):
+                        top = first + number * CHUNK
+                        if others is None and top >= start + len(block):
+                            break  # below the diagonal
+                        while len(running) >= threads + 2:
+                            if (result := running.popleft().result()) is not None:
+                                yield result
+                        running.append(
+                            pool.submit(
+                                _compare,
+                                (chunk, left, top),
+                                (block, vectors, start),
+                                threshold,
+                                sketch,
+                                processor,
+                                others is None,
+                            )
+                        )
+                    if on_progress is not None:
+                        done += _compared(first, len(panel), start, len(block), others)
+                        on_progress(done, total)
+            while running:
+                if (result := running.popleft().result()) is not None:
+                    yield result
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _compared(first: int, height: int, start: int, width: int, others: Rows | None) -> int:
+    """Pairs of a panel and a block; inside one set, those above the diagonal."""
+    if others is not None or start >= first + height:
+        return height * width
+    return sum(range(start - first, start - first + width))
+
+
+def _compare(
+    left: tuple[Units, Any, int],
+    right: tuple[Units, Any, int],
+    threshold: np.float32,
+    sketch: Sketch,
+    processor: Processor,
+    inside: bool,
+) -> tuple[Pairs, Similarities] | None:
+    """Pairs of a chunk and a block, None if there are none."""
+    chunk, chunk_vectors, top = left
+    block, block_vectors, start = right
+    length = chunk.rows.shape[1] if sketch.length is None else sketch.length + 1
+    floor = threshold - margin(length)
+    i, j = processor.candidates(chunk_vectors, block_vectors, floor)
+    if inside and start < top + len(chunk):
+        above = i + top < j + start
+        i, j = i[above], j[above]
+    if not len(i):
+        return None
+    found = []
+    edges = np.searchsorted(i, np.arange(0, len(chunk) + TILE, TILE))
+    sparse = np.ones(len(i), dtype=bool)
+    for tile in np.flatnonzero(np.diff(edges) > DENSE):
+        here = slice(edges[tile], edges[tile + 1])
+        table = similarities_of_all(chunk[tile * TILE : (tile + 1) * TILE], block)
+        found.append((i[here], j[here], table[i[here] - tile * TILE, j[here]]))
+        sparse[here] = False
+    i, j = i[sparse], j[sparse]
+    if sketch.basis is not None:
+        floor = threshold - margin(chunk.rows.shape[1])
+        close = np.concatenate(
+            [
+                np.einsum("ij,ij->i", chunk.rows[i[part]], block.rows[j[part]]) > floor
+                for part in _parts(len(i))
+            ]
+            or [np.empty(0, dtype=bool)]
+        )
+        i, j = i[close], j[close]
+    for part in _parts(len(i)):
+        found.append((i[part], j[part], similarities_of_pairs(chunk, block, i[part], j[part])))
+    if not found:
+        return None
+    similar = np.concatenate([similarities for _, _, similarities in found])
+    i = np.concatenate([each for each, _, _ in found])
+    j = np.concatenate([each for _, each, _ in found])
+    enough = similar >= threshold
+    if not enough.any():
+        return None
+    return np.stack([i[enough] + top, j[enough] + start], axis=1).astype(np.int64), similar[enough]
+
+
+def _parts(count: int) -> list[slice]:
+    return [slice(begin, begin + FETCHED) for begin in range(0, count, FETCHED)]
+
+
+def _units_in_blocks(rows: Rows, first: int, last: int) -> Units:
+    """The unit rows of a panel, made block by block: float64 takes room."""
+    made = Units(np.empty((last - first, rows.shape[1]), dtype=np.float32), np.empty(last - first))
+    for begin in range(first, last, BLOCK):
+        here = slice(begin - first, begin - first + BLOCK)
+        block = units(rows[begin : min(begin + BLOCK, last)], begin)
+        made.rows[here], made.norms[here] = block.rows, block.norms
+    return made
+
+
+def blas_threads() -> int:
+    """As many threads as BLAS would take: what OMP_NUM_THREADS and threadpoolctl say holds."""
+    found = [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]
+    return min(found) if found else os.cpu_count() or 1
