@@ -33,7 +33,8 @@ from visdiv_assets.similarity.clusters import (
     members_of,
     similarities_to,
 )
-from visdiv_assets.similarity.pairs import Pairs, Similarities, nearest, similar_pairs
+from visdiv_assets.similarity.exact import Pairs, Similarities
+from visdiv_assets.similarity.pairs import nearest, similar_pairs
 from visdiv_assets.sources.source import Source
 from visdiv_assets.spectral.corrected import CorrectedScore, corrected
 from visdiv_assets.spectral.moments import Moments

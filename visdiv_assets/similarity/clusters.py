@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from visdiv_assets.similarity.pairs import Rows, Similarities
+from visdiv_assets.similarity.units import Rows, Units, similarities_of_all, units
 
 Members = NDArray[np.int64]
+Similarities = NDArray[np.float32]
 
 # Edges that are collected before components are joined: 16 MB.
 WAITING_EDGES = 2**20
@@ -133,13 +134,16 @@ def extent_of(rows: Rows, members: Members) -> Extent:
         >>> extent.medoid, round(extent.smallest, 3)
         (1, 0.5)
     """
+    if len(members) == 1:
+        return Extent(0, np.ones(1, dtype=np.float32), 1.0)
     if len(members) <= EXACT_MEMBERS:
-        points = _unit(rows[members])
-        pairwise = points @ points.T
-        medoid = _most(pairwise.mean(axis=1))
-        return Extent(medoid, _similarities(pairwise[medoid]), float(_similarities(pairwise.min())))
-    total = sum(_unit(rows[block]).sum(axis=0) for block in _blocks(members))
-    medoid = _most(_products(rows, members, np.asarray(total) / len(members)))
+        points = units(rows[members])
+        pairwise = similarities_of_all(points, points)
+        medoid = int(np.argmax(pairwise.mean(axis=1, dtype=np.float64)))
+        return Extent(medoid, pairwise[medoid], float(pairwise.min()))
+    total = sum(_unit_rows(rows[block]).sum(axis=0) for block in _blocks(members))
+    to_mean = np.concatenate([_unit_rows(rows[block]) @ total for block in _blocks(members)])
+    medoid = int(np.argmax(np.round(to_mean / len(members), 9)))  # whatever the threads
     to_medoid = similarities_to(rows, members, members[medoid])
     farthest, smallest = int(np.argmin(to_medoid)), float(to_medoid.min())
     for _ in range(SWEEPS):
@@ -164,7 +168,9 @@ def similarities_to(rows: Rows, members: Members, row: int | np.integer[Any]) ->
         >>> similarities_to(rows, np.array([1, 2]), 0).tolist()
         [0.6000000238418579, 0.800000011920929]
     """
-    return _similarities(_products(rows, members, _unit(rows[np.array([row])])[0]))
+    point = units(rows[np.array([row])])
+    parts = [similarities_of_all(units(rows[block]), point)[:, 0] for block in _blocks(members)]
+    return np.concatenate(parts)
 
 
 def cover(rows: Rows, members: Members, threshold: float) -> list[Members]:
@@ -195,8 +201,8 @@ def cover(rows: Rows, members: Members, threshold: float) -> list[Members]:
     groups: list[Members] = []
     left = members
     while len(left):
-        head = _unit(rows[left[:BLOCK_CENTRES]])
-        near = _similarities(head @ head.T) >= np.float32(threshold)
+        head = units(rows[left[:BLOCK_CENTRES]])
+        near = similarities_of_all(head, head) >= np.float32(threshold)
         np.fill_diagonal(near, val=True)
         taken = np.zeros(len(head), dtype=np.bool_)
         centres = []
@@ -204,15 +210,14 @@ def cover(rows: Rows, members: Members, threshold: float) -> list[Members]:
             if not taken[at]:
                 centres.append(at)
                 taken |= near[at]
+        begun = Units(head.rows[centres], head.norms[centres])
         owner = np.empty(len(left), dtype=np.int64)
         for at, block in enumerate(_blocks(left)):
-            points = _unit(rows[block])
-            similar = _similarities(points @ head[centres].T) >= np.float32(threshold)
+            similar = similarities_of_all(units(rows[block]), begun) >= np.float32(threshold)
             owner[at * BLOCK_ROWS : (at + 1) * BLOCK_ROWS] = np.where(
                 similar.any(axis=1), similar.argmax(axis=1), len(centres)
             )
-        # As the head was divided already, whatever the last bit of a product says now.
-        owner[: len(head)] = near[centres].argmax(axis=0)
+        owner[: len(head)] = near[centres].argmax(axis=0)  # with rows of zeros, like nothing
         groups += [left[owner == number] for number in range(len(centres))]
         left = left[owner == len(centres)]
     return groups
@@ -240,24 +245,11 @@ def keep_order(pixels: NDArray[np.integer[Any]], sizes: NDArray[np.integer[Any]]
     return np.lexsort((-np.asarray(sizes, np.int64), -np.asarray(pixels, np.int64)))
 
 
-def _most(values: NDArray[np.float64]) -> int:
-    """The first of the greatest; two members of a pair differ in nothing but the last bit."""
-    return int(np.argmax(np.round(values, 9)))
-
-
 def _blocks(members: Members) -> list[Members]:
     return [members[at : at + BLOCK_ROWS] for at in range(0, len(members), BLOCK_ROWS)]
 
 
-def _products(rows: Rows, members: Members, point: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.concatenate([_unit(rows[block]) @ point for block in _blocks(members)])
-
-
-def _similarities(products: Any) -> Similarities:
-    return np.asarray(products, dtype=np.float32)
-
-
-def _unit(rows: NDArray[Any]) -> NDArray[np.float64]:
-    points = rows.astype(np.float64)
-    norms = np.linalg.norm(points, axis=1, keepdims=True)
-    return np.divide(points, norms, out=np.zeros_like(points), where=norms > 0)
+def _unit_rows(rows: NDArray[Any]) -> NDArray[np.float64]:
+    points = units(rows)
+    scaled: NDArray[np.float64] = points.rows / points.norms[:, None]
+    return scaled
