@@ -28,6 +28,8 @@ def test_the_asset_graph_is_the_documented_one():
         "sscd_embeddings": ("embed", ["image_manifest"], "datasets"),
         "embedding_moments": ("score", ["sscd_embeddings"], "datasets"),
         "diversity_metrics": ("score", ["embedding_moments"], "datasets"),
+        "near_duplicates": ("redundancy", ["diversity_metrics"], "datasets"),
+        "benchmark_leakage": ("redundancy", ["diversity_metrics"], "datasets"),
         "dataset_leaderboard": ("portfolio", ["diversity_metrics"], None),
         "mixture_plan": ("portfolio", ["diversity_metrics"], None),
         "dataset_drift": ("portfolio", ["diversity_metrics"], None),
@@ -36,7 +38,12 @@ def test_the_asset_graph_is_the_documented_one():
 
 def test_gpu_work_and_duckdb_writes_run_in_their_pools():
     pools = {asset.key.to_user_string(): asset.op.pool for asset in defs.assets if asset.op.pool}
-    assert pools == {"sscd_embeddings": "gpu", "diversity_metrics": "duckdb_writer"}
+    assert pools == {
+        "sscd_embeddings": "gpu",
+        "diversity_metrics": "duckdb_writer",
+        "near_duplicates": "gpu",
+        "benchmark_leakage": "gpu",
+    }
 
 
 def test_sensors_and_the_schedule_run_without_being_switched_on():
@@ -68,6 +75,13 @@ def test_one_job_materialises_all_four_assets_of_a_dataset():
             "diversity_metrics",
         )
     }
+
+
+def test_one_job_analyzes_a_scored_dataset():
+    job = defs.resolve_job_def("analyze_dataset")
+    assert {dg.AssetKey("near_duplicates"), dg.AssetKey("benchmark_leakage")} <= set(
+        job.asset_layer.executable_asset_keys
+    )
 
 
 def test_loading_the_definitions_imports_no_torch_and_touches_no_store(tmp_path):

@@ -274,6 +274,30 @@ def test_a_dataset_is_watched_and_scheduled_with_threshold_0_30_unless_it_says_o
     assert (dataset.tags, dataset.slices, dataset.embedder) == ({}, None, None)
 
 
+def test_near_duplicates_are_what_sscd_takes_for_copies_unless_a_dataset_says_otherwise():
+    dataset = read("datasets: {a: {source: x}}").dataset("a")
+    near = dataset.near_duplicates
+    assert (near.threshold, near.split, near.warn_rate) == (0.75, False, 0.05)
+    assert dataset.leakage.threshold == 0.95
+    other = read(
+        "datasets: {a: {source: x, near_duplicates: {threshold: 0.9, split: true, warn_rate: 0},"
+        " leakage: {threshold: 1}}}"
+    ).dataset("a")
+    near = other.near_duplicates
+    assert (near.threshold, near.split, near.warn_rate) == (0.9, True, 0)
+    assert other.leakage.threshold == 1
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1.1", ".nan", ".inf", "much", "[1]"])
+@pytest.mark.parametrize(
+    "setting", ["near_duplicates.threshold", "near_duplicates.warn_rate", "leakage.threshold"]
+)
+def test_what_is_no_similarity_or_share_is_refused(setting, value):
+    group, name = setting.split(".")
+    with pytest.raises(VisdivError, match=rf"'datasets\.a\.{group}\.{name}'"):
+        read(f"datasets: {{a: {{source: x, {group}: {{{name}: {value}}}}}}}")
+
+
 def test_a_dataset_may_say_otherwise():
     dataset = read(
         "datasets:\n"
@@ -441,6 +465,12 @@ def test_every_error_names_its_line():
         ("datasets: {a: {source: x, treshold: 0.3}}", "datasets.a.treshold", "threshold"),
         ("datasets: {a: {source: x, slice: folder}}", "datasets.a.slice", "slices"),
         ("embedder: {devices: cpu}", "embedder.devices", "device"),
+        (
+            "datasets: {a: {source: x, near_duplicates: {warn_rat: 0.1}}}",
+            "datasets.a.near_duplicates.warn_rat",
+            "warn_rate",
+        ),
+        ("datasets: {a: {source: x, leakge: {}}}", "datasets.a.leakge", "leakage"),
     ],
 )
 def test_a_misspelt_key_is_refused_with_the_key_that_was_meant(text, wrong, right):
