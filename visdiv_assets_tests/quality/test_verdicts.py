@@ -19,7 +19,9 @@ from visdiv_assets.quality.verdicts import (
     judge_drop,
     judge_embeddings,
     judge_failures,
+    judge_leakage,
     judge_model,
+    judge_near_duplicates,
     judge_score,
 )
 
@@ -47,6 +49,9 @@ FAILING = {
     "never": judge_age(None, NOW),
     "old": judge_age(NOW - timedelta(days=2), NOW),
     "model": judge_model("b", "a"),
+    "near-duplicates": judge_near_duplicates(100, 3, 3, 0.75, 0.05),
+    "leakage": judge_leakage({"test": 1}, {}, 0.95),
+    "leakage unknown": judge_leakage({}, {"test": "it was never evaluated"}, 0.95),
 }
 
 
@@ -290,3 +295,47 @@ def test_what_was_measured_can_be_written_as_json(score, threshold, n_images, n_
     ):
         json.dumps(verdict.measured, allow_nan=False)
         assert bool(verdict.advice) is not verdict.passed
+
+
+# --- near-duplicates and leakage ---
+
+
+@pytest.mark.parametrize(
+    ("n_exact", "n_near", "expected"),
+    [(0, 0, "ok"), (0, 5, "ok"), (5, 0, "ok"), (3, 2, "ok"), (0, 6, "WARN"), (3, 3, "WARN")],
+)
+def test_over_the_rate_copies_and_near_duplicates_together_are_a_warning(n_exact, n_near, expected):
+    assert outcome(judge_near_duplicates(100, n_exact, n_near, 0.75, 0.05)) == expected
+
+
+def test_a_verdict_on_duplicates_names_both_kinds_and_the_threshold():
+    verdict = judge_near_duplicates(1000, 20, 103, 0.75, 0.05)
+    assert verdict.finding == (
+        "12.3% of 1,000 images repeat others: 20 exact copies, 103 near-duplicates at 0.75 (> 5.0%)"
+    )
+    assert "visdiv duplicates" in verdict.advice
+
+
+def test_no_images_repeat_nothing():
+    assert judge_near_duplicates(0, 0, 0, 0.75, 0.0).passed
+
+
+def test_an_image_in_a_benchmark_is_an_error_that_names_every_benchmark():
+    verdict = judge_leakage({"clean": 0, "test": 1, "val": 1200}, {"old": "it is gone"}, 0.95)
+    assert outcome(verdict) == "ERROR"
+    assert verdict.finding == (
+        "1 image is in the benchmark test, 1,200 images are in the benchmark val "
+        "(similarity ≥ 0.95); old was not compared, since it is gone"
+    )
+    assert verdict.measured == {"threshold": 0.95, "in clean": 0, "in test": 1, "in val": 1200}
+
+
+def test_a_benchmark_that_was_not_compared_is_a_warning():
+    verdict = judge_leakage({"clean": 0}, {"old": "it was never evaluated"}, 0.95)
+    assert outcome(verdict) == "WARN"
+    assert verdict.finding == "old was not compared, since it was never evaluated"
+
+
+def test_without_leaks_or_without_benchmarks_all_is_well():
+    assert judge_leakage({"a": 0, "b": 0}, {}, 0.95).finding == "no image is in a, b"
+    assert judge_leakage({}, {}, 0.95).passed
