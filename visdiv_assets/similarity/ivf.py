@@ -49,17 +49,19 @@ BATCH, BATCH_CANDIDATES = 256, 2**22
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """All pairs of some rows, found by comparing these with everything.
+    """Pairs of some rows, found by comparing these with everything.
 
     Attributes:
         asked: numbers of the rows, shape (Q,).
         query: which of them a pair is of, shape (P,).
         found: number of the other row, shape (P,).
+        busiest: most pairs that one of these rows has.
     """
 
     asked: NDArray[np.int64]
     query: NDArray[np.int64]
     found: NDArray[np.int64]
+    busiest: int
 
 
 @dataclass
@@ -104,8 +106,7 @@ def index_pairs(
     total = sum(len(rows) if others is not None else end for _, end in shards)
     done = 0
     threads = blas_threads()
-    busiest = int(np.bincount(known.query, minlength=1).max())
-    batch = int(np.clip(BATCH_CANDIDATES // (1 + busiest), 1, BATCH))
+    batch = int(np.clip(BATCH_CANDIDATES // (1 + known.busiest), 1, BATCH))
     alone = partial(faiss.omp_set_num_threads, 1)
     with (
         threadpool_limits(1, user_api="blas"),
@@ -149,7 +150,10 @@ def known_pairs(rows: Rows, others: Rows | None, threshold: np.float32, sketch: 
             found.append(j)
             count += len(i)
         asked += len(more)
-    return Known(order[:asked], np.concatenate(query), np.concatenate(found))
+    of_query = np.concatenate(query)
+    busiest = int(np.bincount(of_query, minlength=1).max())
+    enough = evenly(count, 2 * KNOWN_PAIRS)
+    return Known(order[:asked], of_query[enough], np.concatenate(found)[enough], busiest)
 
 
 def _build(
