@@ -152,8 +152,7 @@ def _compare(
     """Pairs of a chunk and a block, None if there are none."""
     chunk, chunk_vectors, top = left
     block, block_vectors, start = right
-    length = chunk.rows.shape[1] if sketch.length is None else sketch.length + 1
-    floor = threshold - margin(length)
+    floor = threshold - margin(block_vectors.shape[1])
     i, j = processor.candidates(chunk_vectors, block_vectors, floor)
     if inside and start < top + len(chunk):
         above = i + top < j + start
@@ -166,34 +165,34 @@ def _compare(
     for tile in np.flatnonzero(np.diff(edges) > DENSE):
         here = slice(edges[tile], edges[tile + 1])
         table = similarities_of_all(chunk[tile * TILE : (tile + 1) * TILE], block)
-        found.append((i[here], j[here], table[i[here] - tile * TILE, j[here]]))
+        similar = table[i[here] - tile * TILE, j[here]]
+        enough = similar >= threshold
+        found.append((i[here][enough], j[here][enough], similar[enough]))
         sparse[here] = False
     i, j = i[sparse], j[sparse]
-    if sketch.basis is not None:
-        floor = threshold - margin(chunk.rows.shape[1])
-        close = np.concatenate(
-            [
-                np.einsum("ij,ij->i", chunk.rows[i[part]], block.rows[j[part]]) > floor
-                for part in _parts(len(i))
-            ]
-            or [np.empty(0, dtype=bool)]
-        )
-        i, j = i[close], j[close]
-    for part in _parts(len(i)):
-        found.append((i[part], j[part], similarities_of_pairs(chunk, block, i[part], j[part])))
-    if not found:
+    for begin in range(0, len(i), FETCHED):
+        part = i[begin : begin + FETCHED], j[begin : begin + FETCHED]
+        found.append(judged(chunk, block, *part, threshold))
+    i, j, similar = (np.concatenate(each) for each in zip(*found, strict=True))
+    if not len(i):
         return None
-    similar = np.concatenate([similarities for _, _, similarities in found])
-    i = np.concatenate([each for each, _, _ in found])
-    j = np.concatenate([each for _, each, _ in found])
+    return np.stack([i + top, j + start], axis=1).astype(np.int64), similar
+
+
+def judged(
+    left: Units,
+    right: Units,
+    i: NDArray[np.integer],
+    j: NDArray[np.integer],
+    threshold: np.float32,
+) -> tuple[NDArray[np.integer], NDArray[np.integer], Similarities]:
+    """Those of some candidates that are pairs: a product in float32, then the exact similarity."""
+    products = np.einsum("ij,ij->i", left.rows[i], right.rows[j])
+    close = products > threshold - margin(left.rows.shape[1])
+    i, j = i[close], j[close]
+    similar = similarities_of_pairs(left, right, i, j)
     enough = similar >= threshold
-    if not enough.any():
-        return None
-    return np.stack([i[enough] + top, j[enough] + start], axis=1).astype(np.int64), similar[enough]
-
-
-def _parts(count: int) -> list[slice]:
-    return [slice(begin, begin + FETCHED) for begin in range(0, count, FETCHED)]
+    return i[enough], j[enough], similar[enough]
 
 
 def _units_in_blocks(rows: Rows, first: int, last: int) -> Units:

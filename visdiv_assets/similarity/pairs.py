@@ -11,9 +11,26 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from visdiv_assets.similarity.exact import BLOCK, OnProgress, Pairs, Similarities, exact_pairs
+from visdiv_assets.similarity.exact import (
+    BLOCK,
+    OnProgress,
+    Pairs,
+    Processor,
+    Similarities,
+    blas_threads,
+    exact_pairs,
+)
+from visdiv_assets.similarity.ivf import CANDIDATE as INDEX_CANDIDATE
+from visdiv_assets.similarity.ivf import SCANNED, Recall, index_pairs
 from visdiv_assets.similarity.sketch import Sketch, choose_sketch
-from visdiv_assets.similarity.units import Rows, Units, check_rows, similarities_of_all, units
+from visdiv_assets.similarity.units import (
+    Rows,
+    Units,
+    check_rows,
+    evenly,
+    similarities_of_all,
+    units,
+)
 
 OnPairs = Callable[[Pairs, Similarities], None]
 Method = Literal["auto", "exact", "index"]
@@ -22,6 +39,8 @@ Method = Literal["auto", "exact", "index"]
 MAX_PAIRS = 20_000_000
 # Rows that a sketch is chosen by, and as many pairs as make it worth the choice.
 SAMPLE_ROWS, SKETCH_FROM_PAIRS = 8192, 10**8
+# Seconds that an exact search may take before an index is thought of.
+PATIENCE = 900.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +53,8 @@ class SimilarPairs:
         similarities: cosine similarity of each pair, shape (P,), float32.
         count: how many pairs were found, P unless they went to `on_pairs`.
         method: "exact" or "index", as used.
-        recall: share of all such pairs that were found: 1 where exact, measured where not.
+        recall: share of all such pairs that were found: 1 where exact; with an index, measured
+            with rows taken at random, NaN if these have no pair.
     """
 
     pairs: Pairs
@@ -100,7 +120,7 @@ def similar_pairs(
         on_pairs: given (pairs, similarities), block by block, in the calling thread, each pair
             once, in no stated order; nothing is collected then, so that memory stays bounded
             however many pairs there are.
-        on_progress: told (done, total) in pairs of rows compared.
+        on_progress: told (done, total): pairs compared, with an index rows looked up.
 
     Raises:
         ValueError: a matrix is not finite and real, or has no row, or they differ in dimension;
@@ -113,8 +133,16 @@ def similar_pairs(
         raise ValueError(f'method must be "auto", "exact" or "index"; got {method!r}')
     _check_sets(rows, others)
     least = np.float32(threshold)
-    sketch = _sketch(rows, others, threshold)
-    blocks = exact_pairs(rows, others, least, sketch, on_progress=on_progress)
+    used, sketch = _plan(rows, others, threshold, method, device)
+    recall = Recall(1, 1)
+    if used == "index":
+        recall = Recall()
+        blocks = index_pairs(rows, others, least, sketch, recall, on_progress=on_progress)
+    else:
+        processor = None if device == "cpu" else _torch_processor(device)
+        blocks = exact_pairs(
+            rows, others, least, sketch, processor=processor, on_progress=on_progress
+        )
     kept: list[tuple[Pairs, Similarities]] = []
     count = 0
     for pairs, similarities in blocks:
@@ -128,7 +156,7 @@ def similar_pairs(
     pairs = np.concatenate([np.empty((0, 2), np.int64), *(each for each, _ in kept)])
     similarities = np.concatenate([np.empty(0, np.float32), *(each for _, each in kept)])
     order = np.lexsort(pairs.T[::-1])
-    return SimilarPairs(pairs[order], similarities[order], count, "exact", 1.0)
+    return SimilarPairs(pairs[order], similarities[order], count, used, recall.value)
 
 
 def nearest(rows: Rows, queries: NDArray[Any], k: int) -> tuple[Pairs, Similarities]:
@@ -171,15 +199,37 @@ def _check_sets(rows: Rows, others: Rows | None) -> None:
             raise ValueError(f"dimensions differ: {rows.shape[1]} and {others.shape[1]}")
 
 
-def _sketch(rows: Rows, others: Rows | None, threshold: float) -> Sketch:
-    """The sketch that pays, chosen by rows at equal distances; none for few pairs."""
-    if len(rows) * len(rows if others is None else others) < SKETCH_FROM_PAIRS:
-        return Sketch()
-    return choose_sketch(_sample(rows), None if others is None else _sample(others), threshold)
+def _plan(
+    rows: Rows, others: Rows | None, threshold: float, method: Method, device: str
+) -> tuple[Literal["exact", "index"], Sketch]:
+    """How to go about it: as asked, or exactly unless that takes long and an index much less."""
+    compared = len(rows) * (len(rows) / 2 if others is None else len(others))
+    if device != "cpu":
+        if method == "index":
+            raise ValueError("an index is searched on the CPU: leave the device, or the method")
+        return "exact", Sketch()
+    if method != "index" and compared < SKETCH_FROM_PAIRS:
+        return "exact", Sketch()
+    left, right = _sample(rows), None if others is None else _sample(others)
+    if method != "index":
+        exact = choose_sketch(left, right, threshold)
+        seconds = exact.cost * compared * 1e-9 / blas_threads()
+        if method == "exact" or seconds < PATIENCE:
+            return "exact", exact
+    index = choose_sketch(left, right, threshold, scanned=SCANNED, candidate=INDEX_CANDIDATE)
+    if method != "index" and 2 * index.cost > exact.cost:
+        return "exact", exact
+    return "index", index
+
+
+def _torch_processor(device: str) -> Processor:
+    from visdiv_assets.similarity.pairs_torch import TorchProcessor
+
+    return TorchProcessor(device)
 
 
 def _sample(rows: Rows) -> Units:
-    numbers = np.linspace(0, len(rows) - 1, min(SAMPLE_ROWS, len(rows))).astype(np.int64)
+    numbers = evenly(len(rows), SAMPLE_ROWS)
     parts = [units(rows[numbers[at : at + BLOCK]]) for at in range(0, len(numbers), BLOCK)]
     return Units(
         np.concatenate([each.rows for each in parts]),

@@ -12,7 +12,6 @@ where the d directions hold most of the rows' second moment, hence the principal
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,11 +52,6 @@ class Sketch:
         vectors[:, -1] = np.nextafter(rest.astype(np.float32), np.float32(np.inf))
         return vectors
 
-    @cached_property
-    def length(self) -> int | None:
-        """d, or None."""
-        return None if self.basis is None else self.basis.shape[1]
-
 
 def margin(length: int) -> np.float32:
     """How far a float32 product of unit vectors may be below the similarity in exact numbers.
@@ -68,31 +62,39 @@ def margin(length: int) -> np.float32:
     return np.float32(length * 2.0**-24 * 1.01 + 4e-6)
 
 
-def choose_sketch(left: Units, right: Units | None, threshold: float) -> Sketch:
+def choose_sketch(
+    left: Units,
+    right: Units | None,
+    threshold: float,
+    *,
+    scanned: float = 1.0,
+    candidate: float = CANDIDATE,
+) -> Sketch:
     """The sketch that makes a search at this threshold cheapest, judged by a sample of the rows.
 
     Args:
         left: sample of the first set.
         right: sample of the second; None: pairs inside one set.
         threshold: cosine similarity that pairs must reach.
+        scanned: share of all pairs whose bound is looked at: less than 1 with an index.
+        candidate: nanoseconds to judge a pair whose bound reaches the threshold.
     """
     dimension = left.rows.shape[1]
-    best = Sketch(cost=SCAN + DIMENSION * dimension)
-    lengths = [each for each in LENGTHS if each < dimension]
-    if not lengths:
-        return best
+    lengths: list[int | None] = [each for each in LENGTHS if each < dimension]
     with threadpool_limits(1, user_api="blas"):  # no last bit may depend on the number of threads
         both = left.rows if right is None else np.concatenate([left.rows, right.rows])
         points = both.astype(np.float64)
         basis = np.linalg.eigh(points.T @ points)[1][:, ::-1]
         few = [each[:: len(each) // COMPARED + 1] for each in (left, right or left)]
-        for length in lengths:
-            sketch = Sketch(np.ascontiguousarray(basis[:, :length]))
-            bounds = sketch.of(few[0]) @ sketch.of(few[1]).T
+        judged = []
+        for length in [*lengths, None]:
+            chosen = None if length is None else np.ascontiguousarray(basis[:, :length])
+            first, second = (Sketch(chosen).of(each) for each in few)
+            bounds = first @ second.T
             passing = int(np.count_nonzero(bounds >= threshold))
             if right is None:
                 passing -= len(bounds)  # each row with itself
-            cost = SCAN + DIMENSION * (length + 1) + CANDIDATE * max(passing, 0) / bounds.size
-            if cost < best.cost:
-                best = Sketch(sketch.basis, cost)
-    return best
+            cost = scanned * (SCAN + DIMENSION * first.shape[1])
+            cost += candidate * max(passing, 0) / bounds.size
+            judged.append(Sketch(chosen, cost))
+    return min(judged, key=lambda each: each.cost)

@@ -86,6 +86,11 @@ def units(rows: NDArray[Any], first: int = 0) -> Units:
     return Units(points.astype(np.float32), norms)
 
 
+def evenly(count: int, wanted: int) -> NDArray[np.int64]:
+    """Numbers of at most `wanted` rows out of `count`, at equal distances, from first to last."""
+    return np.linspace(0, count - 1, min(wanted, count)).astype(np.int64)
+
+
 def similarities_of_pairs(
     left: Units, right: Units, i: NDArray[np.integer], j: NDArray[np.integer]
 ) -> NDArray[np.float32]:

@@ -1,0 +1,263 @@
+"""Most pairs at a threshold, for sets too large to compare every row with every other.
+
+Here: FAISS's inverted lists over sketches, how many lists are looked into, and the share of pairs
+that are found so. Not here: the bound (`sketch.py`), the exact way (`exact.py`).
+
+Similar rows have similar sketches, since the map shortens distances. So a row is compared with the
+rows of the lists nearest to it only; what a list holds is missed only where its list is not
+looked into, never by the sketch, whose product is an upper bound. Candidates are judged as in the
+exact way, so that every pair returned is one.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from visdiv_assets.similarity.exact import (
+    BLOCK,
+    FETCHED,
+    OnProgress,
+    Pairs,
+    Similarities,
+    blas_threads,
+    exact_pairs,
+    judged,
+)
+from visdiv_assets.similarity.sketch import Sketch, margin
+from visdiv_assets.similarity.units import Rows, Units, evenly, units
+
+# Nanoseconds to fetch a row of the store, make it a unit row, and multiply it.
+CANDIDATE = 4000.0
+# Share of pairs in the lists looked into, for estimates of cost.
+SCANNED = 0.02
+# An index of SHARD numbers (1 GiB) at a time; larger sets are searched shard by shard.
+SHARD = 2**28
+LISTS_PER_ROOT, ROWS_PER_LIST, ITERATIONS = 2, 32, 8
+# Recall is aimed at with half of the known pairs, and measured with the other half.
+AIM = 0.995
+KNOWN_PAIRS, FIRST_ASKED, MOST_ASKED = 4000, 512, 32768
+# Rows searched for at a time, and how many candidates that may give.
+BATCH, BATCH_CANDIDATES = 256, 2**22
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Pairs of some rows, found by comparing these with everything.
+
+    Attributes:
+        asked: numbers of the rows, shape (Q,).
+        query: which of them a pair is of, shape (P,).
+        found: number of the other row, shape (P,).
+        busiest: most pairs that one of these rows has.
+    """
+
+    asked: NDArray[np.int64]
+    query: NDArray[np.int64]
+    found: NDArray[np.int64]
+    busiest: int
+
+
+@dataclass
+class Recall:
+    """How many of the known pairs were found, summed over shards."""
+
+    known: int = 0
+    found: int = 0
+
+    @property
+    def value(self) -> float:
+        """Share; NaN where no pair was known."""
+        return self.found / self.known if self.known else float("nan")
+
+
+def index_pairs(
+    rows: Rows,
+    others: Rows | None,
+    threshold: np.float32,
+    sketch: Sketch,
+    recall: Recall,
+    *,
+    on_progress: OnProgress | None = None,
+) -> Iterator[tuple[Pairs, Similarities]]:
+    """Pairs, block by block, the same on any number of threads.
+
+    Args:
+        rows: shape (N, D).
+        others: shape (M, D); None: pairs i < j of rows.
+        threshold: least similarity.
+        sketch: what is indexed.
+        recall: told what was measured, shard by shard.
+        on_progress: told (done, total) in rows looked up.
+    """
+    second = rows if others is None else others
+    known = known_pairs(rows, others, threshold, sketch)
+    length = rows.shape[1] if sketch.basis is None else sketch.basis.shape[1] + 1
+    shard_rows = SHARD // length
+    shards = [
+        (begin, min(begin + shard_rows, len(second))) for begin in range(0, len(second), shard_rows)
+    ]
+    total = sum(len(rows) if others is not None else end for _, end in shards)
+    done = 0
+    threads = blas_threads()
+    batch = int(np.clip(BATCH_CANDIDATES // (1 + known.busiest), 1, BATCH))
+    alone = partial(faiss.omp_set_num_threads, 1)
+    with (
+        threadpool_limits(1, user_api="blas"),
+        threadpool_limits(1, user_api="openmp"),
+        ThreadPoolExecutor(threads, initializer=alone) as pool,
+    ):
+        running: deque[Future[tuple[Pairs, Similarities]]] = deque()
+        try:
+            for begin, end in shards:
+                index = _build(second, begin, end, sketch, pool)
+                probes = _probes(index, rows, second, begin, end, sketch, known, recall)
+                last = end if others is None else len(rows)
+                for top in range(0, last, batch):
+                    if len(running) >= threads + 2:
+                        yield running.popleft().result()
+                    numbers = (top, min(top + batch, last))
+                    job = partial(_search, index, probes, rows, second, begin, sketch, threshold)
+                    running.append(pool.submit(job, numbers, others is None))
+                    done += numbers[1] - numbers[0]
+                    if on_progress is not None:
+                        on_progress(done, total)
+                while running:
+                    yield running.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def known_pairs(rows: Rows, others: Rows | None, threshold: np.float32, sketch: Sketch) -> Known:
+    """All pairs of as many rows, taken at random, as it takes to know some thousand pairs."""
+    order = np.random.default_rng(0).permutation(len(rows))[:MOST_ASKED].astype(np.int64)
+    query, found = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    asked, count = 0, 0
+    while asked < len(order) and count < KNOWN_PAIRS:
+        more = order[asked : max(4 * asked, FIRST_ASKED)]
+        second = rows if others is None else others
+        for pairs, _ in exact_pairs(rows[more], second, threshold, sketch):
+            i, j = pairs.T
+            if others is None:
+                i, j = i[more[i] != j], j[more[i] != j]
+            query.append(i + asked)
+            found.append(j)
+            count += len(i)
+        asked += len(more)
+    of_query = np.concatenate(query)
+    busiest = int(np.bincount(of_query, minlength=1).max())
+    enough = evenly(count, 2 * KNOWN_PAIRS)
+    return Known(order[:asked], of_query[enough], np.concatenate(found)[enough], busiest)
+
+
+def _build(
+    rows: Rows, begin: int, end: int, sketch: Sketch, pool: ThreadPoolExecutor
+) -> faiss.IndexIVFFlat:
+    """Inverted lists of the rows of a shard, trained on rows at equal distances."""
+    count = end - begin
+    lists = max(1, min(int(LISTS_PER_ROOT * count**0.5), count // ROWS_PER_LIST))
+    training = begin + evenly(count, lists * ROWS_PER_LIST)
+    vectors = np.concatenate(
+        [sketch.of(units(rows[training[at : at + BLOCK]])) for at in range(0, len(training), BLOCK)]
+    )
+    quantizer = faiss.IndexFlatIP(vectors.shape[1])
+    index = faiss.IndexIVFFlat(quantizer, vectors.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
+    index.cp.spherical, index.cp.niter = True, ITERATIONS
+    index.cp.min_points_per_centroid = 1
+    pool.submit(index.train, vectors).result()
+
+    def assigned(start: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        made = sketch.of(units(rows[start : min(start + BLOCK, end)], start))
+        return made, quantizer.search(made, 1)[1][:, 0]
+
+    for made, nearest in _ahead(pool, assigned, range(begin, end, BLOCK)):
+        numbers = np.arange(index.ntotal, index.ntotal + len(made))
+        pointers = [faiss.swig_ptr(each) for each in (made, numbers, nearest)]
+        index.add_core(len(made), *pointers)
+    return index
+
+
+def _ahead[A, B](
+    pool: ThreadPoolExecutor, act: Callable[[A], B], items: Iterable[A]
+) -> Iterator[B]:
+    """Results in order, a few computed ahead."""
+    running: deque[Future[B]] = deque()
+    for item in items:
+        running.append(pool.submit(act, item))
+        if len(running) > 8:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
+def _probes(
+    index: faiss.IndexIVFFlat,
+    rows: Rows,
+    second: Rows,
+    begin: int,
+    end: int,
+    sketch: Sketch,
+    known: Known,
+    recall: Recall,
+) -> int:
+    """How many lists to look into so that the known pairs are found, and what that finds."""
+    here = (known.found >= begin) & (known.found < end)
+    query, found = known.query[here], known.found[here]
+    if not len(query):
+        return min(64, index.nlist)
+    rank = np.empty(len(query), dtype=np.int64)
+    for at in range(0, len(query), FETCHED):
+        part = slice(at, at + FETCHED)
+        lists = index.quantizer.search(sketch.of(units(second[found[part]])), 1)[1]
+        asked = sketch.of(units(rows[known.asked[query[part]]]))
+        order = index.quantizer.search(asked, index.nlist)[1]
+        rank[part] = np.argmax(order == lists, axis=1)
+    aimed = query % 2 == 0
+    chosen = np.sort(rank[aimed] if aimed.any() else rank)
+    probes = int(chosen[int(np.ceil(AIM * len(chosen))) - 1]) + 1
+    measured = rank[~aimed] if (~aimed).any() else rank
+    recall.known += len(measured)
+    recall.found += int(np.count_nonzero(measured < probes))
+    return probes
+
+
+def _search(
+    index: faiss.IndexIVFFlat,
+    probes: int,
+    rows: Rows,
+    second: Rows,
+    begin: int,
+    sketch: Sketch,
+    threshold: np.float32,
+    numbers: tuple[int, int],
+    inside: bool,
+) -> tuple[Pairs, Similarities]:
+    """Pairs of some rows with those of a shard."""
+    top, bottom = numbers
+    asked = units(rows[top:bottom], top)
+    vectors = sketch.of(asked)
+    parameters = faiss.SearchParametersIVF()
+    parameters.nprobe = probes
+    later = faiss.IDSelectorRange(max(0, top + 1 - begin), index.ntotal)
+    if inside:
+        parameters.sel = later
+    floor = float(threshold - margin(vectors.shape[1]))
+    limits, _, labels = index.range_search(vectors, floor, params=parameters)
+    i = np.repeat(np.arange(len(vectors)), np.diff(limits).astype(np.int64))
+    j = labels + begin
+    if inside:
+        i, j = i[i + top < j], j[i + top < j]
+    pairs, similar = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
+    for at in range(0, len(i), FETCHED):
+        fetched, position = np.unique(j[at : at + FETCHED], return_inverse=True)
+        candidates: Units = units(second[fetched])
+        left, right, values = judged(asked, candidates, i[at : at + FETCHED], position, threshold)
+        pairs.append(np.stack([left + top, fetched[right]], axis=1))
+        similar.append(values)
+    return np.concatenate(pairs), np.concatenate(similar)

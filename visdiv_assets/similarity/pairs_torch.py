@@ -1,0 +1,43 @@
+"""Products of blocks on a device of PyTorch's, a GPU for instance.
+
+Here: what `exact.Cpu` does, with tensors. Imported only where a device is asked for.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from visdiv_assets.similarity.exact import Positions
+
+
+class TorchProcessor:
+    """Products by PyTorch, in full float32: TensorFloat-32 would break the margin of rounding.
+
+    Args:
+        device: "cuda", "cuda:1", "mps", "cpu" …
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+
+    def __init__(self, device: str) -> None:
+        try:
+            self.device = torch.device(device)
+            torch.empty(1, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"device {device!r} cannot be used: {reason}") from error
+
+    def put(self, vectors: NDArray[np.float32]) -> torch.Tensor:
+        """The vectors on the device."""
+        return torch.from_numpy(vectors).to(self.device)
+
+    def candidates(self, left: torch.Tensor, right: torch.Tensor, floor: np.float32) -> Positions:
+        """One product; only positions come back."""
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            above = (left @ right.T > float(floor)).flatten().nonzero().flatten().cpu().numpy()
+        finally:
+            torch.set_float32_matmul_precision(precision)
+        return above // len(right), above % len(right)
