@@ -68,6 +68,7 @@ SECRET_SETTINGS = {"options", "root", "uri", "urls"}
 TagName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,50}$")]
 Role = Literal["training", "benchmark"]
 Basis = Literal["corrected", "plain"]
+SelectionMethod = Literal["k-centre", "log-det", "leverage", "facility-location"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 
@@ -175,6 +176,20 @@ class SampleSettings(_Strict):
     )
 
 
+class CoreSetSettings(_Strict):
+    """Which images of a dataset the asset `core_set` chooses."""
+
+    k: int | None = Field(
+        None, ge=1, description="how many; 5 % of the images when left out, from 10 to 1,000"
+    )
+    method: SelectionMethod = Field(
+        "k-centre", description="k-centre, log-det, leverage or facility-location"
+    )
+    trim: float = Field(
+        0.0, ge=0, lt=1, description="share of the images, the most isolated, left out as outliers"
+    )
+
+
 class DatasetSettings(_Strict):
     """One dataset: a named set of images with a source."""
 
@@ -204,6 +219,7 @@ class DatasetSettings(_Strict):
         "training",
         description="benchmark: images held out, that must not appear in the other datasets",
     )
+    core_set: CoreSetSettings = Field(default_factory=CoreSetSettings)
     embedder: EmbedderSettings | None = Field(
         None, description="another model for this dataset alone"
     )
@@ -459,6 +475,7 @@ def _did_you_mean(location: tuple[int | str, ...]) -> str:
         SourceSettings,
         LimitSettings,
         SampleSettings,
+        CoreSetSettings,
     )
     names = {name for model in models for name in model.model_fields}
     close = difflib.get_close_matches(str(location[-1]), names, n=1)

@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from visdiv_assets.similarity.coreset_rows import BLOCK_ROWS, OnProgress, Rows, unit
+from visdiv_assets.similarity.coreset_rows import BLOCK_ROWS, OnProgress, Rows, lengths, unit
 from visdiv_assets.spectral.moments import FloatArray
 
 EPS = float(np.finfo(np.float64).eps)
@@ -33,13 +33,13 @@ class Gains(Protocol):
     tolerance: float
     """Bound of how far apart `lower` and `lower_exactly` can be."""
 
-    def begin(self, block: FloatArray) -> FloatArray:
-        """Gains before anything is chosen, exactly."""
+    def begin(self, here: slice, block: FloatArray) -> FloatArray:
+        """Gains of the rows that stand here before anything is chosen, exactly."""
 
     def choose(self, row: FloatArray) -> None:
         """A row is chosen."""
 
-    def lower(self, block: FloatArray, gains: FloatArray, since: int) -> FloatArray:
+    def lower(self, here: slice, block: FloatArray, gains: FloatArray, since: int) -> FloatArray:
         """Gains of rows now, from those after `since` choices; by matrix products."""
 
     def lower_exactly(self, row: FloatArray, gain: float, since: int) -> float:
@@ -85,7 +85,7 @@ class _Search:
         self.places = [slice(start, min(start + BLOCK_ROWS, len(rows))) for start in starts]
         self.known = np.empty(len(rows))
         for here, block in rows.blocks():
-            self.known[here] = gains.begin(block)
+            self.known[here] = gains.begin(here, block)
         self.known_since = np.zeros(len(self.places), dtype=np.int64)
         self.ceiling = np.array([self.known[here].max() for here in self.places])
         self.exact = self.known.copy()
@@ -124,7 +124,7 @@ class _Search:
         block = self.rows.block(here.start, here.stop)
         if since < self.choices:
             gone = self.known[here] == -np.inf
-            self.known[here] = self.gains.lower(block, self.known[here], since)
+            self.known[here] = self.gains.lower(here, block, self.known[here], since)
             self.known[here][gone] = -np.inf
             self.known_since[number] = self.choices
         self.ceiling[number] = self.known[here].max()
@@ -158,22 +158,24 @@ class _Vectors:
 class CentreGains:
     """k-centre: the squared distance of a row from the nearest chosen one.
 
-    Products are of rows minus their mean: far from the origin, x·x − 2x·c + c·c would leave no
-    digits. Exactly, it is by differences: 0 for equal rows.
+    Products are of centres minus the mean of all rows: far from the origin, x·x − 2x·c + c·c would
+    leave few digits. Exactly, it is by differences: 0 for equal rows.
     """
 
     def __init__(self, rows: Rows) -> None:
-        # Blocks of this size are part of what is computed; of rows on the store's grid, sums are
-        # exact and any size gives the same.
+        # In blocks whose size is part of what is computed. Of rows on the store's grid, sums are
+        # exact, and any size gives the same.
         total = np.zeros(rows.dimension)
+        longest = 0.0
         for _, block in rows.blocks():
             total += block.sum(axis=0)
+            longest = max(longest, float(lengths(block).max()))
         self.mean = total / len(rows)
         self.distances = np.empty(len(rows))
         for here, block in rows.blocks():
             self.distances[here] = _squared_distances(block, self.mean)
-        radius = float(self.distances.max())
-        self.tolerance = 8 * (rows.dimension + 8) * EPS * radius
+        radius = float(np.sqrt(self.distances.max()))
+        self.tolerance = 8 * (rows.dimension + 8) * EPS * radius * (radius + longest)
         if not np.isfinite(self.tolerance):
             raise ValueError("embeddings are too large: the squares of distances overflow")
         self._chosen = _Vectors(rows.dimension)
@@ -184,7 +186,7 @@ class CentreGains:
         """The position of the row nearest to the mean."""
         return int(np.argmin(self.distances))
 
-    def begin(self, block: FloatArray) -> FloatArray:
+    def begin(self, here: slice, block: FloatArray) -> FloatArray:
         """Infinite."""
         return np.full(len(block), np.inf)
 
@@ -193,13 +195,14 @@ class CentreGains:
         self._chosen.append(row)
         self._centred.append(row - self.mean)
 
-    def lower(self, block: FloatArray, gains: FloatArray, since: int) -> FloatArray:
+    def lower(self, here: slice, block: FloatArray, gains: FloatArray, since: int) -> FloatArray:
         """Squared distances from the nearest centre."""
-        centred = block - self.mean
         new = self._centred.since(since)
-        squares = np.einsum("ij,ij->i", centred, centred)
-        half = 0.5 * np.einsum("ij,ij->i", new, new) - centred @ new.T
-        lowered: FloatArray = np.minimum(gains, squares + 2 * half.min(axis=1))
+        # ‖x − c‖² = ‖x − x̄‖² + ‖c − x̄‖² + 2 x̄·(c − x̄) − 2 x·(c − x̄)
+        of_centre = np.einsum("ij,ij->i", new, new) + 2 * np.einsum("ij,j->i", new, self.mean)
+        products = block @ (-2 * new.T)
+        products += of_centre
+        lowered: FloatArray = np.minimum(gains, self.distances[here] + products.min(axis=1))
         return lowered
 
     def lower_exactly(self, row: FloatArray, gain: float, since: int) -> float:
@@ -224,13 +227,15 @@ class DeterminantGains:
     of N, and r stays positive beyond D choices.
     """
 
-    def __init__(self, dimension: int, k: int, ridge: float) -> None:
+    def __init__(self, rows: Rows, k: int, ridge: float) -> None:
         self.ridge = ridge
-        self.tolerance = (8 * (dimension + 8) * (k + 8) ** 0.5 + 2 * k) * EPS
-        self._factors = _Vectors(dimension)
+        self.tolerance = (8 * (rows.dimension + 8) * (k + 8) ** 0.5 + 2 * k) * EPS
+        self._factors = _Vectors(rows.dimension)
+        self.lengths = np.empty(len(rows))
 
-    def begin(self, block: FloatArray) -> FloatArray:
+    def begin(self, here: slice, block: FloatArray) -> FloatArray:
         """1, and 0 of rows of zeros."""
+        self.lengths[here] = lengths(block)
         return block.any(axis=1).astype(np.float64)
 
     def choose(self, row: FloatArray) -> None:
@@ -243,10 +248,11 @@ class DeterminantGains:
         left = self.ridge + float(np.einsum("j,j->", solved, direction))
         self._factors.append(solved / left**0.5)
 
-    def lower(self, block: FloatArray, gains: FloatArray, since: int) -> FloatArray:
+    def lower(self, here: slice, block: FloatArray, gains: FloatArray, since: int) -> FloatArray:
         """Residuals."""
-        along = unit(block) @ self._factors.since(since).T
-        lowered: FloatArray = gains - np.einsum("ij,ij->i", along, along)
+        along = block @ self._factors.since(since).T
+        squares = np.einsum("ij,ij->i", along, along)
+        lowered: FloatArray = gains - squares / self.lengths[here] ** 2
         return lowered
 
     def lower_exactly(self, row: FloatArray, gain: float, since: int) -> float:

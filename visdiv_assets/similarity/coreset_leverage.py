@@ -13,13 +13,16 @@ from threadpoolctl import threadpool_limits
 from visdiv_assets.similarity.coreset_rows import Rows, unit
 from visdiv_assets.spectral.moments import FloatArray
 
+# λ, in mean eigenvalues of XᵀX.
+RIDGE = 0.01
+
 
 def by_leverage(rows: Rows, k: int, first: Sequence[int] = ()) -> NDArray[np.int64]:
     """Positions of some rows, then those with the greatest scores, the lowest of equal ones first.
 
-    The score of a row of unit length is `xᵀ(XᵀX + λI)⁻¹x`, in [0, 1). λ is the mean eigenvalue of
-    XᵀX, so that directions with less than their share of all count less, and noise next to
-    nothing.
+    The score of a row of unit length is `xᵀ(XᵀX + λI)⁻¹x`, in [0, 1). λ is a hundredth of the mean
+    eigenvalue of XᵀX: enough for rows that span fewer than D directions, and too little to
+    prefer the common directions, as the mean eigenvalue itself would.
 
     Args:
         rows: N of them, read twice.
@@ -43,7 +46,7 @@ def by_leverage(rows: Rows, k: int, first: Sequence[int] = ()) -> NDArray[np.int
         return chosen
     # A product's last bits depend on where in a block a row stands, too. So it only says which
     # rows may be among the greatest; their scores are computed anew, each by itself.
-    tolerance = 4 * (rows.dimension + 8) ** 2 * float(np.finfo(np.float64).eps)
+    tolerance = 4 / RIDGE * (rows.dimension + 8) ** 2 * float(np.finfo(np.float64).eps)
     least = np.partition(scores, len(scores) - wanted)[len(scores) - wanted]
     candidates = np.flatnonzero(scores >= least - 2 * tolerance)
     exact = np.array([_score(rows.take(each[None])[0], whiten) for each in candidates])
@@ -57,7 +60,7 @@ def _whitening(rows: Rows) -> FloatArray:
     for _, block in rows.blocks():
         each = unit(block)
         gram += each.T @ each
-    ridge = float(np.trace(gram)) / rows.dimension
+    ridge = RIDGE * float(np.trace(gram)) / rows.dimension
     identity = np.eye(rows.dimension)
     lower = np.linalg.cholesky(gram + (ridge or 1.0) * identity)
     whiten: FloatArray = solve_triangular(lower, identity, lower=True)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from visdiv_assets.spectral.moments import FloatArray, check_embeddings
 
-# Rows in memory at a time, as float64: 4,096 × 512 × 8 bytes = 16 MiB.
-BLOCK_ROWS = 4096
+# Rows in memory at a time, as float64: 2,048 × 512 × 8 bytes = 8 MiB.
+BLOCK_ROWS = 2048
 
 OnProgress = Callable[[int, int], None]
 """Told how many rows are chosen, and how many are to be."""
@@ -43,14 +43,20 @@ class Rows:
         self._kept = kept
         self.n = matrix.shape[0] if kept is None else len(kept)
         self.dimension = matrix.shape[1]
+        self._buffer = np.empty((0, self.dimension))
 
     def __len__(self) -> int:
         return self.n
 
     def block(self, start: int, stop: int) -> FloatArray:
-        """Rows start … stop − 1 as float64; not to be written to."""
+        """Rows start … stop − 1 as float64, to be read until the next block is."""
         wanted = slice(start, stop) if self._kept is None else self._kept[start:stop]
-        return np.ascontiguousarray(self._matrix[wanted], dtype=np.float64)
+        # The same memory each time: new pages would cost as much as the conversion.
+        if len(self._buffer) < stop - start:
+            self._buffer = np.empty((stop - start, self.dimension))
+        block = self._buffer[: stop - start]
+        block[:] = self._matrix[wanted]
+        return block
 
     def take(self, positions: NDArray[np.int64]) -> FloatArray:
         """The rows at some positions, as float64."""
@@ -61,6 +67,10 @@ class Rows:
         """The row numbers in the matrix of some positions."""
         return positions if self._kept is None else self._kept[positions]
 
+    def of_kept(self, values: FloatArray) -> FloatArray:
+        """Of values of all rows of the matrix, shape (N,), those of the rows kept."""
+        return values if self._kept is None else values[self._kept]
+
     def blocks(self) -> Iterator[tuple[slice, FloatArray]]:
         """All rows, block by block, and where each block stands."""
         for start in range(0, self.n, BLOCK_ROWS):
@@ -68,14 +78,21 @@ class Rows:
             yield here, self.block(here.start, here.stop)
 
 
+def lengths(block: FloatArray) -> FloatArray:
+    """Euclidean lengths of rows, shape (n,); 1 for a row of zeros, so that it can be divided by."""
+    squares = np.einsum("ij,ij->i", block, block)
+    far = np.flatnonzero(~((squares > 1e-200) & (squares < 1e200)))
+    found: FloatArray = np.sqrt(squares)
+    for row in far:  # whose squares may have overflowed or vanished
+        largest = np.abs(block[row]).max() or 1.0
+        found[row] = largest * np.sqrt(np.sum((block[row] / largest) ** 2)) or 1.0
+    return found
+
+
 def unit(block: FloatArray) -> FloatArray:
     """Rows divided by their lengths; a row of zeros stays one."""
-    # Scaled first, so that no square overflows or vanishes.
-    largest = np.abs(block).max(axis=1, keepdims=True)
-    scaled = np.divide(block, largest, out=np.zeros_like(block), where=largest > 0)
-    lengths = np.sqrt(np.einsum("ij,ij->i", scaled, scaled))[:, None]
-    np.divide(scaled, lengths, out=scaled, where=lengths > 0)
-    return scaled
+    divided: FloatArray = block / lengths(block)[:, None]
+    return divided
 
 
 def as_matrix(embeddings: Any) -> Matrix:
