@@ -29,6 +29,7 @@ from visdiv_assets import __version__
 from visdiv_assets.cli_datasets import commands
 from visdiv_assets.cli_portfolio import commands as portfolio
 from visdiv_assets.cli_redundancy import commands as redundancy
+from visdiv_assets.cli_selection import commands as selection
 from visdiv_assets.console import (
     EXIT_BELOW,
     EXIT_ERROR,
@@ -64,6 +65,7 @@ app = typer.Typer(
 app.add_typer(commands)
 app.add_typer(portfolio)
 app.add_typer(redundancy)
+app.add_typer(selection)
 
 
 def _print_version(wanted: bool) -> None:

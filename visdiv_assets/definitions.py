@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from visdiv_assets.defs.assets import embed, ingest, portfolio, redundancy, score
+from visdiv_assets.defs.assets import embed, ingest, portfolio, redundancy, score, selection
 from visdiv_assets.defs.checks import diversity_checks, leakage_checks, near_duplicate_checks
 from visdiv_assets.defs.jobs import analyze_dataset, compare_datasets, evaluate_dataset
 from visdiv_assets.defs.resources import (
@@ -53,7 +53,9 @@ def build_defs(
     if unknown := overrides.keys() - resources.keys():
         raise ValueError(f"there is no resource {', '.join(sorted(unknown))}")
     return dg.Definitions(
-        assets=dg.load_assets_from_modules([ingest, embed, score, redundancy, portfolio]),
+        assets=dg.load_assets_from_modules(
+            [ingest, embed, score, redundancy, selection, portfolio]
+        ),
         asset_checks=[diversity_checks, near_duplicate_checks, leakage_checks],
         jobs=[evaluate_dataset, analyze_dataset, compare_datasets],
         schedules=[nightly_reevaluation, nightly_comparison],

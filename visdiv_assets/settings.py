@@ -73,6 +73,7 @@ SECRET_SETTINGS = {"options", "root", "uri", "urls"}
 TagName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,50}$")]
 Role = Literal["training", "benchmark"]
 Basis = Literal["corrected", "plain"]
+SelectionMethod = Literal["k-centre", "log-det", "leverage", "facility-location"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 
@@ -208,6 +209,20 @@ class LeakageSettings(_Strict):
     )
 
 
+class CoreSetSettings(_Strict):
+    """Which images of a dataset the asset `core_set` chooses."""
+
+    k: int | None = Field(
+        None, ge=1, description="how many; 5 % of the images when left out, from 10 to 1,000"
+    )
+    method: SelectionMethod = Field(
+        "k-centre", description="k-centre, log-det, leverage or facility-location"
+    )
+    trim: float = Field(
+        0.0, ge=0, lt=1, description="share of the images, the most isolated, left out as outliers"
+    )
+
+
 class DatasetSettings(_Strict):
     """One dataset: a named set of images with a source."""
 
@@ -243,6 +258,7 @@ class DatasetSettings(_Strict):
     leakage: LeakageSettings = Field(
         default_factory=LeakageSettings, description="what counts as an image of a benchmark"
     )
+    core_set: CoreSetSettings = Field(default_factory=CoreSetSettings)
     embedder: EmbedderSettings | None = Field(
         None, description="another model for this dataset alone"
     )
@@ -500,6 +516,7 @@ def _did_you_mean(location: tuple[int | str, ...]) -> str:
         SampleSettings,
         NearDuplicateSettings,
         LeakageSettings,
+        CoreSetSettings,
     )
     names = {name for model in models for name in model.model_fields}
     close = difflib.get_close_matches(str(location[-1]), names, n=1)

@@ -1,70 +1,194 @@
-"""Core-sets: the k rows that represent all others best.
+"""Core-sets: the k rows that represent all others best, or differ most.
 
-Here: selection methods on a matrix of embeddings. Not here: reading the store, exporting lists.
+Here: the public function, what it takes and refuses, and how well a choice covers. Not here: the
+methods (`coreset_*.py`), reading the store, exporting lists.
 """
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visdiv_assets.spectral.moments import check_embeddings
+from visdiv_assets.similarity.coreset_facility import by_facility_location
+from visdiv_assets.similarity.coreset_greedy import CentreGains, DeterminantGains, greedy
+from visdiv_assets.similarity.coreset_leverage import by_leverage
+from visdiv_assets.similarity.coreset_neighbours import closeness
+from visdiv_assets.similarity.coreset_rows import Matrix, OnProgress, Rows, as_matrix
+from visdiv_assets.spectral.moments import FloatArray
 
-# Rows compared at a time: small enough for a processor's cache.
-BLOCK_ROWS = 512
+Method = Literal["k-centre", "log-det", "leverage", "facility-location"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+# ε of the log-determinant.
+RIDGE = 0.01
 
 
-def select_diverse_samples(embeddings: NDArray[Any], k: int) -> NDArray[np.int64]:
-    """Greedy k-centre: the most central row, then again and again the row farthest from all chosen.
+def select_diverse_samples(
+    embeddings: NDArray[Any] | Matrix,
+    k: int,
+    method: Method = "k-centre",
+    *,
+    include: Iterable[int] = (),
+    exclude: Iterable[int] = (),
+    trim: float = 0.0,
+    weights: NDArray[Any] | None = None,
+    on_progress: OnProgress | None = None,
+) -> NDArray[np.int64]:
+    """Choose k rows that represent the others, or differ most from each other.
 
-    At most twice the optimal covering radius. Deterministic on any number of threads: of equal
-    candidates the lowest index. Computed in float32, or in float64 where the input needs it.
+    - `k-centre`: the most central row, then again and again the row farthest from all chosen, by
+      Euclidean distance. At most twice the optimal covering radius.
+    - `log-det`: greedily the greatest `log det(I + X_S X_Sᵀ/ε)`, ε = 0.01, rows of unit length
+      (the mode of a determinantal point process). More than D rows may be chosen: directions are
+      then filled up evenly.
+    - `leverage`: the greatest ridge leverage scores `xᵀ(XᵀX + λI)⁻¹x`, rows of unit length, λ a
+      hundredth of the mean eigenvalue. Each row by itself, so that near-copies may be chosen
+      together.
+    - `facility-location`: greedily the greatest weighted sum, over all rows (a sample of 16,384
+      of more), of the cosine with the most similar chosen one, among the 128 nearest neighbours
+      of each.
+
+    Deterministic on any number of threads: of equal candidates the lowest index. Rows are read in
+    blocks, and never all of them are in memory.
 
     Args:
-        embeddings: shape (N, D), any real dtype.
+        embeddings: shape (N, D), any real dtype: an array, or anything with `shape` that gives
+            rows by slice and by array of indices.
         k: how many rows to choose, 1 ≤ k ≤ N.
+        method: one of METHODS.
+        include: row indices to be chosen in any case; they count among the k and come first, in
+            the order given.
+        exclude: row indices that are treated as if they were not there.
+        trim: share of rows, in [0, 1), to be treated likewise as outliers: those whose fifth
+            nearest neighbour by cosine, among a sample of 4,096 rows, is farthest. None by
+            default, since a rare image may be what a core-set is made for. Of `include`, none.
+        weights: how much it matters that a row is represented, shape (N,), not negative; for
+            facility-location. When None, the inverse of the density around a row, so that rare
+            images count as much as frequent ones, each group as a whole; ones give the textbook's
+            facility location, whose choice is what is typical, not what is diverse.
+        on_progress: told after each choice how many rows are chosen, and how many are to be.
 
     Returns:
         k distinct row indices in the order of choice, int64.
 
     Raises:
-        ValueError: `embeddings` is not a finite real matrix, or k is not between 1 and N.
+        ValueError: `embeddings` is not a finite real matrix; k is not between 1 and the number of
+            rows that are left; more rows are included than k; an index is out of range, given
+            twice, or both included and excluded; an unknown method; trim outside [0, 1);
+            weights that do not fit the method or the rows.
 
     References:
         Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985.
         Sener & Savarese, "Active learning for convolutional neural networks: a core-set
         approach", ICLR 2018.
+        Chen, Zhang & Zhou, "Fast greedy MAP inference for determinantal point process to improve
+        recommendation diversity", NeurIPS 2018.
+        Papailiopoulos, Kyrillidis & Boutsidis, "Provable deterministic leverage score sampling",
+        KDD 2014.
+        Alaoui & Mahoney, "Fast randomized kernel ridge regression with statistical guarantees",
+        NeurIPS 2015 (ridge leverage scores).
+        Minoux, "Accelerated greedy algorithms for maximizing submodular set functions", 1978.
 
     Example:
         >>> import numpy as np
-        >>> select_diverse_samples(np.array([[0.0], [1.0], [2.0], [9.0]]), k=3).tolist()
+        >>> line = np.array([[0.0], [1.0], [2.0], [9.0]])
+        >>> select_diverse_samples(line, k=3).tolist()
         [2, 3, 0]
+        >>> select_diverse_samples(line, k=2, include=[1], exclude=[3]).tolist()
+        [1, 0]
     """
-    rows = np.asarray(embeddings)
-    check_embeddings(rows)
-    count = len(rows)
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    if not 0.0 <= trim < 1.0:
+        raise ValueError(f"trim is a share of the rows, in [0, 1); got {trim}")
+    matrix = as_matrix(embeddings)
+    count = matrix.shape[0]
+    demand = None if weights is None else _weights(weights, count, method)
+    first = _indices(include, count, "include")
+    out = _indices(exclude, count, "exclude")
+    if both := set(first.tolist()) & set(out.tolist()):
+        raise ValueError(f"row {min(both)} is both included and excluded")
+    if len(first) > max(k, 0):
+        raise ValueError(f"{len(first)} rows are included, more than k = {k}")
+    present = np.ones(count, dtype=bool)
+    present[out] = False
+    what = "the number of embeddings"
+    if len(out):
+        what += " that are not excluded"
+    _check_k(k, int(present.sum()), what)
+    if isolated := int(trim * present.sum()):
+        kept = np.flatnonzero(present)
+        closest = closeness(Rows(matrix, kept if len(out) else None))
+        order = kept[np.lexsort((kept, closest))]
+        present[order[~np.isin(order, first)][:isolated]] = False
+        _check_k(k, int(present.sum()), what + " and not trimmed")
+    rows = Rows(matrix, None if present.all() else np.flatnonzero(present))
+    start = (np.cumsum(present) - 1)[first].tolist()
+    match method:
+        case "k-centre":
+            centres = CentreGains(rows)
+            chosen = greedy(rows, k, centres, start or [centres.most_central], on_progress)
+        case "log-det":
+            determinant = DeterminantGains(rows, k, RIDGE)
+            chosen = greedy(rows, k, determinant, start, on_progress)
+        case "leverage":
+            chosen = by_leverage(rows, k, start)
+        case "facility-location":
+            demand = None if demand is None else rows.of_kept(demand)
+            chosen = by_facility_location(rows, k, start, demand, on_progress)
+    return rows.numbers(chosen)
+
+
+def covering_radius(embeddings: NDArray[Any] | Matrix, chosen: NDArray[np.int64]) -> float:
+    """The greatest Euclidean distance of a row from the nearest of some rows.
+
+    Args:
+        embeddings: shape (N, D), as for `select_diverse_samples`; read once.
+        chosen: row indices, at least one.
+
+    Example:
+        >>> import numpy as np
+        >>> covering_radius(np.array([[0.0], [1.0], [2.0], [9.0]]), np.array([2, 3]))
+        2.0
+    """
+    rows = Rows(as_matrix(embeddings))
+    centres = rows.take(chosen)
+    origin = centres.mean(axis=0)
+    centres -= origin
+    half = 0.5 * np.einsum("ij,ij->i", centres, centres)
+    farthest = 0.0
+    for _, block in rows.blocks():
+        block -= origin
+        squares = np.einsum("ij,ij->i", block, block) - 2 * (block @ centres.T - half).max(axis=1)
+        farthest = max(farthest, float(squares.max()))
+    return float(farthest**0.5)
+
+
+def _check_k(k: int, count: int, what: str) -> None:
     if not 1 <= k <= count:
-        raise ValueError(f"k must be between 1 and the number of embeddings, {count}; got {k}")
-    points = rows.astype(np.result_type(rows.dtype, np.float32), copy=False)
-    mean = points.mean(axis=0, dtype=np.float64).astype(points.dtype)
-    chosen = np.empty(k, dtype=np.int64)
-    chosen[0] = np.argmin(_squared_distances(points, mean))
-    distance = np.full(count, np.inf, dtype=points.dtype)
-    for step in range(1, k):
-        newest = chosen[step - 1]
-        np.minimum(distance, _squared_distances(points, points[newest]), out=distance)
-        distance[newest] = -np.inf  # below every distance: not to be chosen again
-        chosen[step] = np.argmax(distance)
-    return chosen
+        raise ValueError(f"k must be between 1 and {what}, {count}; got {k}")
 
 
-def _squared_distances(points: NDArray[Any], centre: NDArray[Any]) -> NDArray[Any]:
-    """‖x − centre‖² of each row x, by differences: exact for equal points, unlike x·x − 2x·c + c·c.
+def _weights(weights: NDArray[Any], count: int, method: Method) -> FloatArray:
+    if method != "facility-location":
+        raise ValueError(f"weights are for facility-location; the method is {method}")
+    found = np.asarray(weights, dtype=np.float64)
+    if found.shape != (count,) or not np.isfinite(found).all() or (found < 0).any():
+        raise ValueError(f"weights must be {count} finite numbers, none of them negative")
+    return found
 
-    No BLAS, whose last bits depend on the number of threads.
-    """
-    squares = np.empty(len(points), dtype=points.dtype)
-    for start in range(0, len(points), BLOCK_ROWS):
-        block = points[start : start + BLOCK_ROWS] - centre
-        np.einsum("ij,ij->i", block, block, out=squares[start : start + BLOCK_ROWS])
-    return squares
+
+def _indices(wanted: Iterable[int], count: int, name: str) -> NDArray[np.int64]:
+    found = np.asarray(list(wanted))
+    if not len(found):
+        return np.empty(0, dtype=np.int64)
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be row indices")
+    if found.min() < 0 or found.max() >= count:
+        wrong = found[(found < 0) | (found >= count)][0]
+        raise ValueError(f"{name}: there is no row {wrong} among {count}")
+    values, times = np.unique(found, return_counts=True)
+    if times.max() > 1:
+        raise ValueError(f"{name}: row {values[times > 1][0]} is given twice")
+    return found.astype(np.int64)

@@ -47,6 +47,7 @@ EXPORTED = (
     "redundancy",
     "leaks",
     "leakage",
+    "core_sets",
 )
 
 # Another process holds the file, or this one holds it in the other mode.

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from threadpoolctl import threadpool_limits
 
-from visdiv_assets.similarity.coreset import BLOCK_ROWS, select_diverse_samples
+from visdiv_assets.similarity.coreset import select_diverse_samples
+from visdiv_assets.similarity.coreset_rows import BLOCK_ROWS
 
 coordinates = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6, width=32))
 few_points = hnp.arrays(
