@@ -5,7 +5,7 @@ Not here: the store (`store.py`) and what to do about images that were embedded 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from visdiv_assets.embedding.runtime import (
     Runtime,
     Vectors,
     device_names,
+    embed_many,
     load_runtime,
     resolve_precision,
     runtime_name,
@@ -40,9 +41,10 @@ class SSCDEmbedder:
         weights: `auto` (official weights where cached, else the installed int8 ONNX model, else
             a download), the path of a file, a URL, or the name of a published checkpoint.
         device: `auto` (all GPUs that the weights can use, else the CPU), `cpu`, `cuda`, `cuda:1`,
-            or a list of devices that share each batch.
+            or a list of devices that take turns with whole batches.
         batch_size: images per model call; chosen by device when None.
-        precision: `auto`, `fp32`, `bf16`, `fp16` or `int8`, as far as the weights allow it.
+        precision: `auto` (fp16 on GPUs, else the weights' own), `fp32`, `bf16`, `fp16` or `int8`,
+            as far as the weights allow it.
         decoding: how images become pixels; as FineVision does it when None.
         on_download: told of the progress of a download of weights.
 
@@ -76,8 +78,8 @@ class SSCDEmbedder:
         if weights == "auto" and wants_gpu:
             weights = DEFAULT_CHECKPOINT  # the installed int8 model runs on the CPU only
         self.weights: Weights = find_weights(str(weights), on_download=on_download)
-        self.precision = resolve_precision(self.weights, precision)
         self._devices = device_names(self.weights, device)
+        self.precision = resolve_precision(self.weights, precision, self._devices)
         self._batch_size = batch_size
         self.decoding = decoding or Decoding()
 
@@ -121,6 +123,14 @@ class SSCDEmbedder:
             shape (B, D), float32, L2 norm 1.
         """
         return self.runtime.embed(pixels)
+
+    def embed_many(self, batches: Iterable[Pixels]) -> Iterator[Vectors]:
+        """`embed` of each batch, in their order; a GPU works on several at a time.
+
+        Args:
+            batches: iterated in this thread, some batches ahead of what is given back.
+        """
+        return embed_many(self.runtime, batches)
 
     def extract(self, path: str | Path) -> Vectors:
         """Descriptors of all images of a source, in the order of their ids.

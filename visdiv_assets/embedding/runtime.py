@@ -6,8 +6,8 @@ which are imported only once they are needed, because importing torch takes seco
 
 import importlib.util
 import re
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +38,38 @@ class Runtime(Protocol):
         """(B, H, W, 3) uint8 with B ≤ batch size → (B, D) float32, L2 norm 1."""
 
 
-def resolve_precision(weights: Weights, precision: str) -> str:
+@runtime_checkable
+class OverlappingRuntime(Runtime, Protocol):
+    """A runtime that works on several batches at a time.
+
+    It copies one while it computes another, or has several devices.
+    """
+
+    def embed_many(self, batches: Iterable[Pixels]) -> Iterator[Vectors]:
+        """`embed` of each batch, in their order; takes some batches ahead of what it gives.
+
+        `batches` is iterated in the caller's thread. Nothing may be written to a batch any more.
+        """
+
+
+def embed_many(runtime: Runtime, batches: Iterable[Pixels]) -> Iterator[Vectors]:
+    """`runtime.embed` of each batch, in their order, as fast as the runtime has it."""
+    if isinstance(runtime, OverlappingRuntime):
+        return runtime.embed_many(batches)
+    return map(runtime.embed, batches)
+
+
+def resolve_precision(weights: Weights, precision: str, devices: Sequence[str] = ("cpu",)) -> str:
     """The arithmetic that a precision setting means for these weights.
+
+    `auto` is the fastest that moves no score by more than 0.001 (docs/performance.md): float16
+    where the model runs on GPUs only, else the best that the weights have. For the devices
+    `auto`, PyTorch is asked whether there are GPUs, and is imported for that.
+
+    Args:
+        weights: what is to be run.
+        precision: `auto`, or the name of one.
+        devices: as `device_names` returns them.
 
     Raises:
         VisdivError: the weights cannot be run in that precision.
@@ -48,13 +78,21 @@ def resolve_precision(weights: Weights, precision: str) -> str:
     if weights.format == "torchscript":
         offered = ("fp32",)
     if precision == "auto":
-        return offered[0]
+        return "fp16" if "fp16" in offered and _gpus_only(devices) else offered[0]
     if precision not in offered:
         raise VisdivError(
             f"{weights.checkpoint} as {weights.format} runs in {' or '.join(offered)}, "
             f"not in {precision}"
         )
     return precision
+
+
+def _gpus_only(devices: Sequence[str]) -> bool:
+    if "auto" in devices:
+        import torch
+
+        return torch.cuda.is_available()
+    return all(name.startswith("cuda") for name in devices)
 
 
 def runtime_name(weights: Weights, precision: str) -> str:
