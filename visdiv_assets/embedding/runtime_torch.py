@@ -210,8 +210,8 @@ class _Worker:
 
     def _record(self) -> torch.cuda.CUDAGraph | None:
         """The whole way from pixels to vectors as one CUDA graph; None where that fails."""
-        recording = torch.cuda.CUDAGraph()
         try:
+            recording = torch.cuda.CUDAGraph()
             # Other threads may go on using CUDA meanwhile.
             with torch.cuda.graph(
                 recording, stream=self._stream, capture_error_mode="thread_local"
