@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -80,11 +80,23 @@ def runtime_of(weights: Weights, device: str, precision: str, **options: bool) -
     return TorchRuntime(weights, devices=[device], precision=precision, **options)
 
 
+def embed_many(runtime: TorchRuntime, batches: Iterable[Pixels | Tensor]) -> Iterator[Vectors]:
+    """`embed` of each batch, in order, from as many threads as keep the runtime busy."""
+    ahead: deque[Future[Vectors]] = deque()
+    with ThreadPoolExecutor(runtime.calls_at_once) as threads:
+        for batch in batches:
+            ahead.append(threads.submit(runtime.embed, batch))
+            if len(ahead) >= 2 * runtime.calls_at_once:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
 def embed_all(runtime: TorchRuntime, pixels: Pixels) -> Vectors:
     """Vectors of any number of images."""
     size = runtime.batch_size
     batches = (pixels[at : at + size] for at in range(0, len(pixels), size))
-    return np.concatenate([*runtime.embed_many(batches)])
+    return np.concatenate([*embed_many(runtime, batches)])
 
 
 def accuracy(weights: Weights, device: str, pixels: Pixels) -> bool:
@@ -118,7 +130,7 @@ def consistency(weights: Weights, device: str, pixels: Pixels) -> bool:
     eager = runtime_of(weights, device, "fp16", cuda_graphs=False)
     size = min(first.batch_size, len(pixels))
     vectors = first.embed(pixels[:size])
-    again = [*first.embed_many([pixels[:size]] * 20), second.embed(pixels[:size])]
+    again = [*embed_many(first, [pixels[:size]] * 20), second.embed(pixels[:size])]
     alone = [*map(first.embed, pixels[:8, None])]
     found = {
         "the least cosine of fp32 on the GPU to fp32 on the CPU is above 0.99999": (
@@ -183,7 +195,7 @@ def model_alone(weights: Weights, device: str, pixels: Pixels) -> None:
 
 def many(runtime: TorchRuntime, batch: Pixels | Tensor, times: int = 50) -> float:
     """Images/s of `embed_many`."""
-    return rate(lambda: sum(len(vectors) for vectors in runtime.embed_many([batch] * times)))
+    return rate(lambda: sum(len(vectors) for vectors in embed_many(runtime, [batch] * times)))
 
 
 def make_files(folder: Path, count: int) -> list[Path]:
@@ -261,7 +273,7 @@ def through_nvjpeg(
 
     done = 0
     with ThreadPoolExecutor(READERS) as threads, store.segment_writer(model_id) as writer:
-        for vectors in runtime.embed_many(batches(threads)):
+        for vectors in embed_many(runtime, batches(threads)):
             for key, vector in zip(keys.popleft(), vectors, strict=True):
                 writer.add(key, vector)
             done += len(vectors)

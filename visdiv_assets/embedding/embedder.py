@@ -5,7 +5,7 @@ Not here: the store (`store.py`) and what to do about images that were embedded 
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from visdiv_assets.embedding.runtime import (
     Runtime,
     Vectors,
     device_names,
-    embed_many,
     load_runtime,
     resolve_precision,
     runtime_name,
@@ -123,14 +122,6 @@ class SSCDEmbedder:
             shape (B, D), float32, L2 norm 1.
         """
         return self.runtime.embed(pixels)
-
-    def embed_many(self, batches: Iterable[Pixels]) -> Iterator[Vectors]:
-        """`embed` of each batch, in their order; a GPU works on several at a time.
-
-        Args:
-            batches: iterated in this thread, some batches ahead of what is given back.
-        """
-        return embed_many(self.runtime, batches)
 
     def extract(self, path: str | Path) -> Vectors:
         """Descriptors of all images of a source, in the order of their ids.

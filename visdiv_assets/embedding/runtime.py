@@ -6,8 +6,8 @@ which are imported only once they are needed, because importing torch takes seco
 
 import importlib.util
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,27 +36,6 @@ class Runtime(Protocol):
 
     def embed(self, pixels: Pixels) -> Vectors:
         """(B, H, W, 3) uint8 with B ≤ batch size → (B, D) float32, L2 norm 1."""
-
-
-@runtime_checkable
-class OverlappingRuntime(Runtime, Protocol):
-    """A runtime that works on several batches at a time.
-
-    It copies one while it computes another, or has several devices.
-    """
-
-    def embed_many(self, batches: Iterable[Pixels]) -> Iterator[Vectors]:
-        """`embed` of each batch, in their order; takes some batches ahead of what it gives.
-
-        `batches` is iterated in the caller's thread. Nothing may be written to a batch any more.
-        """
-
-
-def embed_many(runtime: Runtime, batches: Iterable[Pixels]) -> Iterator[Vectors]:
-    """`runtime.embed` of each batch, in their order, as fast as the runtime has it."""
-    if isinstance(runtime, OverlappingRuntime):
-        return runtime.embed_many(batches)
-    return map(runtime.embed, batches)
 
 
 def resolve_precision(weights: Weights, precision: str, devices: Sequence[str] = ("cpu",)) -> str:

@@ -7,9 +7,7 @@ Not here: the architecture (`model.py`); JPEG on the GPU (`gpu_decode.py`).
 import contextlib
 import functools
 import logging
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from queue import SimpleQueue
 
 import numpy as np
@@ -82,6 +80,7 @@ class TorchRuntime:
             weights, models, places, batch_size or (GPU_BATCH if gpu else CPU_BATCH), graphs
         )
         self.dimension = self._try_out(weights)
+        self.calls_at_once = len(self._workers)
         self._free: SimpleQueue[_Worker] = SimpleQueue()
         for worker in self._workers:
             self._free.put(worker)
@@ -142,7 +141,8 @@ class TorchRuntime:
     def embed(self, pixels: Pixels | Tensor) -> Vectors:
         """(B, 320, 320, 3) uint8 with B ≤ batch size → (B, D) float32, L2 norm 1.
 
-        May be called from several threads at once; each call takes a worker that is free.
+        `calls_at_once` threads that call it keep all devices busy; each call takes a worker that
+        is free, so a fast device does not wait for a slow one.
 
         Args:
             pixels: an array, or a tensor on one of the devices.
@@ -157,28 +157,6 @@ class TorchRuntime:
             raise VisdivError(f"{worker.device} failed: {_first_line(error)}") from error
         finally:
             self._free.put(worker)
-
-    def embed_many(self, batches: Iterable[Pixels | Tensor]) -> Iterator[Vectors]:
-        """`embed` of each batch, in their order, as many at a time as there are workers.
-
-        Args:
-            batches: iterated in the caller's thread, one batch ahead of the workers.
-
-        Raises:
-            VisdivError: a device failed.
-        """
-        ahead: deque[Future[Vectors]] = deque()
-        with ThreadPoolExecutor(len(self._workers), thread_name_prefix="embed") as threads:
-            try:
-                for batch in batches:
-                    ahead.append(threads.submit(self.embed, batch))
-                    if len(ahead) > len(self._workers):
-                        yield ahead.popleft().result()
-                while ahead:
-                    yield ahead.popleft().result()
-            finally:
-                for future in ahead:
-                    future.cancel()
 
 
 class _Worker:

@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from visdiv_assets.embedding.runtime import (
     device_names,
-    embed_many,
     load_runtime,
     resolve_precision,
     runtime_name,
@@ -51,20 +49,6 @@ def test_automatic_devices_run_in_float16_where_there_is_a_gpu(available, precis
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     assert resolve_precision(weights("torchvision"), "auto", ["auto"]) == precision
     assert resolve_precision(weights("onnx"), "auto", ["auto"]) == "int8"
-
-
-class Counting:
-    """A runtime that takes one batch at a time."""
-
-    dimension, batch_size, description = 1, 2, "counts"
-
-    def embed(self, pixels):
-        return np.full((len(pixels), 1), pixels.sum(), dtype=np.float32)
-
-
-def test_a_runtime_that_takes_one_batch_at_a_time_embeds_many_in_their_order():
-    batches = (np.full((2, 1, 1, 3), value, dtype=np.uint8) for value in range(3))
-    assert [vectors[0, 0] for vectors in embed_many(Counting(), batches)] == [0, 6, 12]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -2,6 +2,7 @@
 
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -75,9 +76,16 @@ def both(checkpoints):
     return TorchRuntime(weights, devices=["cpu", "cpu"], batch_size=2)
 
 
+def embed_at_once(runtime, batches):
+    with ThreadPoolExecutor(runtime.calls_at_once) as threads:
+        return list(threads.map(runtime.embed, batches))
+
+
 def test_two_devices_give_the_same_bits_as_one_and_in_order(both, runtime, pixels):
     batches = [pixels[:2], pixels[2:4], pixels[4:5]]
-    for ours, expected in zip(both.embed_many(batches), map(runtime.embed, batches), strict=True):
+    assert (runtime.calls_at_once, both.calls_at_once) == (1, 2)
+    at_once = embed_at_once(both, batches)
+    for ours, expected in zip(at_once, map(runtime.embed, batches), strict=True):
         assert np.array_equal(ours, expected)
 
 
@@ -97,34 +105,9 @@ def test_a_fast_device_does_not_wait_for_a_slow_one(both, pixels, monkeypatch):
 
     monkeypatch.setattr(slow, "embed", embed_slowly)
     monkeypatch.setattr(fast, "embed", embed_fast)
-    vectors = list(both.embed_many([pixels[:1]] * 3))
+    vectors = embed_at_once(both, [pixels[:1]] * 3)
     assert len(by_fast) == 2
     assert sum(vector[0, 0] for vector in vectors) == 2
-
-
-def test_batches_are_taken_a_bounded_number_ahead(runtime, pixels):
-    taken = []
-
-    def batches():
-        for at in range(8):
-            taken.append(at)
-            yield pixels[at : at + 1]
-
-    vectors = runtime.embed_many(batches())
-    assert taken == []
-    next(vectors)
-    assert len(taken) == 2
-    vectors.close()
-    assert len(taken) == 2
-
-
-def test_an_error_of_what_makes_the_batches_comes_through(runtime, pixels):
-    def batches():
-        yield pixels[:2]
-        raise VisdivError("the disk is on fire")
-
-    with pytest.raises(VisdivError, match="the disk is on fire"):
-        list(runtime.embed_many(batches()))
 
 
 def test_a_device_that_fails_is_named_once(both, pixels, monkeypatch):
@@ -136,7 +119,7 @@ def test_a_device_that_fails_is_named_once(both, pixels, monkeypatch):
     for worker in both._workers:
         monkeypatch.setattr(worker, "_model", fail)
     with pytest.raises(VisdivError, match=r"^cpu failed: RuntimeError: CUDA error: an il[^\n]*$"):
-        list(both.embed_many([pixels[:1]] * 5))
+        embed_at_once(both, [pixels[:1]] * 5)
 
 
 @pytest.mark.parametrize(("wanted", "fitting", "found"), [(8, 3, 2), (3, 1, 1)])
