@@ -40,9 +40,10 @@ class SSCDEmbedder:
         weights: `auto` (official weights where cached, else the installed int8 ONNX model, else
             a download), the path of a file, a URL, or the name of a published checkpoint.
         device: `auto` (all GPUs that the weights can use, else the CPU), `cpu`, `cuda`, `cuda:1`,
-            or a list of devices that share each batch.
+            or a list of devices that take turns with whole batches.
         batch_size: images per model call; chosen by device when None.
-        precision: `auto`, `fp32`, `bf16`, `fp16` or `int8`, as far as the weights allow it.
+        precision: `auto` (fp16 on GPUs, else the weights' own), `fp32`, `bf16`, `fp16` or `int8`,
+            as far as the weights allow it.
         decoding: how images become pixels; as FineVision does it when None.
         on_download: told of the progress of a download of weights.
 
@@ -76,8 +77,8 @@ class SSCDEmbedder:
         if weights == "auto" and wants_gpu:
             weights = DEFAULT_CHECKPOINT  # the installed int8 model runs on the CPU only
         self.weights: Weights = find_weights(str(weights), on_download=on_download)
-        self.precision = resolve_precision(self.weights, precision)
         self._devices = device_names(self.weights, device)
+        self.precision = resolve_precision(self.weights, precision, self._devices)
         self._batch_size = batch_size
         self.decoding = decoding or Decoding()
 

@@ -3,6 +3,7 @@
 Here: the architecture and loading its weights. Not here: devices, batches, precision.
 """
 
+import itertools
 import warnings
 import zipfile
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import resnet50
 
 from visdiv_assets.errors import VisdivError
@@ -86,6 +88,25 @@ def load_sscd(path: Path) -> SSCD:
         # RuntimeError for missing names and wrong shapes, others for names that are not strings.
         raise VisdivError(f"{path} is not an SSCD ResNet-50: {_line(error)}") from error
     return model.eval()
+
+
+def fold_batch_norms(model: SSCD) -> None:
+    """Put every batch norm into the convolution before it, in place.
+
+    Behind fixed statistics a batch norm is a factor and an offset for each channel, which the
+    convolution's own weights and bias can carry. Vectors change by rounding only, some 1e-6 in
+    float32; to be done in float32, before any cast.
+
+    References:
+        Jacob et al., "Quantization and training of neural networks for efficient
+        integer-arithmetic-only inference", CVPR 2018, section 3.2.
+    """
+    for module in model.modules():
+        # ResNet registers its layers in the order in which it runs them.
+        for (before, conv), (after, norm) in itertools.pairwise(list(module.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, before, fuse_conv_bn_eval(conv, norm))
+                setattr(module, after, nn.Identity())
 
 
 def load_torchscript(path: Path) -> torch.jit.ScriptModule:

@@ -38,8 +38,17 @@ class Runtime(Protocol):
         """(B, H, W, 3) uint8 with B ≤ batch size → (B, D) float32, L2 norm 1."""
 
 
-def resolve_precision(weights: Weights, precision: str) -> str:
+def resolve_precision(weights: Weights, precision: str, devices: Sequence[str] = ("cpu",)) -> str:
     """The arithmetic that a precision setting means for these weights.
+
+    `auto` is the fastest that moves no score by more than 0.001 (docs/performance.md): float16
+    where the model runs on GPUs only, else the best that the weights have. For the devices
+    `auto`, PyTorch is asked whether there are GPUs, and is imported for that.
+
+    Args:
+        weights: what is to be run.
+        precision: `auto`, or the name of one.
+        devices: as `device_names` returns them.
 
     Raises:
         VisdivError: the weights cannot be run in that precision.
@@ -48,13 +57,21 @@ def resolve_precision(weights: Weights, precision: str) -> str:
     if weights.format == "torchscript":
         offered = ("fp32",)
     if precision == "auto":
-        return offered[0]
+        return "fp16" if "fp16" in offered and _gpus_only(devices) else offered[0]
     if precision not in offered:
         raise VisdivError(
             f"{weights.checkpoint} as {weights.format} runs in {' or '.join(offered)}, "
             f"not in {precision}"
         )
     return precision
+
+
+def _gpus_only(devices: Sequence[str]) -> bool:
+    if "auto" in devices:
+        import torch
+
+        return torch.cuda.is_available()
+    return all(name.startswith("cuda") for name in devices)
 
 
 def runtime_name(weights: Weights, precision: str) -> str:

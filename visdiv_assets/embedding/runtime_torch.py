@@ -1,31 +1,59 @@
 """SSCD through PyTorch, on the CPU or on GPUs.
 
-Here: devices, precision, normalisation, batches. Not here: the architecture (`model.py`).
+Here: devices, precision, normalisation, batches, and what makes a GPU busy without a pause.
+Not here: the architecture (`model.py`); JPEG on the GPU (`gpu_decode.py`).
 """
 
+import contextlib
+import functools
+import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from visdiv_assets.embedding.model import load_sscd, load_torchscript
+from visdiv_assets.embedding.model import fold_batch_norms, load_sscd, load_torchscript
 from visdiv_assets.embedding.preprocess import IMAGE_SIDE, Pixels
 from visdiv_assets.embedding.runtime import Vectors
 from visdiv_assets.embedding.weights import Weights
 from visdiv_assets.errors import VisdivError
 
+logger = logging.getLogger(__name__)
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+CPU_BATCH = 8
+GPU_BATCH = 128
+
+# One copies to the GPU while the other computes.
+WORKERS_PER_GPU = 2
+
+# What cuDNN and the allocator do in the first calls must not be in a recording.
+WARM_UP = 3
+
 
 class TorchRuntime:
-    """A replica of the model on each device; a batch is shared out among them.
+    """The model on each device; batches are dealt out whole to the devices that are free.
 
     Every call runs the full batch size, padded with black images, so that a vector does not
-    depend on how many images were left over for the last batch.
+    depend on how many images were left over for the last batch. cuDNN is not asked to try out
+    which of its convolutions is fastest here and now: its choice would differ between processes
+    and GPUs, and with it the last bits.
+
+    Args:
+        weights: what to load.
+        devices: `auto`, or names of devices.
+        precision: `fp32`, `bf16` or `fp16`; whatever it is, GeM and L2 norm are in float32.
+        batch_size: images per call; 8 on a CPU, 128 on GPUs when None. Where the memory of a GPU
+            does not suffice it is halved until it does.
+        cuda_graphs: record what a GPU does for a batch once, and replay it.
+
+    Raises:
+        VisdivError: the file is no model, or a device is not there or cannot run it.
     """
 
     def __init__(
@@ -35,28 +63,60 @@ class TorchRuntime:
         devices: Sequence[str] = ("auto",),
         precision: str = "fp32",
         batch_size: int | None = None,
+        cuda_graphs: bool = True,
     ) -> None:
-        self._devices = resolve_devices(devices)
-        self._dtype = DTYPES[precision]
-        per_device = 128 if self._devices[0].type == "cuda" else 8
-        self.batch_size = batch_size or per_device * len(self._devices)
-        self.description = (
-            f"PyTorch {torch.__version__}, {precision} on {', '.join(map(str, self._devices))}"
+        places = resolve_devices(devices)
+        gpu = places[0].type == "cuda"
+        self.description = f"PyTorch {torch.__version__}, {precision} on " + ", ".join(
+            map(str, places)
         )
-        self._models = [self._load(weights, place) for place in self._devices]
-        self._threads = ThreadPoolExecutor(len(self._devices))
-        self.dimension = self._try_out(weights)
-
-    def _load(self, weights: Weights, device: torch.device) -> nn.Module:
-        if device.type == "cuda" and self._dtype is torch.float32:
+        if gpu:
             # By default GPUs convolve in TF32, with 10 bits of mantissa: that is not fp32.
             torch.backends.cudnn.allow_tf32 = False
-        model: nn.Module
-        if weights.format == "torchscript":
-            model = load_torchscript(weights.path)
-        else:
-            model = load_sscd(weights.path).to(self._dtype)
-        return model.to(device)
+            torch.backends.cudnn.deterministic = True
+        models = [_load(weights, DTYPES[precision]) for _ in places]
+        graphs = cuda_graphs and weights.format != "torchscript"  # its executor forbids recording
+        self.batch_size, self._workers = self._start(
+            weights, models, places, batch_size or (GPU_BATCH if gpu else CPU_BATCH), graphs
+        )
+        self.dimension = self._try_out(weights)
+        self.calls_at_once = len(self._workers)
+        self._free: SimpleQueue[_Worker] = SimpleQueue()
+        for worker in self._workers:
+            self._free.put(worker)
+
+    def _start(
+        self,
+        weights: Weights,
+        models: Sequence[nn.Module],
+        places: Sequence[torch.device],
+        batch_size: int,
+        graphs: bool,
+    ) -> tuple[int, list["_Worker"]]:
+        """The workers, and the batch size that the devices have the memory for."""
+        each = WORKERS_PER_GPU if places[0].type == "cuda" else 1
+        while True:
+            try:
+                return batch_size, [
+                    _Worker(model, place, batch_size, graph=graphs)
+                    for _ in range(each)
+                    for model, place in zip(models, places, strict=True)
+                ]
+            except torch.OutOfMemoryError as error:
+                if batch_size == 1:
+                    raise self._refusal(weights, error) from error
+            except Exception as error:
+                # TorchScript may raise anything; a device that is broken, RuntimeError.
+                raise self._refusal(weights, error) from error
+            # Out here nothing holds on to what was allocated.
+            torch.cuda.empty_cache()
+            logger.warning(
+                "batches of %d images are too large for the memory of %s; trying %d",
+                batch_size,
+                ", ".join(map(str, places)),
+                batch_size // 2,
+            )
+            batch_size //= 2
 
     def _try_out(self, weights: Weights) -> int:
         """Embed one image and return D.
@@ -64,47 +124,147 @@ class TorchRuntime:
         Raises:
             VisdivError: the model does not run there, or does not give unit vectors.
         """
+        black = np.zeros((1, IMAGE_SIDE, IMAGE_SIDE, 3), dtype=np.uint8)
         try:
-            vectors = self.embed(np.zeros((1, IMAGE_SIDE, IMAGE_SIDE, 3), dtype=np.uint8))
+            vectors = self._workers[0].embed(black)
         except Exception as error:
-            # TorchScript may raise anything; a device with too little memory, RuntimeError.
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            message = f"{weights.path} does not run with {self.description}: {reason}"
-            raise VisdivError(message) from error
+            raise self._refusal(weights, error) from error
         if vectors.ndim != 2 or not np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3):
             raise VisdivError(f"{weights.path} does not give one unit vector per image")
         return int(vectors.shape[1])
 
-    def embed(self, pixels: Pixels) -> Vectors:
-        """(B, H, W, 3) uint8 with B ≤ batch size → (B, D) float32, L2 norm 1."""
-        padded = np.zeros((self.batch_size, *pixels.shape[1:]), dtype=np.uint8)
-        padded[: len(pixels)] = pixels
-        shares = [share for share in np.array_split(padded, len(self._devices)) if len(share)]
-        vectors = self._threads.map(self._embed_share, self._models, self._devices, shares)
-        return np.concatenate(list(vectors))[: len(pixels)]
+    def _refusal(self, weights: Weights, error: Exception) -> VisdivError:
+        return VisdivError(
+            f"{weights.path} does not run with {self.description}: {_first_line(error)}"
+        )
+
+    def embed(self, pixels: Pixels | Tensor) -> Vectors:
+        """(B, 320, 320, 3) uint8 with B ≤ batch size → (B, D) float32, L2 norm 1.
+
+        `calls_at_once` threads that call it keep all devices busy; each call takes a worker that
+        is free, so a fast device does not wait for a slow one.
+
+        Args:
+            pixels: an array, or a tensor on one of the devices.
+
+        Raises:
+            VisdivError: the device failed.
+        """
+        worker = self._free.get()
+        try:
+            return worker.embed(pixels)
+        except RuntimeError as error:
+            raise VisdivError(f"{worker.device} failed: {_first_line(error)}") from error
+        finally:
+            self._free.put(worker)
+
+
+class _Worker:
+    """One batch at a time through the model, on a device.
+
+    On a GPU it has a stream, page-locked memory and a recording of its own, so that of two
+    workers one copies while the other computes.
+    """
+
+    def __init__(
+        self, model: nn.Module, device: torch.device, batch_size: int, *, graph: bool
+    ) -> None:
+        self.device = device
+        self._model = model.to(device)
+        gpu = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if gpu else None  # type: ignore[no-untyped-call]
+        shape = (batch_size, IMAGE_SIDE, IMAGE_SIDE, 3)
+        self._host = torch.zeros(shape, dtype=torch.uint8, pin_memory=gpu)
+        self._host_array = self._host.numpy()
+        with torch.inference_mode(), self._on_stream():
+            self._pixels = self._host.to(device)  # on the CPU, the very same
+            for _ in range(WARM_UP if gpu else 1):
+                self._vectors = model(self._pixels)
+            self._graph = self._record() if gpu and graph else None
+
+    def _on_stream(self) -> contextlib.AbstractContextManager[object]:
+        """Makes device and stream the current ones."""
+        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def _record(self) -> torch.cuda.CUDAGraph | None:
+        """The whole way from pixels to vectors as one CUDA graph; None where that fails."""
+        try:
+            recording = torch.cuda.CUDAGraph()
+            # Other threads may go on using CUDA meanwhile.
+            with torch.cuda.graph(
+                recording, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                self._vectors = self._model(self._pixels)
+        except RuntimeError as error:
+            logger.warning(
+                "%s runs without a CUDA graph, which is slower: %s", self.device, _first_line(error)
+            )
+            return None
+        return recording
 
     @torch.inference_mode()
-    def _embed_share(self, model: nn.Module, device: torch.device, share: Pixels) -> Vectors:
-        images = normalize(torch.from_numpy(share).to(device)).to(self._dtype)
-        vectors: Vectors = model(images).float().cpu().numpy()
+    def embed(self, pixels: Pixels | Tensor) -> Vectors:
+        count = len(pixels)
+        if self._stream is not None and isinstance(pixels, Tensor) and pixels.is_cuda:
+            # Whoever made them did so on the stream that is current outside of here.
+            self._stream.wait_stream(torch.cuda.current_stream(pixels.device))
+        with self._on_stream():
+            if isinstance(pixels, Tensor):
+                self._pixels[:count].copy_(pixels)
+                self._pixels[count:].zero_()
+            else:
+                self._host_array[:count] = pixels
+                self._host_array[count:] = 0
+                if self._pixels is not self._host:
+                    self._pixels.copy_(self._host, non_blocking=True)
+            if self._graph:
+                self._graph.replay()
+            else:
+                self._vectors = self._model(self._pixels)
+            vectors: Vectors = self._vectors[:count].cpu().numpy()  # waits for all of the above
         return vectors
 
 
-def normalize(pixels: Tensor) -> Tensor:
-    """uint8 (B, H, W, 3) → float32 (B, 3, H, W) with ImageNet's mean and standard deviation."""
-    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=pixels.device).view(3, 1, 1)
-    return pixels.permute(0, 3, 1, 2).float().div(255).sub(mean).div(std)
+class _FromPixels(nn.Module):
+    """(B, H, W, 3) uint8 → float32 vectors, by a model that takes normalised images."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+        # Nothing may be copied to the GPU while its work is recorded, so they live there.
+        self.mean = nn.Buffer(torch.tensor(IMAGENET_MEAN).view(3, 1, 1) * 255)
+        self.std = nn.Buffer(torch.tensor(IMAGENET_STD).view(3, 1, 1) * 255)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        # Pixels in this order are what torch calls channels-last, without a copy.
+        images = pixels.permute(0, 3, 1, 2).sub(self.mean).div_(self.std)
+        vectors: Tensor = self.model(images.to(self.dtype)).float()
+        return vectors
+
+
+def _load(weights: Weights, dtype: torch.dtype) -> nn.Module:
+    """The model, on the CPU still."""
+    model: nn.Module
+    if weights.format == "torchscript":
+        model = load_torchscript(weights.path)
+    else:
+        model = load_sscd(weights.path)
+        fold_batch_norms(model)
+        model = model.to(dtype).to(memory_format=torch.channels_last)
+    return _FromPixels(model, dtype)
 
 
 def resolve_devices(names: Sequence[str]) -> list[torch.device]:
-    """The devices of these names; `auto` is all that CUDA has, else the CPU.
+    """The devices of these names; `auto` is all that CUDA has, else the CPU, which it says once.
 
     Raises:
         VisdivError: a device is not there.
     """
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if list(names) == ["auto"]:
+        if not available:
+            _say_that_the_cpu_embeds()
         names = [f"cuda:{number}" for number in range(available)] or ["cpu"]
     devices = []
     for name in names:
@@ -116,3 +276,14 @@ def resolve_devices(names: Sequence[str]) -> list[torch.device]:
             )
         devices.append(place)
     return devices
+
+
+@functools.cache
+def _say_that_the_cpu_embeds() -> None:
+    logger.warning(
+        "PyTorch %s sees no CUDA device, so the model runs on the CPU", torch.__version__
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

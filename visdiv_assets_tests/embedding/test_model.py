@@ -7,7 +7,12 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from visdiv_assets.embedding.model import GeneralizedMeanPool, load_sscd, load_torchscript
+from visdiv_assets.embedding.model import (
+    GeneralizedMeanPool,
+    fold_batch_norms,
+    load_sscd,
+    load_torchscript,
+)
 from visdiv_assets.errors import VisdivError
 from visdiv_assets_tests.embedding.reference import preprocess
 
@@ -42,6 +47,22 @@ def test_the_random_model_of_these_tests_tells_photographs_apart(reference, phot
         vectors = reference(preprocess(photos[:4], side=160))
     cosines = (vectors @ vectors.T)[~torch.eye(4, dtype=torch.bool)]
     assert cosines.abs().max() < 0.9
+
+
+def test_folded_batch_norms_leave_convolutions_alone_and_change_vectors_by_rounding(
+    checkpoints, photos
+):
+    images = preprocess(photos[:2], side=160)
+    model = load_sscd(checkpoints["torchvision"])
+    with torch.inference_mode():
+        as_trained = model(images)
+    fold_batch_norms(model)
+    with torch.inference_mode():
+        folded = model(images)
+    kinds = [type(module) for module in model.modules()]
+    assert nn.BatchNorm2d not in kinds
+    assert kinds.count(nn.Conv2d) == 53
+    torch.testing.assert_close(folded, as_trained, rtol=0, atol=2e-6)
 
 
 def test_a_head_of_1024_gives_vectors_of_1024(reference, big_files):

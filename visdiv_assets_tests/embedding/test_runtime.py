@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from visdiv_assets.embedding.runtime import (
     device_names,
@@ -26,6 +27,28 @@ def weights(kind):
 )
 def test_each_format_has_a_precision_of_its_own(kind, name):
     assert runtime_name(weights(kind), resolve_precision(weights(kind), "auto")) == name
+
+
+@pytest.mark.parametrize(
+    ("kind", "devices", "precision"),
+    [
+        ("torchvision", ["cuda"], "fp16"),
+        ("torchvision", ["cuda:0", "cuda:1"], "fp16"),
+        ("torchvision", ["cpu", "cuda:0"], "fp32"),
+        ("torchvision", ["cpu"], "fp32"),
+        ("torchscript", ["cuda"], "fp32"),
+    ],
+)
+def test_on_gpus_alone_a_state_dict_runs_in_float16(kind, devices, precision):
+    assert resolve_precision(weights(kind), "auto", devices) == precision
+    assert resolve_precision(weights(kind), "fp32", devices) == "fp32"
+
+
+@pytest.mark.parametrize(("available", "precision"), [(True, "fp16"), (False, "fp32")])
+def test_automatic_devices_run_in_float16_where_there_is_a_gpu(available, precision, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    assert resolve_precision(weights("torchvision"), "auto", ["auto"]) == precision
+    assert resolve_precision(weights("onnx"), "auto", ["auto"]) == "int8"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -1,13 +1,20 @@
 """The torch road: the same numbers from both of Meta's formats and from plain torchvision."""
 
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from visdiv_assets.embedding.runtime_torch import TorchRuntime, resolve_devices
+from visdiv_assets.embedding.runtime_torch import (
+    TorchRuntime,
+    _FromPixels,
+    _say_that_the_cpu_embeds,
+    resolve_devices,
+)
 from visdiv_assets.embedding.weights import find_weights
 from visdiv_assets.errors import VisdivError
 from visdiv_assets_tests.embedding.reference import preprocess
@@ -62,28 +69,113 @@ def test_a_vector_does_not_depend_on_the_other_images_of_its_batch(runtime, vect
     assert np.array_equal(runtime.embed(pixels[[0, 5]])[:1], vectors[:1])
 
 
-def test_two_devices_give_the_same_bits_as_one(checkpoints, vectors, pixels):
+@pytest.fixture(scope="module")
+def both(checkpoints):
+    """The same device twice, as if it were two."""
     weights = find_weights(str(checkpoints["torchvision"]))
-    both = TorchRuntime(weights, devices=["cpu", "cpu"], batch_size=4)
-    shared = both.embed(pixels[[0, 1, 0]])
-    assert np.array_equal(shared, vectors[[0, 1, 0]])
+    return TorchRuntime(weights, devices=["cpu", "cpu"], batch_size=2)
 
 
-def test_more_devices_than_images_in_a_batch_is_no_problem(checkpoints, vectors, pixels):
+def embed_at_once(runtime, batches):
+    with ThreadPoolExecutor(runtime.calls_at_once) as threads:
+        return list(threads.map(runtime.embed, batches))
+
+
+def test_two_devices_give_the_same_bits_as_one_and_in_order(both, runtime, pixels):
+    batches = [pixels[:2], pixels[2:4], pixels[4:5]]
+    assert (runtime.calls_at_once, both.calls_at_once) == (1, 2)
+    at_once = embed_at_once(both, batches)
+    for ours, expected in zip(at_once, map(runtime.embed, batches), strict=True):
+        assert np.array_equal(ours, expected)
+
+
+def test_a_fast_device_does_not_wait_for_a_slow_one(both, pixels, monkeypatch):
+    slow, fast = both._workers
+    enough, by_fast = threading.Event(), []
+
+    def embed_slowly(batch):
+        assert enough.wait(60)
+        return np.zeros((1, 512), dtype=np.float32)
+
+    def embed_fast(batch):
+        by_fast.append(batch)
+        if len(by_fast) == 2:
+            enough.set()
+        return np.ones((1, 512), dtype=np.float32)
+
+    monkeypatch.setattr(slow, "embed", embed_slowly)
+    monkeypatch.setattr(fast, "embed", embed_fast)
+    vectors = embed_at_once(both, [pixels[:1]] * 3)
+    assert len(by_fast) == 2
+    assert sum(vector[0, 0] for vector in vectors) == 2
+
+
+def test_a_device_that_fails_is_named_once(both, pixels, monkeypatch):
+    def fail(images):
+        raise RuntimeError(
+            "CUDA error: an illegal memory access\nCompile with `TORCH_USE_CUDA_DSA`"
+        )
+
+    for worker in both._workers:
+        monkeypatch.setattr(worker, "_model", fail)
+    with pytest.raises(VisdivError, match=r"^cpu failed: RuntimeError: CUDA error: an il[^\n]*$"):
+        embed_at_once(both, [pixels[:1]] * 5)
+
+
+@pytest.mark.parametrize(("wanted", "fitting", "found"), [(8, 3, 2), (3, 1, 1)])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(
+    wanted, fitting, found, checkpoints, vectors, pixels, monkeypatch, caplog
+):
+    model = _FromPixels.forward
+
+    def forward(self, images):
+        if len(images) > fitting:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return model(self, images)
+
+    monkeypatch.setattr(_FromPixels, "forward", forward)
     weights = find_weights(str(checkpoints["torchvision"]))
-    both = TorchRuntime(weights, devices=["cpu", "cpu"], batch_size=1)
-    np.testing.assert_allclose(both.embed(pixels[:1]), vectors[:1], rtol=0, atol=1e-6)
+    runtime = TorchRuntime(weights, batch_size=wanted)
+    assert runtime.batch_size == found
+    np.testing.assert_allclose(runtime.embed(pixels[:1]), vectors[:1], rtol=0, atol=2e-6)
+    tried = [record.message for record in caplog.records]
+    smaller = wanted // 2
+    assert tried[0] == (
+        f"batches of {wanted} images are too large for the memory of cpu; trying {smaller}"
+    )
+    assert len(tried) == {8: 2, 3: 1}[wanted]
+
+
+def test_too_little_memory_for_a_single_image_is_an_error(checkpoints, monkeypatch):
+    def forward(self, images):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(_FromPixels, "forward", forward)
+    with pytest.raises(VisdivError, match=r"does not run with PyTorch .* CUDA out of memory"):
+        TorchRuntime(find_weights(str(checkpoints["torchvision"])), batch_size=2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_where_work_cannot_be_recorded_the_model_runs_without_and_says_so(runtime, caplog):
+    assert runtime._workers[0]._record() is None
+    (record,) = caplog.records
+    assert record.message.startswith("cpu runs without a CUDA graph, which is slower: ")
+    assert "\n" not in record.message
+
+
+def test_pixels_may_be_a_tensor(runtime, vectors, pixels):
+    runtime.embed(pixels[2:4])
+    assert np.array_equal(runtime.embed(torch.from_numpy(pixels[:1])), vectors[:1])
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_gives_nearly_the_same_vectors(precision, checkpoints, vectors, pixels):
     weights = find_weights(str(checkpoints["torchvision"]))
-    half = TorchRuntime(weights, precision=precision, batch_size=2).embed(pixels[:2])
+    half = TorchRuntime(weights, precision=precision, batch_size=1).embed(pixels[:1])
     assert half.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1, atol=1e-6)
-    cosines = np.sum(half * vectors, axis=1)
-    assert (cosines >= 0.99).all()
-    assert not np.array_equal(half, vectors)
+    assert np.sum(half * vectors[:1]) >= {"bf16": 0.99, "fp16": 0.9999}[precision]
+    assert not np.array_equal(half, vectors[:1])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -91,6 +183,16 @@ def test_half_precision_gives_nearly_the_same_vectors(precision, checkpoints, ve
 def test_a_gpu_that_is_not_there_is_named(device, checkpoints):
     with pytest.raises(VisdivError, match=f"the device {device} is not there: .* no CUDA devices"):
         TorchRuntime(find_weights(str(checkpoints["torchvision"])), devices=["cpu", device])
+
+
+def test_without_a_gpu_auto_says_once_that_the_cpu_embeds(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    _say_that_the_cpu_embeds.cache_clear()
+    for _ in range(2):
+        resolve_devices(["auto"])
+    resolve_devices(["cpu"])
+    (record,) = caplog.records
+    assert record.message.endswith("sees no CUDA device, so the model runs on the CPU")
 
 
 @pytest.mark.parametrize(

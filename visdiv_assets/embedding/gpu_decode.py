@@ -1,0 +1,221 @@
+"""JPEG on a GPU: encoded images → squares of pixels that need not leave it.
+
+Here: which images nvJPEG is given, and decoding and resizing those many at a time. Not here: all
+other images, which are decoded as ever (`decoders.py`); what becomes of the pixels.
+
+nvJPEG rounds its cosine transform and interpolates its colours otherwise than libjpeg does, so
+these pixels differ a little from FineVision's, and vectors made from them belong under a model id
+of their own. It also reads the bytes in this process: whatever a hostile file can make nvJPEG do,
+it does to the run. So it is for images of known origin, and never chosen unasked.
+"""
+
+import io
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2.functional import InterpolationMode, resize
+
+from visdiv_assets.embedding.preprocess import IMAGE_SIDE, DecodeError, Decoding, Pixels
+from visdiv_assets.errors import VisdivError
+
+# Larger images are few, and each would take gigabytes of the GPU's memory.
+MAX_PIXELS = 2**25
+
+# Pixels decoded at once: 0.2 GB as uint8, 0.8 GB as the float32 in which they are resized.
+CHUNK_PIXELS = 2**26
+
+FRAMES = (0xC0, 0xC2)  # baseline and progressive
+
+# Deprecated since torchvision 0.29 in favour of TorchCodec; people can do nothing about it.
+warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torchvision\.io")
+
+
+class Size(NamedTuple):
+    """Of an image, in pixels."""
+
+    width: int
+    height: int
+
+
+def plain_jpeg_size(data: bytes, decoding: Decoding = Decoding()) -> Size | None:  # noqa: B008
+    """The size of a JPEG that nvJPEG decodes as libjpeg would; None for anything else.
+
+    That is: baseline or progressive, 8 bits, grey or YCbCr with common subsampling, whole to the
+    last marker, within the limits, and not to be turned. Looks at the header only.
+
+    References:
+        ITU-T T.81 (1992), annex B; for colours, ITU-T T.872 (2012), section 6.5.3.
+
+    Example:
+        >>> encoded = io.BytesIO()
+        >>> Image.new("RGB", (40, 30)).save(encoded, "JPEG")
+        >>> plain_jpeg_size(encoded.getvalue())
+        Size(width=40, height=30)
+        >>> plain_jpeg_size(encoded.getvalue()[:-1])
+    """
+    if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
+        return None
+    size: Size | None = None
+    for marker, body in _segments(data):
+        is_frame = 0xC0 <= marker <= 0xCF and marker != 0xC4  # which holds Huffman tables
+        other_colours = marker == 0xEE and body[:5] == b"Adobe" and body[11:12] != b"\x01"
+        turned = marker == 0xE1 and body[:4] == b"Exif" and decoding.exif_orientation
+        odd = is_frame and (size or marker not in FRAMES or not _is_common(body))
+        if odd or other_colours or turned:
+            return None
+        if is_frame:
+            size = Size(int.from_bytes(body[3:5]), int.from_bytes(body[1:3]))
+    limit = min(MAX_PIXELS, decoding.max_pixels)
+    return size if size and 0 < size.width * size.height <= limit else None
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Marker and content of each segment before the first scan."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"", b"\xda"):
+        length = int.from_bytes(data[at + 2 : at + 4])
+        yield data[at + 1], data[at + 4 : at + 2 + length]
+        at += 2 + max(length, 2)
+
+
+def _is_common(frame: bytes) -> bool:
+    """Whether a frame header is of 8 bits, grey or with components 1, 2, 3 subsampled as usual."""
+    components = [tuple(frame[at : at + 2]) for at in range(6, len(frame), 3)]
+    if len(frame) < 9 or frame[0] != 8 or len(frame) != 6 + 3 * frame[5]:
+        return False
+    if len(components) == 1:
+        return components[0][1] == 0x11
+    luma = [(1, factors) for factors in (0x11, 0x21, 0x12, 0x22)]
+    return components[0] in luma and components[1:] == [(2, 0x11), (3, 0x11)]
+
+
+class GpuDecoder:
+    """Decodes JPEGs on one GPU; of a process, one is enough, since torchvision keeps one state.
+
+    Args:
+        device: a CUDA device; the CPU works as well, through libjpeg, for tests.
+        decoding: settings; `max_seconds` is not kept.
+
+    Raises:
+        VisdivError: there is no JPEG decoder on that device.
+    """
+
+    def __init__(self, device: torch.device, decoding: Decoding) -> None:
+        self._device, self._decoding = device, decoding
+        sample = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(sample, "JPEG")
+        try:
+            self._decode([sample.getvalue()])
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0][:200]
+            raise VisdivError(f"{device} cannot decode JPEG: {reason}") from error
+
+    def takes(self, data: bytes) -> bool:
+        """Whether this is an image for `decode`."""
+        return plain_jpeg_size(data, self._decoding) is not None
+
+    def decode_all(
+        self, encoded: Sequence[bytes], otherwise: Callable[[bytes], Pixels]
+    ) -> tuple[Tensor, dict[int, DecodeError]]:
+        """As `decode`, and what that leaves black is decoded by `otherwise`.
+
+        Returns:
+            the squares, (N, 320, 320, 3) uint8 on the device, and by position the errors of the
+            images that cannot be decoded, which are black.
+        """
+        squares, left = self.decode(encoded)
+        failed: dict[int, DecodeError] = {}
+        for at in left:
+            try:
+                squares[at] = torch.tensor(otherwise(encoded[at]))
+            except DecodeError as error:
+                failed[at] = error
+        return squares, failed
+
+    def decode(self, encoded: Sequence[bytes]) -> tuple[Tensor, list[int]]:
+        """Decode, and squash to squares, bilinear with antialias.
+
+        Returns:
+            the squares, (N, 320, 320, 3) uint8 on the device, and the positions of the images that
+            nvJPEG does not take or cannot decode, ascending; those are black.
+
+        Raises:
+            VisdivError: the device failed.
+        """
+        squares = torch.zeros(
+            (len(encoded), IMAGE_SIDE, IMAGE_SIDE, 3), dtype=torch.uint8, device=self._device
+        )
+        sizes = {at: plain_jpeg_size(data, self._decoding) for at, data in enumerate(encoded)}
+        done: set[int] = set()
+        try:
+            for chunk in _chunks({at: size for at, size in sizes.items() if size}):
+                images = self._decode_what_can_be([encoded[at] for at in chunk])
+                alike: dict[torch.Size, dict[int, Tensor]] = defaultdict(dict)
+                for at, image in zip(chunk, images, strict=True):
+                    if image is not None:
+                        alike[image.shape][at] = image
+                for group in alike.values():
+                    if (resized := _resize(list(group.values()))) is not None:
+                        squares[list(group)] = resized.permute(0, 2, 3, 1)
+                        done.update(group)
+        except torch.AcceleratorError as error:
+            reason = str(error).splitlines()[0][:200]
+            raise VisdivError(f"{self._device} failed: {reason}") from error
+        return squares, [at for at in range(len(encoded)) if at not in done]
+
+    def _decode_what_can_be(self, encoded: Sequence[bytes]) -> list[Tensor | None]:
+        """(3, H, W) uint8 each. One bad image fails a whole call, so calls that fail are halved."""
+        try:
+            return [*self._decode(encoded)]
+        except torch.AcceleratorError:
+            raise
+        except RuntimeError:
+            if len(encoded) == 1:
+                return [None]
+            middle = len(encoded) // 2
+            return [
+                *self._decode_what_can_be(encoded[:middle]),
+                *self._decode_what_can_be(encoded[middle:]),
+            ]
+
+    def _decode(self, encoded: Sequence[bytes]) -> list[Tensor]:
+        buffers = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in encoded]
+        images: list[Tensor] = decode_jpeg(buffers, mode=ImageReadMode.RGB, device=self._device)
+        return images
+
+
+def _chunks(sizes: dict[int, Size]) -> Iterator[list[int]]:
+    """Positions in turn, so many at a time as have CHUNK_PIXELS, and at least one."""
+    chunk: list[int] = []
+    pixels = 0
+    for at, size in sizes.items():
+        area = size.width * size.height
+        if chunk and pixels + area > CHUNK_PIXELS:
+            yield chunk
+            chunk, pixels = [], 0
+        chunk.append(at)
+        pixels += area
+    if chunk:
+        yield chunk
+
+
+def _resize(images: Sequence[Tensor]) -> Tensor | None:
+    """(3, H, W) uint8, all of one size → (N, 3, 320, 320) uint8; None where that is too much."""
+    try:
+        resized: Tensor = resize(
+            torch.stack(list(images)),
+            [IMAGE_SIDE, IMAGE_SIDE],
+            interpolation=InterpolationMode.BILINEAR,
+            antialias=True,
+        )
+    except torch.AcceleratorError:
+        raise
+    except RuntimeError:  # memory; or, on a GPU, hundreds of pixels to make one of
+        return None
+    return resized
