@@ -4,11 +4,14 @@ Here: what the Dagster assets and the command line share. Not here: how a step w
 `embedding/`, `spectral/`, `warehouse/`), Dagster.
 """
 
+import functools
 import hashlib
+import operator
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,25 +19,29 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from visdiv_assets.embedding.contents import Contents, split
 from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.index import EmbeddingIndex
 from visdiv_assets.embedding.pipeline import Embedder, OnProgress, embed_manifest
 from visdiv_assets.embedding.preprocess import Decoding
-from visdiv_assets.embedding.store import Store, iterate_segments
+from visdiv_assets.embedding.store import Store
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.guidance.slices import by_column, by_folder, codes_of
+from visdiv_assets.guidance.slices import by_column, by_folder, slices_of
 from visdiv_assets.judgement import states_of
 from visdiv_assets.settings import ColumnSlices, Settings, Slices
 from visdiv_assets.sources.manifest import Manifest, list_images
 from visdiv_assets.sources.places import scheme_of, without_secrets
 from visdiv_assets.sources.source import Source
 from visdiv_assets.spectral.corrected import corrected
+from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.progressive import precise_enough, sample_sizes
 from visdiv_assets.spectral.sample import Sample
 from visdiv_assets.spectral.score import TOO_FEW, Diversity, DiversityCalculator, diversity, rate
 from visdiv_assets.warehouse.warehouse import Evaluation, FailedImage, Warehouse
+
+# Norms of one row, computed in two ways in float32, differ by less.
+NORM_SLACK = 1e-6
 
 
 @dataclass(frozen=True)
@@ -91,8 +98,11 @@ def embed_dataset(
         n_new += embedded
         if precision is None or len(chosen) == len(manifest) or not index.n_images:
             break
-        whole, _, _ = _add_up(store, embedder.model_id, index, np.empty(0, dtype=np.int64), 0)
-        if precise_enough(corrected(whole), precision):
+        contents = Contents.of(index)
+        moments, _ = contents.moments(store, embedder.model_id)
+        if moments is not None and precise_enough(
+            corrected(contents.sample(store, embedder.model_id, moments)), precision
+        ):
             break
     if warehouse is not None:
         failed = index.failed().select(["image_id", "reason", "exception", "size"]).to_pylist()
@@ -125,6 +135,9 @@ def accumulate_moments(
 ) -> Sample:
     """Add up the moments of the latest manifest's embeddings, whole and by slice, and keep them.
 
+    Starts from the moments kept last where that is less work: takes away the rows that went since
+    and adds those that came, which costs no bit.
+
     Args:
         dataset: its name.
         model_id: of the embeddings.
@@ -133,60 +146,108 @@ def accumulate_moments(
     """
     manifest = store.latest_manifest(dataset)
     index = store.read_index(dataset, model_id, manifest.fingerprint)
-    names, codes = _slice_codes(manifest, index, slices)
-    whole, parts, norm_error = _add_up(store, model_id, index, codes, len(names))
-    store.write_moments(dataset, model_id, manifest.fingerprint, whole, norm_error)
-    named = {name: part for name, part in zip(names, parts, strict=True) if part is not None}
-    store.write_slices(dataset, model_id, manifest.fingerprint, named if len(named) > 1 else {})
+    parts = _contents(manifest, index, slices)
+    summed = _updated(dataset, model_id, store, slices, parts) or {
+        name: contents.moments(store, model_id) for name, contents in parts.items()
+    }
+    samples = {
+        name: parts[name].sample(store, model_id, moments)
+        for name, (moments, _) in summed.items()
+        if moments is not None and moments.n
+    }
+    if not samples:
+        raise VisdivError("not one image was embedded")
+    whole = functools.reduce(operator.add, samples.values())
+    norm_error = max(error for _, error in summed.values())
+    fingerprint = manifest.fingerprint
+    store.write_slices(dataset, model_id, fingerprint, samples if len(samples) > 1 else {})
+    store.write_moments(dataset, model_id, fingerprint, whole, norm_error, _digest(parts))
     return whole
 
 
-def _slice_codes(
-    manifest: Manifest, index: EmbeddingIndex, slices: Slices
-) -> tuple[list[str], NDArray[np.int64]]:
-    """Names of the slices, and the slice of each row of an index; none if there is only one."""
+def _updated(
+    dataset: str, model_id: str, store: Store, slices: Slices, parts: Mapping[str, Contents]
+) -> dict[str, tuple[Moments | None, float]] | None:
+    """Moments and norm error of each part, made from those kept last; None where that won't do.
+
+    It won't where more than half of the rows changed, where the index or the slices of what was
+    kept are not what they were, or a segment was written anew since, and where the row whose
+    norm is farthest from 1 has gone, since nothing tells which one is next.
+    """
+    newest = store.newest_moments(dataset, model_id)
+    if newest is None:
+        return None
+    fingerprint, digest, written = newest
+    try:
+        index = store.read_index(dataset, model_id, fingerprint)
+        then = _contents(store.read_manifest(dataset, fingerprint), index, slices)
+        segments = {name for contents in then.values() for name in contents.segments}
+        if digest != _digest(then) or any(
+            store.segment_time(model_id, name) > written for name in segments
+        ):
+            return None
+    except (VisdivError, OSError):  # it has gone
+        return None
+    kept = {"": store.read_moments(dataset, model_id, fingerprint)}
+    if len(then) > 1:
+        named = store.read_slices(dataset, model_id, fingerprint)
+        kept = {name: sample.moments for name, sample in named.items()}
+    norm_error = store.read_norm_error(dataset, model_id, fingerprint)
+    changes = {
+        name: contents.minus(then[name]) if name in kept else (contents, None)
+        for name, contents in parts.items()
+    }
+    touched = sum(len(came) + len(went or ()) for came, went in changes.values())
+    if 2 * touched > sum(map(len, parts.values())):
+        return None
+    summed = {}
+    for name, (came, went) in changes.items():
+        gained, error = came.moments(store, model_id)
+        moments = gained if went is None else kept[name] if gained is None else kept[name] + gained
+        if moments is not None and went:
+            lost, lost_error = went.moments(store, model_id)
+            if lost_error > norm_error - NORM_SLACK:
+                return None
+            moments = moments if lost is None else moments - lost
+        summed[name] = moments, max(error, norm_error)
+    return summed
+
+
+def _digest(parts: Mapping[str, Contents]) -> str:
+    """Hash of what a dataset is made of, by slice."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(parts):
+        digest.update(f"{len(name)} {name}".encode())
+        digest.update(parts[name].digest())
+    return digest.hexdigest()
+
+
+def _contents(manifest: Manifest, index: EmbeddingIndex, slices: Slices) -> dict[str, Contents]:
+    """What each slice is made of, by its name; the whole as the slice "" where there is only one.
+
+    A dataset has millions of images and few slices, so names are made for different values only.
+    """
     if isinstance(slices, ColumnSlices):
         at = pc.index_in(index.table["image_id"], value_set=manifest.table["image_id"])
         metadata = manifest.table["metadata"].take(at)
-        said = (None if row.as_py() is None else dict(row.as_py()) for row in metadata)
-        parts = by_column(said, slices.column)
+        said = pc.map_lookup(metadata, slices.column, "last")
     else:
-        parts = by_folder(image_id.as_py() for image_id in index.table["image_id"])
-    names, codes = codes_of(parts)
+        said = pc.replace_substring_regex(index.table["image_id"], "[^/#]*$", "")
+    values = said.combine_chunks().dictionary_encode("encode")
+    if isinstance(slices, ColumnSlices):
+        told = ({slices.column: value} for value in values.dictionary.to_pylist())
+        named = by_column(told, slices.column)
+    else:
+        named = by_folder(values.dictionary.to_pylist())
+    counts = Counter[str]()
+    value_of = values.indices.to_numpy()
+    for name, count in zip(named, np.bincount(value_of, minlength=len(named)), strict=True):
+        counts[name] += int(count)
+    names, code_of = slices_of(counts)
     if len(names) < 2:
-        return [], np.empty(0, dtype=np.int64)
-    return names, np.array(codes)
-
-
-def _add_up(
-    store: Store,
-    model_id: str,
-    index: EmbeddingIndex,
-    codes: NDArray[np.int64],
-    n_slices: int,
-) -> tuple[Sample, list[Sample | None], float]:
-    whole: Sample | None = None
-    parts: list[Sample | None] = [None] * n_slices
-    norm_error = 0.0
-    for rows, counts, keys, images, row_of in iterate_segments(store, model_id, index):
-        norms = np.linalg.norm(rows.astype(np.float32), axis=1)
-        norm_error = max(norm_error, float(np.abs(norms - 1).max()))
-        if not n_slices:
-            part = Sample.of(rows, counts, keys)
-            whole = part if whole is None else whole + part
-            continue
-        for code in np.unique(codes[images]):
-            own = np.bincount(row_of[codes[images] == code], minlength=len(rows))
-            used = np.flatnonzero(own)
-            part = Sample.of(rows[used], own[used], keys[used])
-            before = parts[code]
-            parts[code] = part if before is None else before + part
-    for each in parts:
-        if each is not None:
-            whole = each if whole is None else whole + each
-    if whole is None:
-        raise VisdivError("not one image was embedded")
-    return whole, parts, norm_error
+        return {"": Contents.of(index)}
+    codes = np.array([code_of[name] for name in named])[value_of]
+    return dict(zip(names, split(index, codes, len(names)), strict=True))
 
 
 def score_dataset(

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
+from visdiv_assets.embedding.contents import Contents
 from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.preprocess import Pixels
 from visdiv_assets.embedding.runtime import Vectors
-from visdiv_assets.embedding.store import Store, iterate_rows
+from visdiv_assets.embedding.store import Store
 from visdiv_assets.embedding.weights import ONNX_CHECKPOINT
 from visdiv_assets.evaluation import evaluate
 from visdiv_assets.sources.directory import DirectorySource
@@ -62,5 +63,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     store, warehouse = Store(root), Warehouse(root / "visdiv.duckdb")
     embedder = RecordingEmbedder(ONNX_CHECKPOINT)
     evaluation, embedded = evaluate("photos", DirectorySource(PHOTOS), embedder, store, warehouse)
-    rows = [rows for rows, _ in iterate_rows(store, evaluation.model_id, embedded.index)]
+    rows = [
+        rows.copy() for rows, _ in Contents.of(embedded.index).blocks(store, evaluation.model_id)
+    ]
     return Demo(root, evaluation, np.concatenate(embedder.batches), np.concatenate(rows))

@@ -1,5 +1,6 @@
 """From a folder to a row in `evaluations`, and that bad input leaves none."""
 
+import os
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,9 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from visdiv_assets import SSCDEmbedder, VisdivError, evaluate_diversity
+from visdiv_assets.embedding.contents import Contents
+from visdiv_assets.embedding.index import EmbeddingIndex
 from visdiv_assets.embedding.store import Store
 from visdiv_assets.embedding.weights import ONNX_CHECKPOINT
-from visdiv_assets.evaluation import dataset_name_for, evaluate
+from visdiv_assets.evaluation import accumulate_moments, dataset_name_for, evaluate
+from visdiv_assets.settings import ColumnSlices
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image, write_images
@@ -151,3 +155,113 @@ def test_the_name_of_any_folder_is_fit_for_a_file(path):
     assert len(name) < 100
     assert name[0] not in ".-"
     assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+def moments_kept(store, fingerprint):
+    """All that is kept of the moments of a manifest, as bytes; norms as they are."""
+    place = ("dataset", "fake", fingerprint)
+    whole, parts = store.read_sample(*place), store.read_slices(*place)
+    samples = {"": whole, **parts}
+    return {
+        name: (each.moments.n, *(
+            array.tobytes()
+            for array in (
+                each.moments.total, each.moments.outer, each.keys, each.rows, each.counts
+            )
+        ))
+        for name, each in samples.items()
+    }  # fmt: skip
+
+
+def count_rows(monkeypatch):
+    """Counts the rows that moments are made of."""
+    rows = []
+    blocks = Contents.blocks
+
+    def counted(self, *arguments):
+        rows.append(len(self))
+        return blocks(self, *arguments)
+
+    monkeypatch.setattr(Contents, "blocks", counted)
+    return rows
+
+
+def add_some(images):
+    write_image(images / "b/900.png", seed=900)
+    write_image(images / "a/901.png", seed=901)
+    write_image(images / "a/copy.png", seed=3)
+
+
+def remove_some(images):
+    for number in (2, 17, 33):
+        next(images.rglob(f"{number:03}.png")).unlink()
+
+
+def change_some(images):
+    add_some(images)
+    remove_some(images)
+    write_image(images / "a/005.png", seed=905)
+
+
+def move_some(images):
+    (images / "b").mkdir(exist_ok=True)
+    (images / "a/006.png").rename(images / "b/006.png")
+
+
+def a_new_folder(images):
+    write_image(images / "c/900.png", seed=900)
+
+
+@pytest.mark.parametrize("change", [add_some, remove_some, change_some, move_some, a_new_folder])
+@pytest.mark.parametrize("folders", ["aab", "aaa"], ids=["slices", "whole"])
+def test_moments_that_follow_a_change_are_those_of_a_sum_from_scratch(
+    home, change, folders, monkeypatch
+):
+    shutil.rmtree(home.images)
+    for number in range(40):
+        write_image(home.images / folders[number % 3] / f"{number:03}.png", seed=number)
+    score(home)
+    change(home.images)
+    read = count_rows(monkeypatch)
+    score(home)
+    # A second folder divides what was one.
+    followed = len(set(folders)) > 1 or change is remove_some
+    assert (sum(read) <= 20) == followed
+    fingerprint = home.store.latest_manifest("dataset").fingerprint
+    kept = moments_kept(home.store, fingerprint)
+    norm_error = home.store.read_norm_error("dataset", "fake", fingerprint)
+    shutil.rmtree(home.store.root / "moments")
+    accumulate_moments("dataset", "fake", home.store)
+    assert moments_kept(home.store, fingerprint) == kept
+    assert home.store.read_norm_error("dataset", "fake", fingerprint) == norm_error
+
+
+def test_moments_of_an_unchanged_dataset_are_not_summed_again(home, monkeypatch):
+    score(home)
+    read = count_rows(monkeypatch)
+    score(home)
+    assert sum(read) == 0
+
+
+@pytest.mark.parametrize("slices", [None, ColumnSlices(column="label")], ids=["folder", "column"])
+def test_moments_are_summed_anew_when_a_segment_was_written_anew(home, slices, monkeypatch):
+    score(home)
+    accumulate_moments("dataset", "fake", home.store, slices=slices)
+    [segment] = home.store.root.glob("embeddings/fake/*.npy")
+    later = segment.stat().st_mtime_ns + 10**10
+    os.utime(segment, ns=(later, later))
+    read = count_rows(monkeypatch)
+    accumulate_moments("dataset", "fake", home.store, slices=slices)
+    assert sum(read) == 6
+
+
+def test_moments_are_summed_anew_when_their_index_was_written_anew(home, monkeypatch):
+    """As after a sample: the same manifest, other images of it."""
+    score(home)
+    manifest = home.store.latest_manifest("dataset")
+    index = home.store.read_index("dataset", "fake", manifest.fingerprint)
+    part = EmbeddingIndex(index.table.slice(0, 5))
+    home.store.write_index("dataset", "fake", manifest.fingerprint, part)
+    read = count_rows(monkeypatch)
+    assert accumulate_moments("dataset", "fake", home.store).moments.n == 5
+    assert sum(read) == 5

@@ -239,8 +239,11 @@ def embed_manifest(
         known = store.key_index(model_id)
 
     gone = Failure("its embedding has gone from the store", "")
-    failures = [unreadable.get(at) or undecodable.get(key, gone) for at, key in enumerate(keys)]
-    table = _index_table(manifest, keys, failures, known)
+
+    def failure(at: int) -> Failure:
+        return unreadable.get(at) or undecodable.get(keys[at], gone)
+
+    table = _index_table(manifest, keys, failure, known)
     index = EmbeddingIndex(table.replace_schema_metadata({JUDGE: embedder.decoding.judge.encode()}))
     store.write_index(dataset, model_id, manifest.fingerprint, index)
     return index, embedded
@@ -299,10 +302,11 @@ def _keys_of_unchanged(manifest: Manifest, previous: EmbeddingIndex | None) -> K
 
 
 def _index_table(
-    manifest: Manifest, keys: Keys, failures: Sequence[Failure], known: KeyIndex
+    manifest: Manifest, keys: Keys, failure: Callable[[int], Failure], known: KeyIndex
 ) -> pa.Table:
     segment, row = known.find(keys)
     missing = row < 0
+    failures = [failure(at) for at in np.flatnonzero(missing).tolist()]
     names = pa.DictionaryArray.from_arrays(
         pa.array(segment, mask=missing), pa.array(known.segments, type=pa.string())
     )
@@ -317,16 +321,14 @@ def _index_table(
             "content_key": pc.if_else(pa.array(keys != NO_KEY), buffer, None),
             "segment": names,
             "row": pa.array(row, mask=missing),
-            "reason": _told(failures, missing, "reason"),
-            "exception": _told(failures, missing, "exception"),
+            "reason": _told([each.reason for each in failures], missing),
+            "exception": _told([each.exception for each in failures], missing),
         },
         schema=INDEX_SCHEMA,
     )
 
 
-def _told(failures: Sequence[Failure], missing: NDArray[np.bool_], what: str) -> pa.Array:
-    told = [
-        getattr(failure, what) if gone else None
-        for failure, gone in zip(failures, missing, strict=True)
-    ]
-    return pa.array(told, type=pa.string())
+def _told(texts: Sequence[str], missing: NDArray[np.bool_]) -> pa.Array:
+    """A text for each image that is missing, in their order; null for the others."""
+    at = np.cumsum(missing) - 1
+    return pa.array(texts, type=pa.string()).take(pa.array(at, mask=~missing))

@@ -16,15 +16,14 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -33,7 +32,6 @@ from visdiv_assets.embedding.index import (
     EmbeddingIndex,
     Keys,
     content_key,
-    sample_keys,
     to_keys,
 )
 from visdiv_assets.errors import VisdivError
@@ -64,10 +62,11 @@ def to_grid(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
 
 @dataclass(frozen=True, eq=False)
 class KeyIndex:
-    """Where in the segments of one model each content key is. Holds 28 bytes a key."""
+    """Where in the segments of one model each content key is. Holds 32 bytes a key."""
 
     segments: tuple[str, ...]
     _keys: Keys  # sorted
+    _heads: NDArray[np.uint64]  # the first halves of the keys: numbers are found faster than texts
     _segment: NDArray[np.int32]
     _row: NDArray[np.int32]
 
@@ -82,12 +81,21 @@ class KeyIndex:
         if not len(self._keys):
             missing = np.full(len(keys), -1, dtype=np.int32)
             return missing, missing
-        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        heads, last = _heads(keys), len(self._keys) - 1
+        at = np.minimum(np.searchsorted(self._heads, heads), last)
         found = self._keys[at] == keys
+        if len(alike := np.flatnonzero(~found & (self._heads[at] == heads))):
+            at[alike] = np.minimum(np.searchsorted(self._keys, keys[alike]), last)
+            found[alike] = self._keys[at[alike]] == keys[alike]
         return (
             np.where(found, self._segment[at], -1).astype(np.int32),
             np.where(found, self._row[at], -1).astype(np.int32),
         )
+
+
+def _heads(keys: Keys) -> NDArray[np.uint64]:
+    """The first 8 bytes of each key as a number; in the order of the keys."""
+    return np.frombuffer(keys.tobytes(), dtype=">u8")[::2].astype(np.uint64)
 
 
 class Store:
@@ -174,17 +182,23 @@ class Store:
             keys.append(to_keys(table["content_key"]))
             names.append(name)
         if not names:
-            nothing = np.empty(0, dtype=np.int32)
-            return KeyIndex((), np.empty(0, dtype=f"S{KEY_BYTES}"), nothing, nothing)
+            nothing, no_keys = np.empty(0, dtype=np.int32), np.empty(0, dtype=f"S{KEY_BYTES}")
+            return KeyIndex((), no_keys, _heads(no_keys), nothing, nothing)
         all_keys = np.concatenate(keys)
         # Stable, so that of two rows with one key the one in the first segment is found.
         order = np.argsort(all_keys, kind="stable")
+        all_keys = all_keys[order]
         return KeyIndex(
             tuple(names),
-            all_keys[order],
+            all_keys,
+            _heads(all_keys),
             np.concatenate(segment)[order],
             np.concatenate(row)[order],
         )
+
+    def segment_time(self, model_id: str, segment: str) -> int:
+        """When the vectors of a segment were written, in ns; OSError where there is none."""
+        return (self._segments(model_id) / f"{segment}.npy").stat().st_mtime_ns
 
     def segment_writer(self, model_id: str) -> "SegmentWriter":
         """A context manager that commits added rows as segments, the last ones at its end."""
@@ -236,8 +250,18 @@ class Store:
         fingerprint: str,
         sample: Sample,
         norm_error: float = 0.0,
+        contents: str = "",
     ) -> Path:
-        """Keep moments and sample of a manifest's embeddings, and their largest | ‖x‖ − 1 |."""
+        """Keep moments and sample of a manifest's embeddings.
+
+        Args:
+            dataset: its name.
+            model_id: of the embeddings.
+            fingerprint: of the manifest.
+            sample: moments and sample.
+            norm_error: the largest | ‖x‖ − 1 |.
+            contents: digest of the rows, how often each occurs and which slice it is in.
+        """
         path = self._moments(dataset, model_id, fingerprint)
         arrays: dict[str, Any] = {
             "n": np.int64(sample.moments.n),
@@ -247,6 +271,7 @@ class Store:
             "sample_keys": sample.keys,
             "sample_rows": sample.rows.astype(np.float16),  # exact: they come from the grid
             "sample_counts": sample.counts,
+            "contents": np.str_(contents),
         }
         _write_atomically(path, lambda file: np.savez(file, **arrays))
         return path
@@ -324,6 +349,22 @@ class Store:
         with np.load(path) as arrays:
             return float(arrays["norm_error"]) if "norm_error" in arrays else float("nan")
 
+    def newest_moments(self, dataset: str, model_id: str) -> tuple[str, str, int] | None:
+        """Of the moments that a dataset was given last.
+
+        Returns:
+            fingerprint of their manifest, digest of their contents, and when they were written,
+            in ns; None where there are none.
+        """
+        folder = self._moments(dataset, model_id, "").parent
+        found = {path: path.stat().st_mtime_ns for path in folder.glob("[!.]*.npz")}
+        if not found:
+            return None
+        newest = max(found, key=lambda path: (found[path], path))
+        with np.load(newest) as arrays:
+            contents = str(arrays["contents"]) if "contents" in arrays else ""
+        return newest.stem, contents, found[newest]
+
     def _moments(self, dataset: str, model_id: str, fingerprint: str) -> Path:
         return self.root / "moments" / dataset / model_id / f"{fingerprint}.npz"
 
@@ -371,63 +412,6 @@ class SegmentWriter:
         traceback: TracebackType | None,
     ) -> None:
         self.commit()
-
-
-class StoredRows(NamedTuple):
-    """The distinct rows of one segment that an index refers to.
-
-    Attributes:
-        rows: shape (R, D), float16.
-        counts: shape (R,), how often the index refers to each.
-        keys: shape (R,), uint64, the first half of each content key; uniformly distributed.
-        images: shape (I,), positions in the index of the images that these rows belong to.
-        row_of: shape (I,), which of the rows each of these images has.
-    """
-
-    rows: NDArray[np.float16]
-    counts: NDArray[np.int64]
-    keys: NDArray[np.uint64]
-    images: NDArray[np.int64]
-    row_of: NDArray[np.int64]
-
-
-def iterate_segments(store: Store, model_id: str, index: EmbeddingIndex) -> Iterator[StoredRows]:
-    """The rows that an index refers to, a segment at a time."""
-    valid = pc.is_valid(index.table["row"])
-    placed = index.table.filter(valid)
-    if not len(placed):
-        return
-    images = np.flatnonzero(valid.to_numpy())
-    segments = placed["segment"].combine_chunks()
-    codes = segments.indices.to_numpy()
-    by_segment = np.argsort(codes, kind="stable")
-    present, starts = np.unique(codes[by_segment], return_index=True)
-    content = sample_keys(to_keys(placed["content_key"]))
-    row = placed["row"].to_numpy()
-    for code, members in zip(present, np.split(by_segment, starts[1:]), strict=True):
-        wanted, first, row_of, counts = np.unique(
-            row[members], return_index=True, return_inverse=True, return_counts=True
-        )
-        rows = store.rows(model_id, segments.dictionary[code].as_py())
-        yield StoredRows(
-            rows if len(wanted) == len(rows) else rows[wanted],
-            counts,
-            content[members[first]],
-            images[members],
-            row_of,
-        )
-
-
-def iterate_rows(
-    store: Store, model_id: str, index: EmbeddingIndex
-) -> Iterator[tuple[NDArray[np.float16], NDArray[np.int64]]]:
-    """The distinct rows that an index refers to, a segment at a time, and how often it does.
-
-    Yields:
-        rows of shape (R, D), float16, and their counts, shape (R,).
-    """
-    for stored in iterate_segments(store, model_id, index):
-        yield stored.rows, stored.counts
 
 
 def _write_table(path: Path, table: pa.Table) -> None:

@@ -4,8 +4,7 @@ Here: names of slices, and scores without one or with it twice. Not here: the mo
 """
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from visdiv_assets.spectral.corrected import CorrectedScore, corrected
@@ -111,16 +110,21 @@ def by_column(metadata: Iterable[Mapping[str, str] | None], column: str) -> list
     return [(each or {}).get(column) or NAMELESS for each in metadata]
 
 
-def codes_of(names: Sequence[str]) -> tuple[list[str], list[int]]:
-    """The slices there are, and which one each image is in; small ones share the last.
+def slices_of(counts: Mapping[str, int]) -> tuple[list[str], dict[str, int]]:
+    """The slices there are, the largest first, and which one each name is in.
+
+    Small ones share the last.
+
+    Args:
+        counts: how many images have each name.
 
     Example:
-        >>> codes_of(["b", "a", "b"])
-        (['b', 'a'], [0, 1, 0])
+        >>> slices_of({"a": 1, "b": 2})
+        (['b', 'a'], {'b': 0, 'a': 1})
     """
-    counts = sorted(Counter(names).items(), key=lambda entry: (-entry[1], entry[0]))
-    kept = [name for name, _ in counts]
+    ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
+    kept = [name for name, _ in ordered]
     if len(kept) > MOST_SLICES:
         kept = [*kept[: MOST_SLICES - 1], OTHERS]
     code = {name: at for at, name in enumerate(kept)}
-    return kept, [code.get(name, len(kept) - 1) for name in names]
+    return kept, {name: code.get(name, len(kept) - 1) for name in counts}

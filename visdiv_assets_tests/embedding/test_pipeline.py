@@ -16,11 +16,12 @@ import pytest
 
 from visdiv_assets.embedding import pipeline
 from visdiv_assets.embedding import store as store_module
+from visdiv_assets.embedding.contents import Contents
 from visdiv_assets.embedding.decoders import Decoders
 from visdiv_assets.embedding.index import KEY_BYTES, content_key
 from visdiv_assets.embedding.pipeline import embed_manifest, embed_stream
 from visdiv_assets.embedding.preprocess import decode_image
-from visdiv_assets.embedding.store import Store, iterate_rows, to_grid
+from visdiv_assets.embedding.store import Store, to_grid
 from visdiv_assets.evaluation import evaluate
 from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.spectral.moments import Moments
@@ -71,7 +72,7 @@ def stored_rows(store, model_id="fake"):
 
 
 def add_up(store, index, model_id="fake"):
-    return Moments.sum(Moments.of(*rows) for rows in iterate_rows(store, model_id, index))
+    return Moments.sum(Moments.of(*rows) for rows in Contents.of(index).blocks(store, model_id))
 
 
 def test_the_demo_photographs_score_as_an_independent_calculation_says(demo):
@@ -213,7 +214,7 @@ def test_no_decodable_image_at_all_leaves_an_index_of_failures(store, tmp_path):
     (tmp_path / "images/fake.png").write_text("text")
     index, embedded = run(tmp_path / "images", store, UnloadedEmbedder())
     assert (index.n_images, index.n_failed, embedded) == (0, 1, 0)
-    assert list(iterate_rows(store, "fake", index)) == []
+    assert list(Contents.of(index).blocks(store, "fake")) == []
 
 
 def test_content_keys_that_end_in_zero_bytes_are_keys_like_others(folder, store, monkeypatch):

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from visdiv_assets.embedding import store as store_module
+from visdiv_assets.embedding.contents import Contents
 from visdiv_assets.embedding.index import INDEX_SCHEMA, KEY_BYTES, EmbeddingIndex, to_keys
-from visdiv_assets.embedding.store import GRID, Store, iterate_rows, to_grid
+from visdiv_assets.embedding.store import GRID, Store, to_grid
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.manifest import SCHEMA, Manifest
 from visdiv_assets.spectral.sample import Sample
@@ -301,7 +302,7 @@ def test_each_row_of_an_index_is_handed_out_once_with_its_count(numbers, row_gro
         path = Path(root) / "index.parquet"
         pq.write_table(index.table, path, row_group_size=row_group)  # as large indexes have many
         counted = Counter()
-        for rows, counts in iterate_rows(store, "model", EmbeddingIndex(pq.read_table(path))):
+        for rows, counts in Contents.of(EmbeddingIndex(pq.read_table(path))).blocks(store, "model"):
             for row, count in zip(rows, counts, strict=True):
                 counted[round(float(row[0]) / GRID)] += int(count)
         assert counted == Counter(number for number in numbers if number <= 10)
@@ -324,3 +325,17 @@ def test_keys_leave_arrow_whole_from_any_slice_and_chunk(keys, start, cut):
 
 def test_no_chunks_give_no_keys():
     assert len(to_keys(pa.chunked_array([], pa.binary(KEY_BYTES)))) == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), unique=True, max_size=20))
+def test_keys_that_begin_alike_are_told_apart(halves):
+    made = [bytes([head]) * 8 + bytes([tail]) * 8 for head, tail in halves]
+    with tempfile.TemporaryDirectory() as root:
+        store = Store(root)
+        with store.segment_writer("model") as writer:
+            for each in made:
+                writer.add(each, vector(1))
+        known = store.key_index("model")
+        asked = [bytes([head]) * 8 + bytes([tail]) * 8 for head in range(4) for tail in range(6)]
+        _, row = known.find(as_keys(asked))
+        assert row.tolist() == [made.index(each) if each in made else -1 for each in asked]

@@ -13,8 +13,8 @@ from visdiv_assets.guidance.slices import (
     OTHERS,
     by_column,
     by_folder,
-    codes_of,
     judge_slices,
+    slices_of,
 )
 from visdiv_assets.spectral.corrected import corrected
 from visdiv_assets.spectral.sample import Sample
@@ -92,23 +92,22 @@ def test_a_column_names_the_slice():
 
 @given(st.lists(st.integers(0, 60).map(str), max_size=300))
 def test_every_image_is_in_the_slice_of_its_name_or_in_the_last(names):
-    kept, codes = codes_of(names)
+    kept, code_of = slices_of(Counter(names))
     assert len(kept) <= MOST_SLICES
-    assert len(codes) == len(names)
-    for name, code in zip(names, codes, strict=True):
-        assert kept[code] == (name if name in kept else OTHERS)
+    for name in names:
+        assert kept[code_of[name]] == (name if name in kept else OTHERS)
 
 
 def test_slices_beyond_the_most_there_can_be_share_the_last():
     names = [f"{at:02}" for at in range(MOST_SLICES + 5) for _ in range(at + 1)]
-    kept, codes = codes_of(names)
+    kept, code_of = slices_of(Counter(names))
     assert len(kept) == MOST_SLICES
     assert kept[0] == f"{MOST_SLICES + 4}"
     assert kept[-1] == OTHERS
     small = sum(range(1, 7))  # the six smallest
-    assert Counter(codes)[MOST_SLICES - 1] == small
+    assert sum(code_of[name] == MOST_SLICES - 1 for name in names) == small
 
 
 def test_as_many_slices_as_there_can_be_all_keep_their_names():
-    kept, _ = codes_of([f"{at:02}" for at in range(MOST_SLICES)])
+    kept, _ = slices_of({f"{at:02}": 1 for at in range(MOST_SLICES)})
     assert OTHERS not in kept

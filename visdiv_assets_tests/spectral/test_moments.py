@@ -199,7 +199,7 @@ FROM_STORE = """
 import sys
 import numpy as np, pyarrow as pa
 from visdiv_assets.embedding.index import INDEX_SCHEMA, KEY_BYTES, EmbeddingIndex
-from visdiv_assets.embedding.store import Store, iterate_rows
+from visdiv_assets.embedding.store import Store
 from visdiv_assets.spectral.moments import Moments
 
 store, n = Store(sys.argv[1]), 1_000_000
@@ -220,7 +220,7 @@ columns = {
 }
 columns = [columns.get(each.name, pa.nulls(n, each.type)) for each in INDEX_SCHEMA]
 index = EmbeddingIndex(pa.table(columns, schema=INDEX_SCHEMA))
-moments = Moments.sum(Moments.of(*rows) for rows in iterate_rows(store, "model", index))
+moments = Moments.sum(Moments.of(*rows) for rows in Contents.of(index).blocks(store, "model"))
 print(moments.n, peak_bytes())
 """
 

@@ -1,0 +1,114 @@
+"""Contents of a dataset: what came and went, and moments that follow it without losing a bit."""
+
+import tempfile
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from visdiv_assets.embedding import contents as module
+from visdiv_assets.embedding.contents import Contents, split
+from visdiv_assets.embedding.store import Store, to_grid
+from visdiv_assets.spectral.moments import Moments
+from visdiv_assets.spectral.sample import Sample
+from visdiv_assets_tests.embedding.test_store import index_of, key
+from visdiv_assets_tests.spectral.test_moments import same_bits
+
+images = st.lists(st.integers(1, 40), max_size=60)
+
+
+@pytest.fixture(scope="module")
+def store():
+    """Forty rows in segments of 15, on the grid."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        rng = np.random.default_rng(0)
+        for start in range(1, 41, 15):
+            with store.segment_writer("model") as writer:
+                for number in range(start, min(start + 15, 41)):
+                    writer.add(key(number), rng.uniform(-1, 1, 8).astype(np.float32))
+        yield store
+
+
+def contents_of(store, numbers):
+    return Contents.of(index_of(store, [key(number) for number in numbers]))
+
+
+def plain_moments(store, contents):
+    """Every row as often as it occurs, in float64."""
+    blocks = [np.repeat(rows, counts, axis=0) for rows, counts in contents.blocks(store, "model")]
+    return Moments.of(np.concatenate(blocks))
+
+
+@given(images, images)
+def test_before_minus_what_went_plus_what_came_is_now(store, before, now):
+    then, after = contents_of(store, before), contents_of(store, now)
+    came, went = after.minus(then)
+    gained = Counter(now) - Counter(before)
+    assert int(came.counts.sum()) == gained.total()
+    assert int(went.counts.sum()) == (Counter(before) - Counter(now)).total()
+    if not before or not now:
+        return
+    moments, _ = then.moments(store, "model")
+    for part, sign in ((came, 1), (went, -1)):
+        change, _ = part.moments(store, "model")
+        if change is not None:
+            moments = moments + change if sign > 0 else moments - change
+    assert same_bits(moments, plain_moments(store, after))
+
+
+@settings(max_examples=30)
+@given(images.filter(bool))
+def test_the_sample_is_that_of_all_rows_with_their_keys(store, numbers):
+    contents = contents_of(store, numbers)
+    moments, _ = contents.moments(store, "model")
+    drawn = contents.sample(store, "model", moments)
+    rows = contents.read(store, "model", np.arange(len(contents)))
+    expected = Sample.of(rows, contents.counts, contents.keys)
+    assert drawn.keys.tolist() == expected.keys.tolist()
+    assert drawn.counts.tolist() == expected.counts.tolist()
+    assert drawn.rows.tobytes() == expected.rows.tobytes()
+
+
+@given(images.filter(bool))
+def test_integers_and_float64_give_the_same_moments_and_copies_count(store, numbers):
+    contents = contents_of(store, numbers)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "integers_pay", lambda rows: True)
+        integer, error = contents.moments(store, "model")
+        patch.setattr(module, "integers_pay", lambda rows: False)
+        double, same_error = contents.moments(store, "model")
+    assert same_bits(integer, double)
+    assert same_bits(integer, plain_moments(store, contents))
+    assert error == pytest.approx(same_error, abs=1e-6)
+
+
+def test_a_row_near_an_axis_among_others_costs_no_bit_on_the_integer_road(tmp_path, monkeypatch):
+    rows = np.concatenate([np.eye(8), np.full((8, 8), 0.25)]).astype(np.float32)
+    store = Store(tmp_path)
+    with store.segment_writer("model") as writer:
+        for number, row in enumerate(rows, start=1):
+            writer.add(key(number), row)
+    monkeypatch.setattr(module, "integers_pay", lambda rows: True)
+    monkeypatch.setattr(module, "BLOCK_ROWS", 6)
+    moments, _ = contents_of(store, range(1, 17)).moments(store, "model")
+    assert same_bits(moments, Moments.of(to_grid(rows)))
+
+
+@given(st.lists(st.tuples(st.integers(1, 45), st.integers(0, 3)), max_size=40))
+def test_parts_hold_what_is_theirs_and_only_that(store, images):
+    index = index_of(store, [key(number) for number, _ in images])
+    codes = np.array([code for _, code in images], dtype=np.int64)
+    for code, part in enumerate(split(index, codes, 4)):
+        own = Counter(number for number, its in images if its == code and number <= 40)
+        assert sorted(part.counts.tolist()) == sorted(own.values())
+
+
+def test_the_digest_tells_contents_apart_by_rows_and_counts(store):
+    digests = {
+        contents_of(store, numbers).digest() for numbers in ([], [1], [2], [1, 1], [1, 2], [1, 16])
+    }
+    assert len(digests) == 6
+    assert contents_of(store, [1, 2, 1]).digest() == contents_of(store, [2, 1, 1]).digest()
