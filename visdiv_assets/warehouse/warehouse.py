@@ -39,7 +39,14 @@ from visdiv_assets.warehouse.alerts import (
 LOCK_PATIENCE_SECONDS = 60
 
 # What dashboards read.
-EXPORTED = ("evaluations", "latest_evaluations", "failures")
+EXPORTED = (
+    "evaluations",
+    "latest_evaluations",
+    "failures",
+    "bias_axes",
+    "augmentation_effects",
+    "acquisitions",
+)
 
 # Another process holds the file, or this one holds it in the other mode.
 LOCKED = re.compile("Could not set lock on file|with a different configuration than existing")
