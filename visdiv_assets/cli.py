@@ -26,6 +26,7 @@ from rich.progress import (
 from rich.text import Text
 
 from visdiv_assets import __version__
+from visdiv_assets.cli_advice import commands as advice
 from visdiv_assets.cli_datasets import commands
 from visdiv_assets.cli_portfolio import commands as portfolio
 from visdiv_assets.cli_redundancy import commands as redundancy
@@ -66,6 +67,7 @@ app.add_typer(commands)
 app.add_typer(portfolio)
 app.add_typer(redundancy)
 app.add_typer(selection)
+app.add_typer(advice)
 
 
 def _print_version(wanted: bool) -> None:

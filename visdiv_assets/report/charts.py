@@ -4,10 +4,11 @@ Here: drawing. Not here: markdown, HTML or Dagster metadata around a chart.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from visdiv_assets.guidance.augmentation import Effect, more_than_chance, verdict
 from visdiv_assets.guidance.comparison import Published
 from visdiv_assets.spectral.score import Diversity
 from visdiv_assets.warehouse.warehouse import Evaluation
@@ -135,6 +136,45 @@ def history_png(dataset: str, evaluations: Sequence[Evaluation]) -> bytes:
     figure.autofmt_xdate()
     if len(by_model) > 1:
         axes.legend(fontsize=6)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def effects_png(effects: Mapping[str, Effect]) -> bytes:
+    """What augmentations do to the corrected score, with intervals, the largest gain on top.
+
+    Green adds, red takes away, both more than chance; grey may be chance, or is hardly seen.
+
+    Args:
+        effects: by name of the augmentation; those that images are too few for are left out.
+
+    Returns:
+        a PNG, 720 pixels wide, taller with more augmentations.
+    """
+    from matplotlib.figure import Figure  # here, because importing it takes two seconds
+
+    sure = more_than_chance(effects)
+    told = {name: each for name, each in effects.items() if not np.isnan(each.change)}
+    names = sorted(told, key=lambda name: told[name].change)
+    figure = Figure(figsize=(7.2, 0.9 + 0.26 * max(len(names), 1)), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    colours = {"adds": "#2b8a3e", "takes away": "#c92a2a"}
+    for place, name in enumerate(names):
+        each = told[name]
+        colour = colours.get(verdict(each, sure=name in sure), "#868e96")
+        axes.barh(place, 100 * each.change, color=colour, alpha=0.35)
+        axes.plot([100 * each.low, 100 * each.high], [place] * 2, color=colour)
+    axes.axvline(0, color="#212529", linewidth=1)
+    axes.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
+    axes.set_xlabel("change of the corrected score, %, with 95 % interval")
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(
+        "an augmented copy of each image added; grey: may be chance, or SSCD hardly sees it",
+        fontsize=10,
+        loc="left",
+    )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

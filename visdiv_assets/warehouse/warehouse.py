@@ -48,6 +48,9 @@ EXPORTED = (
     "leaks",
     "leakage",
     "core_sets",
+    "bias_axes",
+    "augmentation_effects",
+    "acquisitions",
 )
 
 # Another process holds the file, or this one holds it in the other mode.
