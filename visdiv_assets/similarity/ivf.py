@@ -10,7 +10,7 @@ exact way, so that every pair returned is one.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -85,7 +85,7 @@ def index_pairs(
     recall: Recall,
     *,
     on_progress: OnProgress | None = None,
-) -> Iterator[tuple[Pairs, Similarities]]:
+) -> Generator[tuple[Pairs, Similarities]]:
     """Pairs, block by block, the same on any number of threads.
 
     Args:

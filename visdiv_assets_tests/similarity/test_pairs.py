@@ -269,8 +269,10 @@ def test_an_error_of_the_caller_ends_the_search(many):
     def fail(some, similarities):
         raise KeyError("mine")
 
+    before = exact.blas_threads()
     with pytest.raises(KeyError, match="mine"):
         similar_pairs(many.rows, 0.5, on_pairs=fail)
+    assert exact.blas_threads() == before
 
 
 def test_progress_ends_with_all_pairs_compared(many):
