@@ -12,6 +12,7 @@ exact way, so that every pair returned is one.
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -42,7 +43,7 @@ SHARD = 2**28
 LISTS_PER_ROOT, ROWS_PER_LIST, ITERATIONS = 2, 32, 8
 # Recall is aimed at with half of the known pairs, and measured with the other half.
 AIM = 0.995
-KNOWN_PAIRS, FIRST_ASKED, MOST_ASKED = 4000, 512, 32768
+KNOWN_PAIRS, MOST_KNOWN, FIRST_ASKED, MOST_ASKED = 4000, 2**22, 512, 32768
 # Rows searched for at a time, and how many candidates that may give.
 BATCH, BATCH_CANDIDATES = 256, 2**22
 
@@ -142,13 +143,16 @@ def known_pairs(rows: Rows, others: Rows | None, threshold: np.float32, sketch: 
     while asked < len(order) and count < KNOWN_PAIRS:
         more = order[asked : max(4 * asked, FIRST_ASKED)]
         second = rows if others is None else others
-        for pairs, _ in exact_pairs(rows[more], second, threshold, sketch):
-            i, j = pairs.T
-            if others is None:
-                i, j = i[more[i] != j], j[more[i] != j]
-            query.append(i + asked)
-            found.append(j)
-            count += len(i)
+        with closing(exact_pairs(rows[more], second, threshold, sketch)) as blocks:
+            for pairs, _ in blocks:
+                i, j = pairs.T
+                if others is None:
+                    i, j = i[more[i] != j], j[more[i] != j]
+                query.append(i + asked)
+                found.append(j)
+                count += len(i)
+                if count > MOST_KNOWN:  # nearly everything is alike: enough is known
+                    break
         asked += len(more)
     of_query = np.concatenate(query)
     busiest = int(np.bincount(of_query, minlength=1).max())
