@@ -425,9 +425,10 @@ def _print_duplicates(found: "Duplicates") -> None:
     _print_recall(found.method, found.recall)
 
 
-def _print_recall(method: str, recall: float) -> None:
+def _print_recall(method: str, recall: float | None) -> None:
     if method != "exact":
-        _say(f"Found with an index, which finds {recall:.1%} of all pairs, as measured.")
+        share = "an unknown share" if recall is None else f"{recall:.1%}, as measured,"
+        _say(f"An index was used, which finds {share} of all pairs.")
 
 
 def _plural(count: int, one: str, many: str) -> str:

@@ -122,7 +122,8 @@ class Duplicates:
         clusters: the cluster of the most contents first.
         images: the images of the clusters, cluster by cluster; columns as in DUPLICATES.
         method: "exact" or "index".
-        recall: share of all pairs that were found.
+        recall: share of all pairs that were found; None where an index was used and that could
+            not be measured.
         before: the score of the dataset as it is.
         after: its score with one image of each cluster.
     """
@@ -135,7 +136,7 @@ class Duplicates:
     clusters: Sequence[Cluster]
     images: pa.Table
     method: str
-    recall: float
+    recall: float | None
     before: Score
     after: Score
 
@@ -264,7 +265,7 @@ def find_duplicates(
         clusters=clusters,
         images=images,
         method=found.method,
-        recall=found.recall,
+        recall=_known(found.recall),
         before=_score(sample),
         after=_score(left),
     )
@@ -445,7 +446,8 @@ class Overlap:
         n_exact: how many of them have the same bytes there.
         n_other: how many images of the other are in the one.
         method: "exact" or "index".
-        recall: share of all pairs that were found.
+        recall: share of all pairs that were found; None where an index was used and that could
+            not be measured.
     """
 
     evaluation: Evaluation
@@ -456,7 +458,7 @@ class Overlap:
     n_exact: int
     n_other: int
     method: str
-    recall: float
+    recall: float | None
 
     @property
     def rate(self) -> float:
@@ -549,7 +551,7 @@ def find_overlap(
         n_exact=int(catalogue.counts[here].sum()),
         n_other=int(other_catalogue.counts[seen].sum()),
         method=found.method,
-        recall=found.recall,
+        recall=_known(found.recall),
     )
 
 
@@ -902,6 +904,10 @@ def _rows_of(evaluation: Evaluation, store: Store) -> tuple[EmbeddingIndex, Data
         evaluation.dataset, evaluation.model_id, evaluation.manifest_fingerprint
     )
     return index, DatasetRows(store, evaluation.model_id, index)
+
+
+def _known(recall: float) -> float | None:
+    return None if np.isnan(recall) else recall
 
 
 def _step(on_progress: OnProgress | None, what: str) -> Callable[[int, int], None] | None:

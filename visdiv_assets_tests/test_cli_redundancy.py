@@ -1,6 +1,7 @@
 """The commands about what a dataset repeats, as a user types them."""
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -186,6 +187,23 @@ def test_duplicates_draws_clusters(visdiv, birds):
     assert "drawn in sheet.png" in visdiv("duplicates", "birds", "--sheet", "sheet.png").stdout
     with Image.open("sheet.png") as sheet:
         assert sheet.height > 2 * 112
+
+
+@pytest.mark.parametrize(
+    ("recall", "told"), [(0.987, "98.7%, as measured,"), (float("nan"), "an unknown share")]
+)
+def test_what_an_index_finds_of_all_pairs_is_told(visdiv, birds, monkeypatch, recall, told):
+    from visdiv_assets import redundancy
+
+    def by_index(*arguments, **options):
+        found = similar_pairs(*arguments, **options)
+        return dataclasses.replace(found, method="index", recall=recall)
+
+    similar_pairs = redundancy.similar_pairs
+    monkeypatch.setattr(redundancy, "similar_pairs", by_index)
+    assert f"finds {told} of all pairs" in visdiv("duplicates", "birds").stdout
+    found = json.loads(visdiv("duplicates", "birds", "--json").stdout)
+    assert found["recall"] == (recall if recall == recall else None)
 
 
 def test_duplicates_as_json(visdiv, birds):

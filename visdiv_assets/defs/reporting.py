@@ -198,7 +198,9 @@ def leaks_table(overlaps: Sequence[Overlap]) -> dg.MarkdownMetadataValue:
 
 
 def _how(found: Overlap) -> str:
-    return "all" if found.method == "exact" else f"{found.recall:.1%} (by index)"
+    if found.method == "exact":
+        return "all"
+    return f"{'unknown' if found.recall is None else format(found.recall, '.1%')} (by index)"
 
 
 def picture(png: bytes, description: str) -> dg.MarkdownMetadataValue:

@@ -88,7 +88,7 @@ def near_duplicates(
             "score (plain), as it is": _plain(found.before),
             "score (plain), duplicates removed": _plain(found.after),
             "method": found.method,
-            "recall": round(found.recall, 4),
+            "recall": "unknown" if found.recall is None else round(found.recall, 4),
             "model": evaluation.model_id,
             "seconds": round(time.monotonic() - started, 3),
         }
