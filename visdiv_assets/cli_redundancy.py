@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from visdiv_assets.embedding.embedder import SSCDEmbedder
     from visdiv_assets.embedding.preprocess import Decoding
     from visdiv_assets.embedding.store import Store
-    from visdiv_assets.redundancy import Duplicates, Overlap, Score
+    from visdiv_assets.redundancy.duplicates import Duplicates, Score
+    from visdiv_assets.redundancy.overlaps import Overlap
     from visdiv_assets.settings import DatasetSettings, Settings
     from visdiv_assets.sources.source import Source
     from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
@@ -95,13 +96,10 @@ def duplicates(
 ) -> None:
     """Find exact copies and near-duplicates, and say which image of each cluster to keep."""
     with clear_errors():
-        from visdiv_assets.redundancy import (
-            device_for,
-            duplicates_sheet,
-            find_duplicates,
-            known_sizes,
-            record_duplicates,
-        )
+        from visdiv_assets.redundancy.catalogue import device_for
+        from visdiv_assets.redundancy.duplicates import find_duplicates
+        from visdiv_assets.redundancy.records import known_sizes, record_duplicates
+        from visdiv_assets.redundancy.sheets import duplicates_sheet
 
         _check_list(export)
         project = _Project.open(config)
@@ -163,7 +161,8 @@ def leakage(
 ) -> None:
     """Find the images of a dataset that benchmarks have, too."""
     with clear_errors():
-        from visdiv_assets.redundancy import benchmarks_of, comparable, record_leakage
+        from visdiv_assets.redundancy.overlaps import benchmarks_of, comparable
+        from visdiv_assets.redundancy.records import record_leakage
 
         _check_list(export)
         project = _Project.open(config)
@@ -210,13 +209,8 @@ def similar(
     with clear_errors():
         from visdiv_assets.embedding.preprocess import Pixels
         from visdiv_assets.pictures import pictures_of
-        from visdiv_assets.redundancy import (
-            decoded,
-            neighbours_sheet,
-            query_from,
-            query_in,
-            similar_images,
-        )
+        from visdiv_assets.redundancy.search import decoded, query_from, query_in, similar_images
+        from visdiv_assets.redundancy.sheets import neighbours_sheet
 
         project = _Project.open(config)
         dataset = project.dataset(name)
@@ -300,7 +294,8 @@ class _Project(NamedTuple):
 def _overlaps(
     project: _Project, dataset: _Dataset, others: list[_Dataset], threshold: float
 ) -> "list[Overlap]":
-    from visdiv_assets.redundancy import device_for, find_overlap
+    from visdiv_assets.redundancy.catalogue import device_for
+    from visdiv_assets.redundancy.overlaps import find_overlap
 
     device = device_for(project.settings.embedder_of(dataset.name), dataset.evaluation.n_images)
     with _progress(dataset.name) as on_progress:
@@ -328,7 +323,8 @@ def _tell_overlaps(
 ) -> None:
     import pyarrow as pa
 
-    from visdiv_assets.redundancy import as_text, overlaps_sheet
+    from visdiv_assets.redundancy.catalogue import as_text
+    from visdiv_assets.redundancy.sheets import overlaps_sheet
 
     found = [each for each in overlaps if len(each.images)]
     if export is not None:
@@ -374,7 +370,7 @@ def _tell_overlaps(
 
 
 def _print_duplicates(found: "Duplicates") -> None:
-    from visdiv_assets.redundancy import as_text
+    from visdiv_assets.redundancy.catalogue import as_text
 
     dataset = found.evaluation.dataset
     of = f" of {found.evaluation.n_listed:,}" if found.evaluation.is_sample else ""
@@ -444,7 +440,7 @@ def _plain(score: "Score") -> str:
 
 
 def _as_json(found: "Duplicates") -> dict[str, Any]:
-    from visdiv_assets.redundancy import as_text
+    from visdiv_assets.redundancy.catalogue import as_text
 
     return {
         "dataset": found.evaluation.dataset,
@@ -477,7 +473,7 @@ def _as_json(found: "Duplicates") -> dict[str, Any]:
 
 
 def _overlap_as_json(each: "Overlap") -> dict[str, Any]:
-    from visdiv_assets.redundancy import as_text
+    from visdiv_assets.redundancy.catalogue import as_text
 
     return {
         "dataset": each.evaluation.dataset,

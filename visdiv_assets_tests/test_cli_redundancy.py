@@ -193,14 +193,14 @@ def test_duplicates_draws_clusters(visdiv, birds):
     ("recall", "told"), [(0.987, "98.7%, as measured,"), (float("nan"), "an unknown share")]
 )
 def test_what_an_index_finds_of_all_pairs_is_told(visdiv, birds, monkeypatch, recall, told):
-    from visdiv_assets import redundancy
+    from visdiv_assets.redundancy import duplicates
 
     def by_index(*arguments, **options):
         found = similar_pairs(*arguments, **options)
         return dataclasses.replace(found, method="index", recall=recall)
 
-    similar_pairs = redundancy.similar_pairs
-    monkeypatch.setattr(redundancy, "similar_pairs", by_index)
+    similar_pairs = duplicates.similar_pairs
+    monkeypatch.setattr(duplicates, "similar_pairs", by_index)
     assert f"finds {told} of all pairs" in visdiv("duplicates", "birds").stdout
     found = json.loads(visdiv("duplicates", "birds", "--json").stdout)
     assert found["recall"] == (recall if recall == recall else None)

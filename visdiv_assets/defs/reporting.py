@@ -16,7 +16,8 @@ from visdiv_assets.guidance.mixtures import Mixture
 from visdiv_assets.guidance.slices import Slice
 from visdiv_assets.portfolio import DatasetDrift
 from visdiv_assets.quality.verdicts import count_reasons
-from visdiv_assets.redundancy import Duplicates, Overlap
+from visdiv_assets.redundancy.duplicates import Duplicates
+from visdiv_assets.redundancy.overlaps import Overlap
 from visdiv_assets.spectral.score import TOO_FEW
 from visdiv_assets.warehouse.warehouse import Evaluation
 

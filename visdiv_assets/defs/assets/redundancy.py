@@ -22,22 +22,11 @@ from visdiv_assets.defs.resources import (
 )
 from visdiv_assets.evaluation import decoding_of
 from visdiv_assets.portfolio import newest_evaluations
-from visdiv_assets.redundancy import (
-    REPORTED,
-    Duplicates,
-    Score,
-    as_text,
-    benchmarks_of,
-    comparable,
-    device_for,
-    duplicates_sheet,
-    find_duplicates,
-    find_overlap,
-    known_sizes,
-    overlaps_sheet,
-    record_duplicates,
-    record_leakage,
-)
+from visdiv_assets.redundancy.catalogue import REPORTED, as_text, device_for
+from visdiv_assets.redundancy.duplicates import Duplicates, Score, find_duplicates
+from visdiv_assets.redundancy.overlaps import benchmarks_of, comparable, find_overlap
+from visdiv_assets.redundancy.records import known_sizes, record_duplicates, record_leakage
+from visdiv_assets.redundancy.sheets import duplicates_sheet, overlaps_sheet
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.spectral.score import TOO_FEW
 
