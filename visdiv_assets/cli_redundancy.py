@@ -6,6 +6,7 @@ Here: arguments, progress, tables, lists. Not here: any computation (`redundancy
 import csv
 import io
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
 
 CLUSTERS_SHOWN = 10
+PROGRESS_SECONDS = 30.0
 LISTS = (".csv", ".jsonl", ".txt")
 
 commands = typer.Typer()
@@ -62,14 +64,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", met
 @commands.command(
     epilog="""[bold]Examples[/]
 
-  visdiv duplicates birds --sheet birds.png        look at the largest clusters
-  visdiv duplicates birds --export drop.txt        the images that may go, one a line
-  visdiv duplicates birds --threshold 0.9 --split  stricter, and no chains
-  visdiv duplicates birds --against cars           images that cars has, too
-  visdiv duplicates ~/photos                       a folder that was scored
+  visdiv duplicates birds --sheet birds.png    look at the largest clusters
+  visdiv duplicates birds --export drop.txt    list the images that may go
+  visdiv duplicates birds --threshold 0.9      stricter
+  visdiv duplicates birds --split              no chains
+  visdiv duplicates birds --against cars       images that cars has, too
+  visdiv duplicates ~/photos                   a folder that was scored
 
-Kept of each cluster is the largest picture, then the least compressed, then the first by name.
-What is found as the settings say is kept in the tables duplicates and redundancy.
+Kept of each cluster is the largest picture, then the least compressed,
+then the first by name. What is found with the thresholds of the settings
+is recorded in the tables duplicates and redundancy.
 """
 )
 def duplicates(
@@ -555,7 +559,8 @@ def _embedder(project: _Project, dataset: _Dataset) -> "SSCDEmbedder":
 
 @contextmanager
 def _progress(name: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on a terminal for whatever is being done."""
+    """A bar on a terminal for whatever is being done; in a log, a line now and then."""
+    said = time.monotonic()
     with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -568,11 +573,14 @@ def _progress(name: str) -> Iterator[Callable[[str, int, int], None]]:
         task, current = progress.add_task(name, total=None), ""
 
         def on_progress(what: str, done: int, total: int) -> None:
-            nonlocal current
+            nonlocal current, said
             if what != current:
                 current = what
                 progress.reset(task, total=total, description=f"{name}: {what}")
             progress.update(task, completed=done, total=total)
+            if not err.is_terminal and time.monotonic() - said >= PROGRESS_SECONDS:
+                said = time.monotonic()
+                err.print(f"{name}: {what}, {done / max(total, 1):.0%}", soft_wrap=True)
 
         yield on_progress
 

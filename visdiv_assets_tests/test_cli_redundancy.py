@@ -278,6 +278,13 @@ def test_several_datasets_are_not_divided(visdiv, birds, test_set):
     assert "--split divides the clusters of one dataset" in result.stderr
 
 
+def test_in_a_log_progress_is_a_line_now_and_then(visdiv, birds, monkeypatch):
+    monkeypatch.setattr("visdiv_assets.cli_redundancy.PROGRESS_SECONDS", 0.0)
+    told = visdiv("duplicates", "birds").stderr
+    assert "birds: comparing, 100%\n" in told
+    assert "birds: looking at sizes, 50%\n" in told
+
+
 # --- leakage ---
 
 
