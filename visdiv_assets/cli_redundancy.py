@@ -112,7 +112,9 @@ def duplicates(
         if against:
             if split:
                 raise VisdivError("--split divides the clusters of one dataset, not of several")
-            others = [project.dataset(other) for other in against]
+            others = [project.dataset(other) for other in dict.fromkeys(against)]
+            if dataset.name in [other.name for other in others]:
+                raise VisdivError(f"{name} has all its images itself; leave it out of --against")
             overlaps = _overlaps(project, dataset, others, level)
             _tell_overlaps(project, dataset, others, overlaps, export, sheet, json_output)
             return

@@ -273,6 +273,11 @@ def test_datasets_of_other_models_are_not_compared(visdiv, birds, test_set):
     assert "birds and test were embedded with different models" in result.stderr
 
 
+def test_a_dataset_is_not_compared_with_itself(visdiv, birds):
+    result = visdiv("duplicates", "birds", "--against", "./birds", code=1)
+    assert "birds has all its images itself" in result.stderr
+
+
 def test_several_datasets_are_not_divided(visdiv, birds, test_set):
     result = visdiv("duplicates", "birds", "--against", "test", "--split", code=1)
     assert "--split divides the clusters of one dataset" in result.stderr

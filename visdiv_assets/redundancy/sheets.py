@@ -23,10 +23,12 @@ SHEET_ROWS = 10
 SHEET_COLUMNS = 8
 
 
-def duplicates_sheet(found: Duplicates, source: Source, decoding: Decoding) -> bytes:
-    """The largest clusters as a contact sheet, a PNG; the image to keep has a frame."""
+def duplicates_sheet(
+    found: Duplicates, source: Source, decoding: Decoding, most: int = SHEET_ROWS
+) -> bytes:
+    """The largest clusters, at most so many, as a PNG; the image to keep has a frame."""
     shown = []
-    for cluster in found.clusters[:SHEET_ROWS]:
+    for cluster in found.clusters[:most]:
         images = found.images_of(cluster)
         alone = cluster.n_contents == 1  # several images of one content: each has a name
         images = (
@@ -61,20 +63,23 @@ def duplicates_sheet(found: Duplicates, source: Source, decoding: Decoding) -> b
 
 
 def overlaps_sheet(
-    overlaps: Sequence[Overlap], sources: Mapping[str, tuple[Source, Decoding]]
+    overlaps: Sequence[Overlap],
+    sources: Mapping[str, tuple[Source, Decoding]],
+    most: int = SHEET_ROWS,
 ) -> bytes:
     """Images of a dataset beside those of others that they are like, as a PNG, doubtful ones first.
 
     Args:
         overlaps: what was found.
         sources: where the images of all these datasets are, and how to decode them.
+        most: rows of pictures, if there are no more datasets than that.
     """
     rows = []
     pairs_in_row = SHEET_COLUMNS // 2
     for each in overlaps:
         ours, theirs = each.evaluation.dataset, each.other.dataset
         order = np.argsort(each.images["similarity"].to_numpy(), kind="stable")
-        chosen = each.images.take(pa.array(order[: SHEET_ROWS * pairs_in_row // len(overlaps)]))
+        chosen = each.images.take(pa.array(order[: max(most // len(overlaps), 1) * pairs_in_row]))
         left = _pixels_of(*_at(sources[ours], chosen["image_id"].to_pylist()))
         right = _pixels_of(*_at(sources[theirs], chosen["other_image_id"].to_pylist()))
         pairs = chosen.to_pylist()

@@ -30,6 +30,9 @@ from visdiv_assets.redundancy.sheets import duplicates_sheet, overlaps_sheet
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.spectral.score import TOO_FEW
 
+# Pictures are kept in Dagster's own database, 25 KB each.
+ROWS_SHOWN = 5
+
 
 @dg.asset(
     partitions_def=datasets,
@@ -64,7 +67,7 @@ def near_duplicates(
             on_progress=log_steps(context),
         )
         record_duplicates(found, kept, results)
-        sheet = duplicates_sheet(found, source, decoding) if found.clusters else None
+        sheet = duplicates_sheet(found, source, decoding, ROWS_SHOWN) if found.clusters else None
     return dg.MaterializeResult(
         metadata={
             **_rates(found),
@@ -122,7 +125,7 @@ def benchmark_leakage(
             each: (open_source(configured.dataset(each).source), decoding_of(configured, each))
             for each in [name, *(each.other.dataset for each in leaking)]
         }
-        sheet = overlaps_sheet(leaking, places) if leaking else None
+        sheet = overlaps_sheet(leaking, places, ROWS_SHOWN) if leaking else None
     return dg.MaterializeResult(
         metadata={
             "images in benchmarks": sum(len(each.images) for each in overlaps),
