@@ -6,6 +6,7 @@ Here: arguments, progress, tables, lists. Not here: any computation (`redundancy
 import csv
 import io
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
     from visdiv_assets.embedding.embedder import SSCDEmbedder
     from visdiv_assets.embedding.preprocess import Decoding
     from visdiv_assets.embedding.store import Store
-    from visdiv_assets.redundancy import Duplicates, Overlap, Score
+    from visdiv_assets.redundancy.duplicates import Duplicates, Score
+    from visdiv_assets.redundancy.overlaps import Overlap
     from visdiv_assets.settings import DatasetSettings, Settings
     from visdiv_assets.sources.source import Source
     from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
 
 CLUSTERS_SHOWN = 10
+PROGRESS_SECONDS = 30.0
 LISTS = (".csv", ".jsonl", ".txt")
 
 commands = typer.Typer()
@@ -61,14 +64,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", met
 @commands.command(
     epilog="""[bold]Examples[/]
 
-  visdiv duplicates birds --sheet birds.png        look at the largest clusters
-  visdiv duplicates birds --export drop.txt        the images that may go, one a line
-  visdiv duplicates birds --threshold 0.9 --split  stricter, and no chains
-  visdiv duplicates birds --against cars           images that cars has, too
-  visdiv duplicates ~/photos                       a folder that was scored
+  visdiv duplicates birds --sheet birds.png    look at the largest clusters
+  visdiv duplicates birds --export drop.txt    list the images that may go
+  visdiv duplicates birds --threshold 0.9      stricter
+  visdiv duplicates birds --split              no chains
+  visdiv duplicates birds --against cars       images that cars has, too
+  visdiv duplicates ~/photos                   a folder that was scored
 
-Kept of each cluster is the largest picture, then the least compressed, then the first by name.
-What is found as the settings say is kept in the tables duplicates and redundancy.
+Kept of each cluster is the largest picture, then the least compressed,
+then the first by name. What is found with the thresholds of the settings
+is recorded in the tables duplicates and redundancy.
 """
 )
 def duplicates(
@@ -95,13 +100,10 @@ def duplicates(
 ) -> None:
     """Find exact copies and near-duplicates, and say which image of each cluster to keep."""
     with clear_errors():
-        from visdiv_assets.redundancy import (
-            device_for,
-            duplicates_sheet,
-            find_duplicates,
-            known_sizes,
-            record_duplicates,
-        )
+        from visdiv_assets.redundancy.catalogue import device_for
+        from visdiv_assets.redundancy.duplicates import find_duplicates
+        from visdiv_assets.redundancy.records import known_sizes, record_duplicates
+        from visdiv_assets.redundancy.sheets import duplicates_sheet
 
         _check_list(export)
         project = _Project.open(config)
@@ -110,7 +112,9 @@ def duplicates(
         if against:
             if split:
                 raise VisdivError("--split divides the clusters of one dataset, not of several")
-            others = [project.dataset(other) for other in against]
+            others = [project.dataset(other) for other in dict.fromkeys(against)]
+            if dataset.name in [other.name for other in others]:
+                raise VisdivError(f"{name} has all its images itself; leave it out of --against")
             overlaps = _overlaps(project, dataset, others, level)
             _tell_overlaps(project, dataset, others, overlaps, export, sheet, json_output)
             return
@@ -163,7 +167,8 @@ def leakage(
 ) -> None:
     """Find the images of a dataset that benchmarks have, too."""
     with clear_errors():
-        from visdiv_assets.redundancy import benchmarks_of, comparable, record_leakage
+        from visdiv_assets.redundancy.overlaps import benchmarks_of, comparable
+        from visdiv_assets.redundancy.records import record_leakage
 
         _check_list(export)
         project = _Project.open(config)
@@ -210,13 +215,8 @@ def similar(
     with clear_errors():
         from visdiv_assets.embedding.preprocess import Pixels
         from visdiv_assets.pictures import pictures_of
-        from visdiv_assets.redundancy import (
-            decoded,
-            neighbours_sheet,
-            query_from,
-            query_in,
-            similar_images,
-        )
+        from visdiv_assets.redundancy.search import decoded, query_from, query_in, similar_images
+        from visdiv_assets.redundancy.sheets import neighbours_sheet
 
         project = _Project.open(config)
         dataset = project.dataset(name)
@@ -300,7 +300,8 @@ class _Project(NamedTuple):
 def _overlaps(
     project: _Project, dataset: _Dataset, others: list[_Dataset], threshold: float
 ) -> "list[Overlap]":
-    from visdiv_assets.redundancy import device_for, find_overlap
+    from visdiv_assets.redundancy.catalogue import device_for
+    from visdiv_assets.redundancy.overlaps import find_overlap
 
     device = device_for(project.settings.embedder_of(dataset.name), dataset.evaluation.n_images)
     with _progress(dataset.name) as on_progress:
@@ -328,7 +329,8 @@ def _tell_overlaps(
 ) -> None:
     import pyarrow as pa
 
-    from visdiv_assets.redundancy import as_text, overlaps_sheet
+    from visdiv_assets.redundancy.catalogue import as_text
+    from visdiv_assets.redundancy.sheets import overlaps_sheet
 
     found = [each for each in overlaps if len(each.images)]
     if export is not None:
@@ -374,7 +376,7 @@ def _tell_overlaps(
 
 
 def _print_duplicates(found: "Duplicates") -> None:
-    from visdiv_assets.redundancy import as_text
+    from visdiv_assets.redundancy.catalogue import as_text
 
     dataset = found.evaluation.dataset
     of = f" of {found.evaluation.n_listed:,}" if found.evaluation.is_sample else ""
@@ -425,9 +427,10 @@ def _print_duplicates(found: "Duplicates") -> None:
     _print_recall(found.method, found.recall)
 
 
-def _print_recall(method: str, recall: float) -> None:
+def _print_recall(method: str, recall: float | None) -> None:
     if method != "exact":
-        _say(f"Found with an index, which finds {recall:.1%} of all pairs, as measured.")
+        share = "an unknown share" if recall is None else f"{recall:.1%}, as measured,"
+        _say(f"An index was used, which finds {share} of all pairs.")
 
 
 def _plural(count: int, one: str, many: str) -> str:
@@ -443,7 +446,7 @@ def _plain(score: "Score") -> str:
 
 
 def _as_json(found: "Duplicates") -> dict[str, Any]:
-    from visdiv_assets.redundancy import as_text
+    from visdiv_assets.redundancy.catalogue import as_text
 
     return {
         "dataset": found.evaluation.dataset,
@@ -476,7 +479,7 @@ def _as_json(found: "Duplicates") -> dict[str, Any]:
 
 
 def _overlap_as_json(each: "Overlap") -> dict[str, Any]:
-    from visdiv_assets.redundancy import as_text
+    from visdiv_assets.redundancy.catalogue import as_text
 
     return {
         "dataset": each.evaluation.dataset,
@@ -558,7 +561,8 @@ def _embedder(project: _Project, dataset: _Dataset) -> "SSCDEmbedder":
 
 @contextmanager
 def _progress(name: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on a terminal for whatever is being done."""
+    """A bar on a terminal for whatever is being done; in a log, a line now and then."""
+    said = time.monotonic()
     with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -571,11 +575,14 @@ def _progress(name: str) -> Iterator[Callable[[str, int, int], None]]:
         task, current = progress.add_task(name, total=None), ""
 
         def on_progress(what: str, done: int, total: int) -> None:
-            nonlocal current
+            nonlocal current, said
             if what != current:
                 current = what
                 progress.reset(task, total=total, description=f"{name}: {what}")
             progress.update(task, completed=done, total=total)
+            if not err.is_terminal and time.monotonic() - said >= PROGRESS_SECONDS:
+                said = time.monotonic()
+                err.print(f"{name}: {what}, {done / max(total, 1):.0%}", soft_wrap=True)
 
         yield on_progress
 

@@ -52,6 +52,8 @@ datasets:
 #     watch: true           # score it anew when its source changes
 #     schedule: true        # evaluate it every night
 #     slices: folder        # or {column: label}
+#     role: training        # or benchmark: none of its images may be in the others
+#     near_duplicates: {threshold: 0.75, warn_rate: 0.05}
 #     tags: {team: vision}
 """
 

@@ -1,6 +1,7 @@
 """The commands about what a dataset repeats, as a user types them."""
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -188,6 +189,23 @@ def test_duplicates_draws_clusters(visdiv, birds):
         assert sheet.height > 2 * 112
 
 
+@pytest.mark.parametrize(
+    ("recall", "told"), [(0.987, "98.7%, as measured,"), (float("nan"), "an unknown share")]
+)
+def test_what_an_index_finds_of_all_pairs_is_told(visdiv, birds, monkeypatch, recall, told):
+    from visdiv_assets.redundancy import duplicates
+
+    def by_index(*arguments, **options):
+        found = similar_pairs(*arguments, **options)
+        return dataclasses.replace(found, method="index", recall=recall)
+
+    similar_pairs = duplicates.similar_pairs
+    monkeypatch.setattr(duplicates, "similar_pairs", by_index)
+    assert f"finds {told} of all pairs" in visdiv("duplicates", "birds").stdout
+    found = json.loads(visdiv("duplicates", "birds", "--json").stdout)
+    assert found["recall"] == (recall if recall == recall else None)
+
+
 def test_duplicates_as_json(visdiv, birds):
     found = json.loads(visdiv("duplicates", "birds", "--json").stdout)
     assert (found["n_images"], found["n_exact"], found["n_near"]) == (14, 1, 1)
@@ -255,9 +273,21 @@ def test_datasets_of_other_models_are_not_compared(visdiv, birds, test_set):
     assert "birds and test were embedded with different models" in result.stderr
 
 
+def test_a_dataset_is_not_compared_with_itself(visdiv, birds):
+    result = visdiv("duplicates", "birds", "--against", "./birds", code=1)
+    assert "birds has all its images itself" in result.stderr
+
+
 def test_several_datasets_are_not_divided(visdiv, birds, test_set):
     result = visdiv("duplicates", "birds", "--against", "test", "--split", code=1)
     assert "--split divides the clusters of one dataset" in result.stderr
+
+
+def test_in_a_log_progress_is_a_line_now_and_then(visdiv, birds, monkeypatch):
+    monkeypatch.setattr("visdiv_assets.cli_redundancy.PROGRESS_SECONDS", 0.0)
+    told = visdiv("duplicates", "birds").stderr
+    assert "birds: comparing, 100%\n" in told
+    assert "birds: looking at sizes, 50%\n" in told
 
 
 # --- leakage ---

@@ -16,7 +16,8 @@ from visdiv_assets.guidance.mixtures import Mixture
 from visdiv_assets.guidance.slices import Slice
 from visdiv_assets.portfolio import DatasetDrift
 from visdiv_assets.quality.verdicts import count_reasons
-from visdiv_assets.redundancy import Duplicates, Overlap
+from visdiv_assets.redundancy.duplicates import Duplicates
+from visdiv_assets.redundancy.overlaps import Overlap
 from visdiv_assets.spectral.score import TOO_FEW
 from visdiv_assets.warehouse.warehouse import Evaluation
 
@@ -198,7 +199,9 @@ def leaks_table(overlaps: Sequence[Overlap]) -> dg.MarkdownMetadataValue:
 
 
 def _how(found: Overlap) -> str:
-    return "all" if found.method == "exact" else f"{found.recall:.1%} (by index)"
+    if found.method == "exact":
+        return "all"
+    return f"{'unknown' if found.recall is None else format(found.recall, '.1%')} (by index)"
 
 
 def picture(png: bytes, description: str) -> dg.MarkdownMetadataValue:

@@ -22,24 +22,16 @@ from visdiv_assets.defs.resources import (
 )
 from visdiv_assets.evaluation import decoding_of
 from visdiv_assets.portfolio import newest_evaluations
-from visdiv_assets.redundancy import (
-    REPORTED,
-    Duplicates,
-    Score,
-    as_text,
-    benchmarks_of,
-    comparable,
-    device_for,
-    duplicates_sheet,
-    find_duplicates,
-    find_overlap,
-    known_sizes,
-    overlaps_sheet,
-    record_duplicates,
-    record_leakage,
-)
+from visdiv_assets.redundancy.catalogue import REPORTED, as_text, device_for
+from visdiv_assets.redundancy.duplicates import Duplicates, Score, find_duplicates
+from visdiv_assets.redundancy.overlaps import benchmarks_of, comparable, find_overlap
+from visdiv_assets.redundancy.records import known_sizes, record_duplicates, record_leakage
+from visdiv_assets.redundancy.sheets import duplicates_sheet, overlaps_sheet
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.spectral.score import TOO_FEW
+
+# Pictures are kept in Dagster's own database, 25 KB each.
+ROWS_SHOWN = 5
 
 
 @dg.asset(
@@ -75,7 +67,7 @@ def near_duplicates(
             on_progress=log_steps(context),
         )
         record_duplicates(found, kept, results)
-        sheet = duplicates_sheet(found, source, decoding) if found.clusters else None
+        sheet = duplicates_sheet(found, source, decoding, ROWS_SHOWN) if found.clusters else None
     return dg.MaterializeResult(
         metadata={
             **_rates(found),
@@ -88,7 +80,7 @@ def near_duplicates(
             "score (plain), as it is": _plain(found.before),
             "score (plain), duplicates removed": _plain(found.after),
             "method": found.method,
-            "recall": round(found.recall, 4),
+            "recall": "unknown" if found.recall is None else round(found.recall, 4),
             "model": evaluation.model_id,
             "seconds": round(time.monotonic() - started, 3),
         }
@@ -133,7 +125,7 @@ def benchmark_leakage(
             each: (open_source(configured.dataset(each).source), decoding_of(configured, each))
             for each in [name, *(each.other.dataset for each in leaking)]
         }
-        sheet = overlaps_sheet(leaking, places) if leaking else None
+        sheet = overlaps_sheet(leaking, places, ROWS_SHOWN) if leaking else None
     return dg.MaterializeResult(
         metadata={
             "images in benchmarks": sum(len(each.images) for each in overlaps),

@@ -36,7 +36,7 @@ CREATE TABLE redundancy (
     corrected_score      DOUBLE,                -- null where too few images tell
     corrected_without    DOUBLE,
     method               VARCHAR NOT NULL,      -- exact, or index
-    recall               DOUBLE NOT NULL        -- share of pairs found; measured where not exact
+    recall               DOUBLE                 -- share of pairs found; measured where not exact
 );
 
 -- A row for each image and benchmark that it appears in: the image there that is most like it.
