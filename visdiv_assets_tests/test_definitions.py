@@ -28,6 +28,7 @@ def test_the_asset_graph_is_the_documented_one():
         "sscd_embeddings": ("embed", ["image_manifest"], "datasets"),
         "embedding_moments": ("score", ["sscd_embeddings"], "datasets"),
         "diversity_metrics": ("score", ["embedding_moments"], "datasets"),
+        "core_set": ("redundancy", ["diversity_metrics"], "datasets"),
         "dataset_leaderboard": ("portfolio", ["diversity_metrics"], None),
         "mixture_plan": ("portfolio", ["diversity_metrics"], None),
         "dataset_drift": ("portfolio", ["diversity_metrics"], None),
