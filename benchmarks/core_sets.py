@@ -69,8 +69,9 @@ def quality() -> None:
         for name, options in tried:
             chosen = select_diverse_samples(rows, k, **options)
             own = score(rows[chosen])
+            above = (own - mean) / spread
             lines.append(
-                f"| {k} | {name} | {own:.4f} | {own / mean:.2f} | {(own - mean) / spread:+.1f} s.d. "
+                f"| {k} | {name} | {own:.4f} | {own / mean:.2f} | {above:+.1f} s.d. "
                 f"| {corrected_score(rows[chosen]).score:.3f} "
                 f"| {covering_radius(rows, chosen):.3f} |"
             )
@@ -134,10 +135,15 @@ def speed(n: int, k: int, methods: list[str]) -> None:
     print(f"{k:,} of {n:,} × {rows.shape[1]} rows, float16, {rows.nbytes / 1e9:.2f} GB")
     measured = {}
     for method in methods:
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         select_diverse_samples(rows, k, method)  # type: ignore[arg-type]
         measured[method] = time.perf_counter() - started
-        print(f"{method:<44}{measured[method]:9.1f} s   peak {peak_gigabytes():.2f} GB", flush=True)
+        busy = time.process_time() - busy
+        print(
+            f"{method:<44}{measured[method]:9.1f} s   {busy:.0f} s of processors, "
+            f"peak {peak_gigabytes():.2f} GB",
+            flush=True,
+        )
     if "k-centre" not in measured:
         return
     ours = measured["k-centre"]

@@ -30,6 +30,7 @@ def test_the_asset_graph_is_the_documented_one():
         "diversity_metrics": ("score", ["embedding_moments"], "datasets"),
         "near_duplicates": ("redundancy", ["diversity_metrics"], "datasets"),
         "benchmark_leakage": ("redundancy", ["diversity_metrics"], "datasets"),
+        "core_set": ("redundancy", ["diversity_metrics"], "datasets"),
         "dataset_leaderboard": ("portfolio", ["diversity_metrics"], None),
         "mixture_plan": ("portfolio", ["diversity_metrics"], None),
         "dataset_drift": ("portfolio", ["diversity_metrics"], None),

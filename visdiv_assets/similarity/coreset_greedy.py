@@ -251,8 +251,8 @@ class DeterminantGains:
     def lower(self, here: slice, block: FloatArray, gains: FloatArray, since: int) -> FloatArray:
         """Residuals."""
         along = block @ self._factors.since(since).T
-        squares = np.einsum("ij,ij->i", along, along)
-        lowered: FloatArray = gains - squares / self.lengths[here] ** 2
+        along /= self.lengths[here, None]
+        lowered: FloatArray = gains - np.einsum("ij,ij->i", along, along)
         return lowered
 
     def lower_exactly(self, row: FloatArray, gain: float, since: int) -> float:

@@ -58,7 +58,7 @@ def nearest(rows: Rows, queries: NDArray[np.int64], m: int) -> Found:
     # A neighbour must be closer than the m-th of those before.
     floor = np.full(len(queries), -np.inf, dtype=np.float32)
     waiting: list[Found] = []
-    start, size = 0, _FIRST_PART
+    start, size, new = 0, _FIRST_PART, 0
     while start < len(rows):
         stop = min(start + size, len(rows))
         cosines = directions(rows.block(start, stop)) @ wanted.T
@@ -67,9 +67,10 @@ def nearest(rows: Rows, queries: NDArray[np.int64], m: int) -> Found:
         hits = np.flatnonzero(cosines > floor)
         row, number = np.divmod(hits, len(queries))
         waiting.append((number, row + start, cosines.ravel()[hits]))
-        if sum(len(each) for each, _, _ in waiting) >= len(queries) * m or stop == len(rows):
+        new += len(hits)
+        if new >= len(queries) * m or size < _PART or stop == len(rows):
             query, at, cosine = _closest(waiting, m)
-            waiting = [(query, at, cosine)]
+            waiting, new = [(query, at, cosine)], 0
             full = np.bincount(query, minlength=len(queries)) >= m
             last = np.flatnonzero(np.r_[query[1:] != query[:-1], True]) if len(query) else query
             floor[query[last]] = np.where(full[query[last]], cosine[last], -np.inf)
@@ -83,11 +84,16 @@ def _parts(positions: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 
 
 def _closest(found: list[Found], m: int) -> Found:
-    """Sorted by query, similarity and position, and only the first m of each query."""
+    """Sorted by query, similarity and position, and only the first m of each query.
+
+    Positions ascend among those of a query that are equal, from one part to the next.
+    """
     query = np.concatenate([each[0] for each in found])
     at = np.concatenate([each[1] for each in found])
     cosine = np.concatenate([each[2] for each in found])
-    order = np.lexsort((at, -cosine, query))
+    # On the grid, a cosine is a whole number of 2⁻²²; with the query it is one key.
+    less = 2**23 - np.rint(cosine.astype(np.float64) * 2**22).astype(np.int64)
+    order = np.argsort((query << 24) | less, kind="stable")
     query, at, cosine = query[order], at[order], cosine[order]
     begins = np.flatnonzero(np.r_[True, query[1:] != query[:-1]]) if len(query) else query
     rank = np.arange(len(query)) - np.repeat(begins, np.diff(np.r_[begins, len(query)]))

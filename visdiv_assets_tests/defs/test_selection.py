@@ -1,0 +1,82 @@
+"""The asset `core_set`, as Dagster runs it."""
+
+import dagster as dg
+import pytest
+
+from visdiv_assets.definitions import build_defs
+from visdiv_assets.defs.resources import EmbedderResource, SettingsResource
+from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image
+
+
+class CheapEmbedder(EmbedderResource):
+    def open(self, dataset):
+        return FakeEmbedder(batch_size=64)
+
+
+@pytest.fixture
+def run(tmp_path):
+    for number in range(80):
+        write_image(tmp_path / "birds" / f"{number:03}.png", number)
+    (tmp_path / "dagster").mkdir()
+    quiet = {"telemetry": {"enabled": False}}
+
+    def execute(options, *, evaluated=True):
+        (tmp_path / "visdiv.yaml").write_text(
+            f"store: store\ndatasets: {{birds: {{source: birds{options}}}}}\n"
+        )
+        settings = SettingsResource(config_path=str(tmp_path / "visdiv.yaml"))
+        overrides = {"settings": settings, "embedder": CheapEmbedder(settings=settings)}
+        definitions = build_defs(resource_overrides=overrides)
+        with dg.DagsterInstance.local_temp(str(tmp_path / "dagster"), overrides=quiet) as instance:
+            instance.add_dynamic_partitions("datasets", ["birds"])
+            if evaluated:
+                job = definitions.resolve_job_def("evaluate_dataset")
+                assert job.execute_in_process(partition_key="birds", instance=instance).success
+            return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+                partition_key="birds",
+                instance=instance,
+                asset_selection=[dg.AssetKey("core_set")],
+                raise_on_error=False,
+            )
+
+    return execute
+
+
+def metadata(result):
+    [materialization] = result.asset_materializations_for_node("core_set")
+    return {key: value.value for key, value in materialization.metadata.items()}
+
+
+def test_a_core_set_is_chosen_recorded_and_shown(run, tmp_path):
+    told = metadata(run(""))
+    assert (told["images"], told["of distinct images"], told["method"]) == (10, 80, "k-centre")
+    assert 0 < told["diversity score (plain)"] < 1
+    assert "±" in told["of as many at random (plain)"]
+    assert told["diversity score (corrected for size)"] == "too few to tell"
+    assert told["covering radius"] < told["covering radius at random"]
+    assert told["first ones"].startswith("![")
+    rows = Warehouse(tmp_path / "store/visdiv.duckdb").rows("core_sets", "birds")
+    assert [row["rank"] for row in rows] == list(range(1, 11))
+    assert (tmp_path / "store/exports/core_sets.parquet").exists()
+
+
+def test_size_and_method_are_settings(run):
+    told = metadata(run(", core_set: {k: 60, method: log-det, trim: 0.1}"))
+    assert (told["images"], told["method"]) == (60, "log-det")
+    assert 0 < told["diversity score (corrected for size)"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "evaluated", "sentence"),
+    [
+        (", core_set: {k: 81}", True, "the number of embeddings, 80; got 81"),
+        ("", False, "birds was never evaluated"),
+        (", core_set: {method: best}", False, "'datasets.birds.core_set.method'"),
+    ],
+)
+def test_what_is_wrong_fails_with_one_sentence(run, options, evaluated, sentence):
+    result = run(options, evaluated=evaluated)
+    assert not result.success
+    [failure] = [event for event in result.all_events if event.is_step_failure]
+    assert sentence in failure.step_failure_data.user_failure_data.description
