@@ -10,6 +10,7 @@ it does to the run. So it is for images of known origin, and never chosen unaske
 """
 
 import io
+import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -96,7 +97,10 @@ def _is_common(frame: bytes) -> bool:
 
 
 class GpuDecoder:
-    """Decodes JPEGs on one GPU; of a process, one is enough, since torchvision keeps one state.
+    """Decodes JPEGs on one GPU, for one thread at a time.
+
+    A process should have only one: torchvision keeps one nvJPEG decoder, and makes another whenever
+    the device changes.
 
     Args:
         device: a CUDA device; the CPU works as well, through libjpeg, for tests.
@@ -108,6 +112,7 @@ class GpuDecoder:
 
     def __init__(self, device: torch.device, decoding: Decoding) -> None:
         self._device, self._decoding = device, decoding
+        self._lock = threading.Lock()
         sample = io.BytesIO()
         Image.new("RGB", (16, 16)).save(sample, "JPEG")
         try:
@@ -139,7 +144,7 @@ class GpuDecoder:
         return squares, failed
 
     def decode(self, encoded: Sequence[bytes]) -> tuple[Tensor, list[int]]:
-        """Decode, and squash to squares, bilinear with antialias.
+        """Decode, and squash to squares, bilinear with antialias, on the current stream.
 
         Returns:
             the squares, (N, 320, 320, 3) uint8 on the device, and the positions of the images that
@@ -148,23 +153,16 @@ class GpuDecoder:
         Raises:
             VisdivError: the device failed.
         """
-        squares = torch.zeros(
-            (len(encoded), IMAGE_SIDE, IMAGE_SIDE, 3), dtype=torch.uint8, device=self._device
-        )
         sizes = {at: plain_jpeg_size(data, self._decoding) for at, data in enumerate(encoded)}
+        shape = (len(encoded), IMAGE_SIDE, IMAGE_SIDE, 3)
         done: set[int] = set()
         try:
-            for chunk in _chunks({at: size for at, size in sizes.items() if size}):
-                images = self._decode_what_can_be([encoded[at] for at in chunk])
-                alike: dict[torch.Size, dict[int, Tensor]] = defaultdict(dict)
-                for at, image in zip(chunk, images, strict=True):
-                    if image is not None:
-                        alike[image.shape][at] = image
-                for group in alike.values():
-                    if (resized := _resize(list(group.values()))) is not None:
-                        squares[list(group)] = resized.permute(0, 2, 3, 1)
-                        done.update(group)
-        except torch.AcceleratorError as error:
+            squares = torch.zeros(shape, dtype=torch.uint8, device=self._device)
+            with self._lock:
+                for chunk in _chunks({at: size for at, size in sizes.items() if size}):
+                    images = self._decode_what_can_be([encoded[at] for at in chunk])
+                    done |= _fill(squares, dict(zip(chunk, images, strict=True)))
+        except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
             reason = str(error).splitlines()[0][:200]
             raise VisdivError(f"{self._device} failed: {reason}") from error
         return squares, [at for at in range(len(encoded)) if at not in done]
@@ -185,6 +183,10 @@ class GpuDecoder:
             ]
 
     def _decode(self, encoded: Sequence[bytes]) -> list[Tensor]:
+        if self._device.type == "cuda":
+            # torchvision gives nvJPEG memory that whatever is on this stream may still be reading,
+            # and has it write there from another stream at once.
+            torch.cuda.current_stream(self._device).synchronize()
         buffers = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in encoded]
         images: list[Tensor] = decode_jpeg(buffers, mode=ImageReadMode.RGB, device=self._device)
         return images
@@ -203,6 +205,20 @@ def _chunks(sizes: dict[int, Size]) -> Iterator[list[int]]:
         pixels += area
     if chunk:
         yield chunk
+
+
+def _fill(squares: Tensor, images: dict[int, Tensor | None]) -> set[int]:
+    """Put images into their squares, all of one size at a time; which ones that went well for."""
+    alike: dict[torch.Size, dict[int, Tensor]] = defaultdict(dict)
+    for at, image in images.items():
+        if image is not None:
+            alike[image.shape][at] = image
+    done: set[int] = set()
+    for group in alike.values():
+        if (resized := _resize(list(group.values()))) is not None:
+            squares[list(group)] = resized.permute(0, 2, 3, 1)
+            done.update(group)
+    return done
 
 
 def _resize(images: Sequence[Tensor]) -> Tensor | None:
