@@ -33,6 +33,8 @@ SCALE = 2.0**15
 LIMIT = 127 * 256 + 127
 # Rows split at a time: what stays in the cache.
 CHUNK_ROWS = 512
+# Columns multiplied at a time with those to the right of them.
+PANEL = 256
 
 
 def integers_pay(rows: int) -> bool:
@@ -83,8 +85,13 @@ class IntegerMoments:
         self._scaled = torch.empty((CHUNK_ROWS, dimension), dtype=torch.float32)
         self._again = torch.empty_like(self._scaled)
         self._integers = torch.empty((CHUNK_ROWS, dimension), dtype=torch.int16)
-        self._high = torch.zeros((dimension, 2 * dimension + 16), dtype=torch.int64)
-        self._low = torch.zeros((dimension, dimension + 16), dtype=torch.int64)
+        # Of the symmetric product only what is right of the diagonal, a panel of rows at a time.
+        self._panels = [
+            torch.zeros(
+                (min(PANEL, 2 * dimension - at), 2 * dimension + 16 - at), dtype=torch.int64
+            )
+            for at in range(0, 2 * dimension, PANEL)
+        ]
 
     def add(self, rows: NDArray[np.float16]) -> float | None:
         """Add rows, up to BLOCK_ROWS; returns their largest | ‖x‖ − 1 |.
@@ -101,9 +108,9 @@ class IntegerMoments:
             if norms is None:
                 return None
             error = max(error, float((norms / SCALE - 1).abs().max()))
-        parts, dimension = self._parts[: len(rows)], self._dimension
-        self._high += torch._int_mm(parts[:, :dimension].T, parts)
-        self._low += torch._int_mm(parts[:, dimension:-16].T, parts[:, dimension:])
+        parts = self._parts[: len(rows)]
+        for at, panel in zip(range(0, 2 * self._dimension, PANEL), self._panels, strict=True):
+            panel += torch._int_mm(parts[:, at : at + len(panel)].T, parts[:, at:])
         self._n += len(rows)
         return error
 
@@ -129,8 +136,13 @@ class IntegerMoments:
     def moments(self) -> Moments:
         """Of all rows that were added."""
         dimension = self._dimension
-        high, low = self._high.numpy(), self._low.numpy()
-        cross = high[:, dimension:-16]
-        outer = 65536 * high[:, :dimension] + 256 * (cross + cross.T) + low[:, :dimension]
-        total = 256 * high[:, -16] + low[:, -16]
+        products = np.zeros((2 * dimension, 2 * dimension + 16), dtype=np.int64)
+        for at, panel in zip(range(0, 2 * dimension, PANEL), self._panels, strict=True):
+            products[at : at + len(panel), at:] = panel.numpy()
+        high, low = slice(0, dimension), slice(dimension, 2 * dimension)
+        square = np.triu(products[:, :-16])
+        square += np.triu(square, 1).T
+        cross = square[high, low]
+        outer = 65536 * square[high, high] + 256 * (cross + cross.T) + square[low, low]
+        total = 256 * products[high, -16] + products[low, -16]
         return Moments(self._n, total / SCALE, outer / SCALE**2)

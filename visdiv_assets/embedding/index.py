@@ -87,7 +87,7 @@ class EmbeddingIndex:
     @property
     def n_distinct(self) -> int:
         """Different contents among the images that are embedded."""
-        return len(np.unique(to_keys(self._embedded()["content_key"])))
+        return int(pc.count_distinct(self._embedded()["content_key"]).as_py())
 
     def failures(self) -> list[tuple[str, str]]:
         """Image id and what went wrong, for every image that failed, in order of ids."""
@@ -102,7 +102,7 @@ class EmbeddingIndex:
 
     def content_fingerprint(self) -> str:
         """Hash of the multiset of embedded contents, in hex; names and places do not matter."""
-        keys = np.sort(to_keys(self._embedded()["content_key"]))
+        keys = np.sort(to_keys(self._embedded()["content_key"]), kind="stable")
         return hashlib.blake2b(keys.tobytes(), digest_size=KEY_BYTES).hexdigest()
 
     def _embedded(self) -> pa.Table:

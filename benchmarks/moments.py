@@ -1,0 +1,141 @@
+"""Moments of 2,000,000 rows from the store, beside a bare product of the same rows in memory.
+
+    .venv/bin/python -m benchmarks.moments [--rows 2000000] [--rounds 3]
+
+Writes a store of float16 rows (1 KB each) into a temporary folder, sums it up as an evaluation
+does (index, segments, norms, moments, sample, files), and beside it lets BLAS multiply one float32
+matrix of as many rows with itself, which is in memory and needs no reading, converting or
+checking: `X.T @ X`, for which NumPy calls SYRK, and the general product GEMM. The matrix is a
+million rows at most, multiplied as often as needed, so that it takes no more than 2 GB.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.made_up import (
+    DIMENSION,
+    MODEL,
+    index_of,
+    machine,
+    manifest_of,
+    peak_megabytes,
+    random_keys,
+    seconds,
+    told,
+    write_segments,
+)
+from visdiv_assets.embedding import contents
+from visdiv_assets.embedding.contents import Contents
+from visdiv_assets.embedding.store import Store
+from visdiv_assets.evaluation import accumulate_moments
+from visdiv_assets.spectral.moments import Moments
+from visdiv_assets.spectral.score import diversity
+
+SYRK, GEMM = "float32, SYRK: X.T @ X", "float32, GEMM: X.T @ Y"
+FROM_STORE, IN_FLOAT64 = "from the store", "from the store, float64"
+PIECE = 1_000_000  # rows of the matrix in memory: 2 GB
+
+
+def prepare(store: Store, rows: int) -> None:
+    """A dataset of so many images, embedded and indexed."""
+    keys, manifest = random_keys(rows), manifest_of(rows)
+    write_segments(store, keys)
+    store.write_manifest("dataset", manifest)
+    store.write_index("dataset", MODEL, manifest.fingerprint, index_of(manifest, keys))
+
+
+def sum_up(root: Path) -> Moments:
+    """As an evaluation does, with nothing to start from."""
+    for kept in root.glob("moments/*/*/*"):
+        kept.unlink()
+    return accumulate_moments("dataset", MODEL, Store(root)).moments
+
+
+def in_float64(root: Path) -> Moments:
+    """The moments of all segments, one after the other, in float64 and nothing else."""
+    outer, total, n = np.zeros((DIMENSION, DIMENSION)), np.zeros(DIMENSION), 0
+    for path in sorted(root.glob("embeddings/*/*.npy")):
+        rows = np.load(path).astype(np.float64)
+        outer += rows.T @ rows
+        total += rows.sum(axis=0)
+        n += len(rows)
+    return Moments(n, total, outer)
+
+
+def peak(root: Path) -> float:
+    """Memory that summing up takes in a process of its own, in MB."""
+    command = [sys.executable, "-m", "benchmarks.moments", "--peak", str(root)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+    return float(done.stdout)
+
+
+def in_turns(root: Path, rows: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way, for all rows."""
+    store, piece = Store(root), min(rows, PIECE)
+    fingerprint, _ = store.latest_fingerprint("dataset")
+    whole = Contents.of(store.read_index("dataset", MODEL, fingerprint or ""))
+    x = whole.read(store, MODEL, slice(0, piece)).astype(np.float32)
+    found: dict[str, list[float]] = {SYRK: [], FROM_STORE: [], IN_FLOAT64: [], GEMM: []}
+    pays = contents.integers_pay
+    for _ in range(rounds):
+        found[SYRK].append(rows / piece * seconds(lambda: x.T @ x))
+        found[FROM_STORE].append(seconds(lambda: sum_up(root)))
+        contents.integers_pay = lambda rows: False
+        found[IN_FLOAT64].append(seconds(lambda: sum_up(root)))
+        contents.integers_pay = pays
+    half, other = x[: piece // 2], x[: piece // 2].copy()
+    for _ in range(rounds):
+        found[GEMM].append(rows / len(half) * seconds(lambda: half.T @ other))
+    return found
+
+
+def main() -> None:
+    """Prepare, then measure in turns."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peak", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        sum_up(arguments.peak)
+        print(peak_megabytes())
+        return
+    print(machine())
+    rows = arguments.rows
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "whole"
+        prepare(Store(root), rows)
+        memory = [peak(root)]
+        if rows >= 8 * 4096:
+            small = Path(folder) / "quarter"
+            prepare(Store(small), rows // 4)
+            memory.insert(0, peak(small))
+        import torch  # noqa: F401  # loaded before, as where images are embedded by it
+
+        sum_up(root)  # warms the page cache, and finds out about the processor
+        found = in_turns(root, rows, arguments.rounds)
+        moments, exact = sum_up(root), in_float64(root)
+    bare = statistics.median(found[SYRK])
+    print(f"{rows:,} rows of {DIMENSION}, integer products: {contents.integers_pay(rows)}")
+    for name, measured in found.items():
+        print(f"{name:<26}{told(measured)}   {statistics.median(measured) / bare:.2f} × SYRK")
+    same = moments.outer.tobytes() == exact.outer.tobytes()
+    score, reference = diversity(moments).score, diversity(exact).score
+    print(
+        f"score {score:.9f}, in float64 {reference:.9f}; moments the same to the last bit: {same}"
+    )
+    sizes = [rows // 4, rows][-len(memory) :]
+    told_memory = (
+        f"{n:,} rows {megabytes:.0f} MB" for n, megabytes in zip(sizes, memory, strict=True)
+    )
+    print("peak memory:", ", ".join(told_memory))
+
+
+if __name__ == "__main__":
+    main()
