@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from visdiv_assets.defs.assets import embed, ingest, portfolio, score
+from visdiv_assets.defs.assets import embed, guidance, ingest, portfolio, score
 from visdiv_assets.defs.checks import diversity_checks
 from visdiv_assets.defs.jobs import compare_datasets, evaluate_dataset
 from visdiv_assets.defs.resources import (
@@ -53,7 +53,7 @@ def build_defs(
     if unknown := overrides.keys() - resources.keys():
         raise ValueError(f"there is no resource {', '.join(sorted(unknown))}")
     return dg.Definitions(
-        assets=dg.load_assets_from_modules([ingest, embed, score, portfolio]),
+        assets=dg.load_assets_from_modules([ingest, embed, score, guidance, portfolio]),
         asset_checks=[diversity_checks],
         jobs=[evaluate_dataset, compare_datasets],
         schedules=[nightly_reevaluation, nightly_comparison],

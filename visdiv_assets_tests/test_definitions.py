@@ -28,6 +28,8 @@ def test_the_asset_graph_is_the_documented_one():
         "sscd_embeddings": ("embed", ["image_manifest"], "datasets"),
         "embedding_moments": ("score", ["sscd_embeddings"], "datasets"),
         "diversity_metrics": ("score", ["embedding_moments"], "datasets"),
+        "bias_axes": ("guidance", ["diversity_metrics"], "datasets"),
+        "augmentation_guidance": ("guidance", ["diversity_metrics"], "datasets"),
         "dataset_leaderboard": ("portfolio", ["diversity_metrics"], None),
         "mixture_plan": ("portfolio", ["diversity_metrics"], None),
         "dataset_drift": ("portfolio", ["diversity_metrics"], None),
@@ -36,7 +38,12 @@ def test_the_asset_graph_is_the_documented_one():
 
 def test_gpu_work_and_duckdb_writes_run_in_their_pools():
     pools = {asset.key.to_user_string(): asset.op.pool for asset in defs.assets if asset.op.pool}
-    assert pools == {"sscd_embeddings": "gpu", "diversity_metrics": "duckdb_writer"}
+    assert pools == {
+        "sscd_embeddings": "gpu",
+        "diversity_metrics": "duckdb_writer",
+        "bias_axes": "duckdb_writer",
+        "augmentation_guidance": "gpu",
+    }
 
 
 def test_sensors_and_the_schedule_run_without_being_switched_on():
