@@ -133,9 +133,10 @@ def axes_sheet(found: DatasetAxes, source: Source, decoding: Decoding) -> list[S
         for side, end in zip(SIDES, axis.ends, strict=True):
             names = [found.image_ids[int(row)] for row in end.rows]
             title = f"{axis.number}{side}   one end of {axis.share * 100:.1f} % of all variation"
-            placed = axis.slice_at(side)
-            if placed:
-                title += f"   slice: {placed.name}"
+            if not np.isnan(end.likeness):
+                title += f"   mean cosine {end.likeness:.2f}"
+            if placed := axis.slice_at(side):
+                title += f"   slice {placed.name}"
             sheet.append(SheetRow(title, [Thumbnail(pixels.get(name), name) for name in names]))
     return sheet
 

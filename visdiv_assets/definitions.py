@@ -8,7 +8,15 @@ from typing import Any
 
 import dagster as dg
 
-from visdiv_assets.defs.assets import embed, ingest, portfolio, redundancy, score, selection
+from visdiv_assets.defs.assets import (
+    embed,
+    guidance,
+    ingest,
+    portfolio,
+    redundancy,
+    score,
+    selection,
+)
 from visdiv_assets.defs.checks import diversity_checks, leakage_checks, near_duplicate_checks
 from visdiv_assets.defs.jobs import analyze_dataset, compare_datasets, evaluate_dataset
 from visdiv_assets.defs.resources import (
@@ -54,7 +62,7 @@ def build_defs(
         raise ValueError(f"there is no resource {', '.join(sorted(unknown))}")
     return dg.Definitions(
         assets=dg.load_assets_from_modules(
-            [ingest, embed, score, redundancy, selection, portfolio]
+            [ingest, embed, score, redundancy, selection, guidance, portfolio]
         ),
         asset_checks=[diversity_checks, near_duplicate_checks, leakage_checks],
         jobs=[evaluate_dataset, analyze_dataset, compare_datasets],

@@ -31,6 +31,8 @@ def test_the_asset_graph_is_the_documented_one():
         "near_duplicates": ("redundancy", ["diversity_metrics"], "datasets"),
         "benchmark_leakage": ("redundancy", ["diversity_metrics"], "datasets"),
         "core_set": ("redundancy", ["diversity_metrics"], "datasets"),
+        "bias_axes": ("guidance", ["diversity_metrics"], "datasets"),
+        "augmentation_guidance": ("guidance", ["diversity_metrics"], "datasets"),
         "dataset_leaderboard": ("portfolio", ["diversity_metrics"], None),
         "mixture_plan": ("portfolio", ["diversity_metrics"], None),
         "dataset_drift": ("portfolio", ["diversity_metrics"], None),
@@ -44,6 +46,8 @@ def test_gpu_work_and_duckdb_writes_run_in_their_pools():
         "diversity_metrics": "duckdb_writer",
         "near_duplicates": "gpu",
         "benchmark_leakage": "gpu",
+        "bias_axes": "duckdb_writer",
+        "augmentation_guidance": "gpu",
     }
 
 

@@ -4,13 +4,16 @@ Here: turning values into Dagster's log lines and metadata. Not here: computing 
 """
 
 import base64
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import dagster as dg
 
+from visdiv_assets.advice import Measured
 from visdiv_assets.errors import VisdivError
+from visdiv_assets.guidance.augmentation import more_than_chance, verdict
 from visdiv_assets.guidance.comparison import Difference
 from visdiv_assets.guidance.mixtures import Mixture
 from visdiv_assets.guidance.slices import Slice
@@ -202,6 +205,27 @@ def _how(found: Overlap) -> str:
     if found.method == "exact":
         return "all"
     return f"{'unknown' if found.recall is None else format(found.recall, '.1%')} (by index)"
+
+
+def effects_table(measured: Sequence[Measured]) -> dg.MarkdownMetadataValue:
+    """What augmentations do to the corrected score, the largest gain first."""
+    sure = more_than_chance({each.augmentation.name: each.effect for each in measured})
+    rows = []
+    for each in sorted(measured, key=lambda each: -each.effect.change):
+        name, effect = each.augmentation.name, each.effect
+        change, interval = TOO_FEW, ""
+        if not math.isnan(effect.change):
+            change = f"{effect.change * 100:+.1f} %"
+            interval = f"{effect.low * 100:+.1f} to {effect.high * 100:+.1f}"
+        word = verdict(effect, sure=name in sure)
+        rows.append(f"| {name} | {change} | {interval} | {effect.similarity:.2f} | {word} |")
+    head = "| augmentation | change of the score | 95 % | cosine with the image | |"
+    return dg.MetadataValue.md("\n".join([head, "|---|--:|--:|--:|---|", *rows]))
+
+
+def sentences(said: Sequence[str]) -> dg.MarkdownMetadataValue:
+    """Sentences as a list; they may hold names from outside."""
+    return dg.MetadataValue.md("\n".join(f"- {_cell(sentence)}" for sentence in said))
 
 
 def picture(png: bytes, description: str) -> dg.MarkdownMetadataValue:

@@ -8,12 +8,14 @@ image, and a rotation turns that. Importing this module imports no torch.
 """
 
 import hashlib
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from visdiv_assets.embedding.preprocess import IMAGE_SIDE, Pixels
 from visdiv_assets.errors import VisdivError
@@ -83,7 +85,7 @@ CATALOGUE = (
         lambda v2: v2.RandomPerspective(distortion_scale=0.5, p=1),
     ),
     Augmentation("erase", "a rectangle of 2 to 33 % blackened", lambda v2: v2.RandomErasing(p=1)),
-    Augmentation("jpeg", "JPEG of quality 10 to 50", lambda v2: v2.JPEG((10, 50))),
+    Augmentation("jpeg", "JPEG of quality 10 to 50", lambda v2: v2.Lambda(_jpeg)),
     Augmentation("posterize", "2 bits a channel", lambda v2: v2.RandomPosterize(2, p=1)),
     Augmentation("solarize", "bright parts inverted", lambda v2: v2.RandomSolarize(128, p=1)),
     Augmentation("randaugment", "RandAugment, two of 14 kinds", lambda v2: v2.RandAugment()),
@@ -179,6 +181,17 @@ def _mixed(transform: Any, image: Pixels, other: Pixels) -> "torch.Tensor":
     made, _ = transform(batch, torch.tensor([0, 1]))
     first: torch.Tensor = made[0].round().to(torch.uint8)
     return first
+
+
+def _jpeg(image: "torch.Tensor") -> "torch.Tensor":
+    """By Pillow, since torchvision's codecs are on their way out."""
+    import torch
+
+    encoded = io.BytesIO()
+    quality = int(torch.randint(10, 51, ()))
+    Image.fromarray(_pixels(image)).save(encoded, "JPEG", quality=quality)
+    with Image.open(encoded) as decoded:
+        return _tensor(np.asarray(decoded))
 
 
 def _tensor(image: Pixels) -> "torch.Tensor":

@@ -24,7 +24,7 @@ from visdiv_assets.spectral.score import TOO_FEW
 
 # Ways in which coins decide between image and copy; they come in pairs, each of which uses both
 # of every image, so that more of them would narrow an interval by a few per cent only.
-DRAWS = 8
+DRAWS = 4
 
 # Groups of images that the jackknife leaves out in turn.
 GROUPS = 20

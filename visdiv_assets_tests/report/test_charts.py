@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visdiv_assets.report.charts import spectrum_png
+from visdiv_assets.guidance.augmentation import Effect
+from visdiv_assets.report.charts import effects_png, spectrum_png
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.score import diversity
 
@@ -52,3 +53,17 @@ def test_without_any_variance_nothing_is_marked():
 def test_the_same_spectrum_gives_the_same_picture():
     measured = diversity(Moments.of(RNG.standard_normal((300, 64))))
     assert spectrum_png(measured) == spectrum_png(measured)
+
+
+def test_effects_are_drawn_in_the_colour_of_their_verdict_and_without_those_that_tell_nothing():
+    def colours(**effects):
+        picture = Image.open(io.BytesIO(effects_png(effects))).convert("RGB")
+        return picture.size, {colour for _, colour in picture.getcolors(1 << 20)}
+
+    green, red, grey = (0x2B, 0x8A, 0x3E), (0xC9, 0x2A, 0x2A), (0x86, 0x8E, 0x96)
+    adds, takes = Effect(0.1, 0.05, 0.15, 1e-6, 0.5, 200), Effect(-0.1, -0.2, 0, 1e-6, 0.5, 200)
+    size, found = colours(adds=adds, takes=takes, few=Effect(*[np.nan] * 4, 0.5, 20))
+    assert {green, red} <= found
+    assert colours(chance=Effect(0.1, -0.1, 0.3, 0.5, 0.5, 200), takes=takes)[0] == size
+    assert grey in colours(unseen=Effect(0.1, 0.05, 0.15, 1e-6, 0.99, 200))[1]
+    assert colours()[0][0] == 720

@@ -1,0 +1,113 @@
+"""Group `guidance`: what dominates a dataset, and what would make it more diverse."""
+
+import time
+
+import dagster as dg
+
+from visdiv_assets.advice import (
+    augmentations_sheet,
+    axes_of,
+    axes_sheet,
+    measure_augmentations,
+    record_augmentations,
+    record_axes,
+    sample_images,
+)
+from visdiv_assets.defs.assets.score import diversity_metrics
+from visdiv_assets.defs.partitions import datasets
+from visdiv_assets.defs.reporting import (
+    clear_errors,
+    effects_table,
+    log_progress,
+    picture,
+    sentences,
+)
+from visdiv_assets.defs.resources import (
+    DUCKDB_WRITER_POOL,
+    GPU_POOL,
+    EmbedderResource,
+    SettingsResource,
+    StoreResource,
+    WarehouseResource,
+)
+from visdiv_assets.evaluation import decoding_of
+from visdiv_assets.guidance.augmentation import advise
+from visdiv_assets.guidance.axes import describe
+from visdiv_assets.portfolio import newest_evaluations
+from visdiv_assets.report.charts import effects_png
+from visdiv_assets.report.sheets import contact_sheet_png
+from visdiv_assets.sources.opening import open_source
+
+
+@dg.asset(
+    partitions_def=datasets,
+    group_name="guidance",
+    deps=[diversity_metrics],
+    pool=DUCKDB_WRITER_POOL,
+    kinds={"numpy"},
+)
+def bias_axes(
+    context: dg.AssetExecutionContext,
+    settings: SettingsResource,
+    store: StoreResource,
+    warehouse: WarehouseResource,
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """The contrasts that dominate a dataset, and the images at both ends of each."""
+    started, name = time.monotonic(), context.partition_key
+    with clear_errors():
+        configured, kept, results = settings.load(), store.open(), warehouse.open()
+        source = open_source(configured.dataset(name).source)
+        [evaluation] = newest_evaluations([name], results)
+        found = axes_of(evaluation, kept)
+        record_axes(found, kept, results)
+        sheet = axes_sheet(found, source, decoding_of(configured, name))
+    return dg.MaterializeResult(
+        metadata={
+            "in words": sentences(describe(found.axes)),
+            "largest contrast (share of variance)": (
+                round(found.axes.axes[0].share, 6) if found.axes.axes else 0.0
+            ),
+            "shared by all images (‖mean‖²)": round(found.axes.shared, 6),
+            "ends": picture(contact_sheet_png(sheet), "the images at both ends of each axis"),
+            "seconds": round(time.monotonic() - started, 3),
+        }
+    )
+
+
+@dg.asset(
+    partitions_def=datasets,
+    group_name="guidance",
+    deps=[diversity_metrics],
+    pool=GPU_POOL,
+    kinds={"pytorch", "onnx"},
+)
+def augmentation_guidance(
+    context: dg.AssetExecutionContext,
+    settings: SettingsResource,
+    store: StoreResource,
+    embedder: EmbedderResource,
+    warehouse: WarehouseResource,
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """What standard augmentations do to the diversity of a dataset, measured on a sample of it."""
+    started, name = time.monotonic(), context.partition_key
+    with clear_errors():
+        configured, kept, results = settings.load(), store.open(), warehouse.open()
+        source = open_source(configured.dataset(name).source)
+        [evaluation] = newest_evaluations([name], results)
+        sample = sample_images(evaluation, kept, source, decoding_of(configured, name))
+        measured = list(
+            measure_augmentations(sample, embedder.open(name), on_progress=log_progress(context))
+        )
+        record_augmentations(measured, evaluation, kept, results)
+    effects = {each.augmentation.name: each.effect for each in measured}
+    examples = contact_sheet_png(augmentations_sheet(sample, measured), side=80)
+    return dg.MaterializeResult(
+        metadata={
+            "in words": sentences(advise(effects)),
+            "effects": effects_table(measured),
+            "changes": picture(effects_png(effects), "changes of the corrected score"),
+            "examples": picture(examples, "copies that each augmentation makes"),
+            "images": len(sample.keys),
+            "seconds": round(time.monotonic() - started, 3),
+        }
+    )

@@ -1,0 +1,73 @@
+"""The assets of the group `guidance`, as Dagster runs them."""
+
+import dagster as dg
+import pytest
+
+from visdiv_assets.definitions import build_defs
+from visdiv_assets.defs.resources import EmbedderResource, SettingsResource
+from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image
+
+
+class CheapEmbedder(EmbedderResource):
+    def open(self, dataset):
+        return FakeEmbedder(batch_size=64)
+
+
+@pytest.fixture
+def run(tmp_path):
+    for seed in range(60):
+        write_image(tmp_path / "birds" / ("a|b" if seed % 2 else "c") / f"{seed}.png", seed)
+    (tmp_path / "visdiv.yaml").write_text("store: store\ndatasets: {birds: {source: birds}}\n")
+    (tmp_path / "dagster").mkdir()
+    settings = SettingsResource(config_path=str(tmp_path / "visdiv.yaml"))
+    overrides = {"settings": settings, "embedder": CheapEmbedder(settings=settings)}
+    definitions = build_defs(resource_overrides=overrides)
+    quiet = {"telemetry": {"enabled": False}}
+    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster"), overrides=quiet) as instance:
+        instance.add_dynamic_partitions("datasets", ["birds"])
+
+        def materialize(*groups):
+            return dg.materialize(
+                definitions.assets,
+                selection=dg.AssetSelection.groups(*groups),
+                partition_key="birds",
+                instance=instance,
+                resources=definitions.resources,
+                raise_on_error=False,
+            )
+
+        yield materialize
+
+
+def metadata(result, asset):
+    [materialization] = result.asset_materializations_for_node(asset)
+    return {key: value.value for key, value in materialization.metadata.items()}
+
+
+@pytest.mark.slow
+def test_a_dataset_is_told_what_dominates_it_and_what_would_help(run, tmp_path):
+    assert run("ingest", "embed", "score").success
+    result = run("guidance")
+    assert result.success
+    axes = metadata(result, "bias_axes")
+    assert axes["in words"].startswith("- No single contrast dominates")
+    assert axes["ends"].startswith("![the images at both ends of each axis](data:image/png;base64")
+    assert 0 < axes["largest contrast (share of variance)"] < 1
+    guidance = metadata(result, "augmentation_guidance")
+    assert guidance["images"] == 60
+    assert guidance["effects"].count("\n| ") == 20
+    assert "| mixup | too few to tell |" in guidance["effects"]
+    for picture in ("changes", "examples"):
+        assert "data:image/png;base64" in guidance[picture]
+    warehouse = Warehouse(tmp_path / "store/visdiv.duckdb")
+    assert len(warehouse.rows("augmentation_effects", "birds")) == 20
+    assert len(warehouse.rows("bias_axes", "birds")) == 5 * 2 * 8
+
+
+def test_what_was_never_evaluated_fails_with_a_sentence_that_says_what_to_do(run):
+    result = run("guidance")
+    failures = [event for event in result.all_events if event.is_step_failure]
+    assert {each.step_failure_data.user_failure_data.description for each in failures} == {
+        "birds was never evaluated; visdiv score birds does that"
+    }
