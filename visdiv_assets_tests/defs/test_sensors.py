@@ -314,6 +314,9 @@ def test_checks_are_partitioned_and_say_what_to_do(world):
     assert score.partition == "photos"
     assert "below the threshold 0.90" in score.description
     assert "redundant" in score.description
+    measured = {name: value.value for name, value in score.metadata.items()}
+    assert measured["plain score"] == measured["diversity score"]
+    assert (measured["judged by"], measured["corrected score"]) == ("plain", "too few to tell")
     assert checks["embeddings_valid"].passed
     assert checks["decode_failures"].passed
     assert checks["not_stale"].passed
