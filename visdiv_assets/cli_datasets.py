@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from visdiv_assets.console import Config, clear_errors, err, out, visible
+from visdiv_assets.console import Config, clear_errors, compact_table, err, out, score_text, visible
 from visdiv_assets.errors import VisdivError
 
 if TYPE_CHECKING:
@@ -90,32 +90,32 @@ def list_datasets(config: Config = None) -> None:
     with clear_errors():
         from visdiv_assets.settings import load_settings
         from visdiv_assets.sources.places import without_secrets
-        from visdiv_assets.spectral.score import TOO_FEW
 
         settings = load_settings(config)
         latest = {each.dataset: each for each in _warehouse(config).latest_evaluations()}
     if not settings.datasets:
         err.print("no datasets are registered; visdiv add NAME SOURCE adds one")
         return
-    table = Table()
+    table = compact_table()
     table.add_column("dataset", overflow="fold")
-    for heading in ("score", "threshold", "images"):
+    for heading in ("score\n95 %", "plain", "threshold", "images"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("evaluated (UTC)", no_wrap=True)
+    table.add_column("evaluated\n(UTC)", no_wrap=True)
     table.add_column("source", overflow="fold")
     for name, dataset in settings.datasets.items():
         newest = latest.get(name)
-        score, count, when = "", "", "never"
+        score, plain, count, when = "", "", "", "never"
         if newest is not None:
-            judged = newest.judged_score
-            if judged is None:
-                score = TOO_FEW
-            else:
-                colour = "red" if judged < dataset.threshold else "green"
-                score = f"[{colour}]{judged:.4f}[/]"
-            count, when = f"{newest.n_images:,}", f"{newest.evaluated_at:%Y-%m-%d %H:%M}"
+            # The one that the threshold is for has a colour.
+            colour = "green" if (newest.judged_score or 0.0) >= dataset.threshold else "red"
+            score, plain = score_text(newest), f"{newest.diversity_score:.4f}"
+            if newest.basis == "plain":
+                plain = f"[{colour}]{plain}[/]"
+            elif newest.judged_score is not None:
+                score = f"[{colour}]{score}[/]"
+            count, when = f"{newest.n_images:,}", f"{newest.evaluated_at:%Y-%m-%d\n%H:%M}"
         source = visible(without_secrets(dataset.source.uri)).replace("[", "\\[")
-        table.add_row(name, score, f"{dataset.threshold:.2f}", count, when, source)
+        table.add_row(name, score, plain, f"{dataset.threshold:.2f}", count, when, source)
     out.print(table)
 
 
@@ -156,7 +156,7 @@ def history(
             from visdiv_assets.report.charts import history_png
 
             plot.write_bytes(history_png(name, evaluations))
-    table = Table()
+    table = compact_table()
     table.add_column("evaluated (UTC)", no_wrap=True)
     for heading in ("images", "failed", "score", "95 %"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -171,7 +171,7 @@ def history(
             ""
             if each.corrected_low is None
             else f"{each.corrected_low:.3f}–{each.corrected_high:.3f}",
-            each.rating,
+            each.rating if each.stars else "too few\nto tell",
             f"{each.diversity_score:.4f}",
         )
     out.print(table)

@@ -219,7 +219,7 @@ def drift(
         ("distance of the means", f"{told.centroid:.4f}"),
         ("Fréchet distance", f"{told.frechet:.4f}"),
         ("angles between leading subspaces", angles),
-        ("Fréchet distance of a sample", f"{told.sampled:.4f}"),
+        ("Fréchet distance of a sample", f"{max(told.sampled, 0.0):.4f}"),
         ("the same by chance, at most", f"{told.by_chance:.4f}"),
     ):
         out.print(f"  {what:<33} {value}")

@@ -82,9 +82,14 @@ def print_error(message: str) -> None:
     err.print("[red]error:[/]", Text(visible(message)), soft_wrap=True)
 
 
+def compact_table() -> Table:
+    """A table without walls, so that many columns fit a terminal of 80."""
+    return Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+
+
 def print_evaluations(evaluations: "Sequence[Evaluation]") -> None:
     """A table of evaluations; two lines each, so that it fits a terminal of 80 columns."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = compact_table()
     table.add_column("dataset", overflow="fold")
     table.add_column("images", justify="right", no_wrap=True)
     table.add_column("score\n95 %", justify="right", no_wrap=True)

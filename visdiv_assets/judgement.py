@@ -5,6 +5,7 @@ Not here: the decisions themselves, Dagster's checks, sending alerts.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from visdiv_assets.embedding.store import Store
@@ -18,6 +19,7 @@ from visdiv_assets.quality.conditions import (
     states_of_evaluation,
 )
 from visdiv_assets.quality.verdicts import (
+    Measured,
     Verdict,
     judge_age,
     judge_count,
@@ -30,6 +32,7 @@ from visdiv_assets.quality.verdicts import (
     judge_near_duplicates,
     judge_score,
 )
+from visdiv_assets.spectral.score import TOO_FEW
 from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
 
 
@@ -52,7 +55,9 @@ def judge_dataset(
     fingerprint, model_id = newest.manifest_fingerprint, newest.model_id
     index = store.read_index(dataset, model_id, fingerprint)
     return {
-        "score_above_threshold": judge_score(newest.judged_score, threshold),
+        "score_above_threshold": _with_both_scores(
+            judge_score(newest.judged_score, threshold), newest
+        ),
         "score_drop": judge_drop(newest.judged_score, _comparable(newest, earlier)),
         "decode_failures": judge_failures(newest.n_images, newest.n_failed),
         "embeddings_valid": judge_embeddings(
@@ -98,6 +103,19 @@ def judge_leakage_of(dataset: str, threshold: float, warehouse: Warehouse) -> Ve
         {each["benchmark"]: each["not_compared"] for each in rows if each["not_compared"]},
         threshold,
     )
+
+
+def _with_both_scores(verdict: Verdict, evaluation: Evaluation) -> Verdict:
+    """The verdict on a score, with the other score and the interval beside it."""
+    scores: Measured = {"judged by": evaluation.basis, "plain score": evaluation.diversity_score}
+    if evaluation.corrected_score is None:
+        scores["corrected score"] = TOO_FEW
+    else:
+        scores["corrected score"] = evaluation.corrected_score
+        scores["95 % interval"] = (
+            f"{evaluation.corrected_low:.3f} to {evaluation.corrected_high:.3f}"
+        )
+    return replace(verdict, measured={**verdict.measured, **scores})
 
 
 def baseline_of(

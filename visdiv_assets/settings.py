@@ -280,7 +280,11 @@ class AlertSettings(_Strict):
         Raises:
             VisdivError: a variable is not set.
         """
-        return [_fill_in(url, "alerts.urls") for url in self.urls]
+        return [self.resolved(url) for url in self.urls]
+
+    def resolved(self, url: str) -> str:
+        """One of the URLs, likewise."""
+        return _fill_in(url, "alerts.urls")
 
 
 class NightlySettings(_Strict):

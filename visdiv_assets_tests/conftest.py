@@ -27,6 +27,19 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, max_exa
 settings.load_profile("repeatable")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that may take longest come first, so that none is left over when all others are done.
+
+    That is, those with the longest time limits; the others stay in their order.
+    """
+    items.sort(key=lambda item: -_time_limit(item))
+
+
+def _time_limit(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("timeout")
+    return float(marker.args[0]) if marker else 0.0
+
+
 @pytest.fixture(autouse=True)
 def no_dagster_instance_stays_open() -> Iterator[None]:
     """A context that a test leaves open would break the tests that happen to come after it."""

@@ -22,6 +22,7 @@ MINUTE = 60_000  # milliseconds
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.browser,
+    pytest.mark.timeout(900),
     pytest.mark.skipif(
         CHROMIUM is None, reason="needs chromium (Debian: apt-get install chromium)"
     ),

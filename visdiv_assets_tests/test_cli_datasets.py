@@ -176,24 +176,22 @@ def test_list_without_datasets_says_how_to_add_one(visdiv):
 def test_list_shows_datasets_that_were_never_evaluated(visdiv):
     CONFIG.write_text("datasets: {birds: {source: '/a/[bold]', threshold: 0.45}}\n")
     row = next(line for line in visdiv("list").stdout.splitlines() if "birds" in line)
-    assert [cell.strip() for cell in row.split("│")[1:-1]] == [
-        "birds",
-        "",
-        "0.45",
-        "",
-        "never",
-        "/a/[bold]",
-    ]
+    assert row.split() == ["birds", "0.45", "never", "/a/[bold]"]
 
 
 def test_list_shows_the_newest_score_of_each_dataset_in_the_order_of_the_file(visdiv, warehouse):
     CONFIG.write_text("datasets: {cats: {source: /c}, birds: {source: /b}}\n")
-    record(warehouse, 0.5, 0.25, n_images=12_345)
+    fair = {"corrected_score": 0.35, "corrected_low": 0.31, "corrected_high": 0.3901}
+    record(warehouse, 0.5, 0.25, n_images=12_345, basis="corrected", **fair)
+    record(warehouse, 0.25, dataset="cats", basis="corrected")
     record(warehouse, 0.75, dataset="no longer registered")
-    rows = [line for line in visdiv("list").stdout.splitlines() if line.startswith("│")]
-    cells = [[cell.strip() for cell in row.split("│")[1:-1]] for row in rows]
-    assert [row[0] for row in cells] == ["cats", "birds"]
-    assert cells[1] == ["birds", "0.2500", "0.30", "12,345", "2026-03-02 12:00", "/b"]
+    _, rows = visdiv("list").stdout.split("─ \n")
+    assert [row.split() for row in rows.splitlines() if row.strip()] == [
+        ["cats", "too", "few", "0.2500", "0.30", "213", "2026-03-01", "/c"],
+        ["to", "tell", "12:00"],
+        ["birds", "0.3500", "0.2500", "0.30", "12,345", "2026-03-02", "/b"],
+        ["0.310–0.390", "12:00"],
+    ]
 
 
 # --- remove ---
@@ -223,18 +221,31 @@ def test_remove_refuses_a_dataset_that_there_is_not(visdiv):
 def test_history_prints_the_evaluations_and_a_sparkline(visdiv, warehouse):
     record(warehouse, 0.1, 0.2, 0.3)
     lines = visdiv("history", "birds").stdout.splitlines()
-    rows = [line for line in lines if line.startswith("│")]
-    assert ["2026-03-01 12:00" in rows[0], "2026-03-03 12:00" in rows[2]] == [True, True]
-    assert [row.split("│")[7].strip() for row in rows] == ["0.1000", "0.2000", "0.3000"]
+    rows = [line.split() for line in lines if line.startswith(" 2026")]
+    assert [row[0] for row in rows] == ["2026-03-01", "2026-03-02", "2026-03-03"]
+    assert [row[-1] for row in rows] == ["0.1000", "0.2000", "0.3000"]
     assert lines[-1] == "▁▅█  plain score, 0.1000 to 0.3000"
 
 
 def test_history_prints_the_newest_of_many_and_draws_them_all(visdiv, warehouse):
     record(warehouse, *(n / 10 for n in range(8)))
     lines = visdiv("history", "birds", "--limit", "2").stdout.splitlines()
-    scores = [line.split("│")[7].strip() for line in lines if line.startswith("│")]
+    scores = [line.split()[-1] for line in lines if line.startswith(" 2026")]
     assert scores == ["0.6000", "0.7000"]
     assert lines[-1] == f"{SPARKS}  plain score, 0.0000 to 0.7000"
+
+
+def test_history_and_list_fit_a_terminal_of_80_columns(visdiv, warehouse, monkeypatch):
+    from visdiv_assets import console
+
+    CONFIG.write_text("datasets: {birds: {source: /data/birds}}\n")
+    fair = {"corrected_score": 0.35, "corrected_low": 0.31, "corrected_high": 0.39}
+    record(warehouse, 0.5, n_images=12_345_678, rating="too few to tell", stars=0, **fair)
+    monkeypatch.setattr(console.out, "width", 80)
+    for command in (("history", "birds"), ("list",)):
+        shown = visdiv(*command).stdout
+        assert "…" not in shown
+        assert all(whole in shown for whole in ("12,345,678", "0.310–0.390", "0.5000"))
 
 
 def test_history_draws_a_png(visdiv, warehouse, tmp_path):

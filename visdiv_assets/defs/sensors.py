@@ -20,7 +20,7 @@ from visdiv_assets.defs.partitions import (
 from visdiv_assets.defs.resources import SettingsResource, StoreResource, WarehouseResource
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.judgement import note_failure, note_stale
-from visdiv_assets.notify.delivery import Target, deliver_due
+from visdiv_assets.notify.delivery import deliver_due, targets_of
 from visdiv_assets.sources.manifest import look
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.sources.watch import WatchMemory, is_settled, rotate
@@ -117,7 +117,11 @@ def failed_run_sensor(
     """Notes in the outbox that a dataset could not be evaluated, for whatever reason."""
     run = context.dagster_run
     name = run.tags.get(PARTITION_TAG)
-    if name is None or name not in settings.load().datasets:
+    try:
+        registered = set(settings.load().datasets)
+    except VisdivError as error:  # where to note it is in the settings; in 26 hours it is stale
+        return dg.SkipReason(f"nothing was noted: {error}")
+    if name is None or name not in registered:
         return dg.SkipReason("the run was not of one registered dataset")
     failures = [event.step_failure_data for event in context.get_step_failure_events()]
     told = [data.user_failure_data.description for data in failures if data.user_failure_data]
@@ -137,16 +141,14 @@ def alert_sensor(
         scheduled = [name for name, dataset in configured.datasets.items() if dataset.schedule]
         for name, verdict in note_stale(scheduled, results, datetime.now(UTC)).items():
             context.instance.report_runless_asset_event(stale_check(name, verdict))
-        targets = [Target(url) for url in configured.alerts.resolved_urls()]
+        targets, problems = targets_of(configured.alerts)
         report = deliver_due(results, targets, dagster_url=configured.alerts.dagster_url)
     except VisdivError as error:
         return dg.SkipReason(f"no alerts were delivered: {error}")
-    if not targets:
+    if not targets and not problems:
         return dg.SkipReason("there are no alert URLs in the settings")
     for delivered in report:
         outcome = delivered.error or "accepted"
         context.log.info(f"{delivered.n_alerts} alerts to {delivered.target}: {outcome}")
-    return dg.SkipReason(
-        "; ".join(f"{d.n_alerts} to {d.target}: {d.error or 'accepted'}" for d in report)
-        or "no alert is due"
-    )
+    sent = [f"{d.n_alerts} to {d.target}: {d.error or 'accepted'}" for d in report]
+    return dg.SkipReason("; ".join([*(sent or ["no alert is due"]), *problems]))

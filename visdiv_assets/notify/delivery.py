@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.notify.messages import Message, compose
+from visdiv_assets.notify.messages import LONGEST, Message, compose
+from visdiv_assets.settings import AlertSettings
 from visdiv_assets.warehouse.warehouse import Warehouse
 
 FIRST_RETRY = timedelta(seconds=15)
 LONGEST_RETRY = timedelta(hours=1)
+
+# More than any title of ours has.
+TITLE = 400
 
 
 class Target:
@@ -38,6 +42,9 @@ class Target:
             raise VisdivError(f"an alert URL that begins with {scheme!r} is not understood")
         service = self._apprise[0]
         self.label = f"{service.service_name} {getattr(service, 'host', '') or ''}".strip()
+        # A service without titles gets them as the first line of the text.
+        title = 0 if service.title_maxlen > 0 else TITLE
+        self.longest = max(service.body_maxlen - title, 0) or LONGEST
         # The URL holds secrets, so the store knows a target by a hash.
         self.id = hashlib.sha256(url.encode()).hexdigest()[:16]
 
@@ -50,6 +57,17 @@ class Target:
             accepted = bool(self._apprise.notify(title=message.title, body=message.body))
             said = " ".join(log.getvalue().split())
         return None if accepted else (said or "the service did not accept it")[:300]
+
+
+def targets_of(settings: AlertSettings) -> tuple[list[Target], list[str]]:
+    """The targets that the settings name, and what is wrong with the others."""
+    targets, problems = [], []
+    for url in settings.urls:
+        try:
+            targets.append(Target(settings.resolved(url)))
+        except VisdivError as error:
+            problems.append(str(error))
+    return targets, problems
 
 
 @dataclass(frozen=True)
@@ -79,7 +97,7 @@ def deliver_due(
         due = due_by_target[target.id]
         if not due:
             continue
-        error = target.send(compose([entry.alert for entry in due], dagster_url))
+        error = target.send(compose(due, dagster_url, target.longest))
         alert_ids = [entry.alert.alert_id for entry in due]
         if error is None:
             warehouse.mark_delivered(alert_ids, target.id, datetime.now(UTC))

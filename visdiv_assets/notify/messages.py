@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from visdiv_assets.quality.conditions import Condition
-from visdiv_assets.warehouse.alerts import Alert
+from visdiv_assets.spectral.score import TOO_FEW
+from visdiv_assets.warehouse.alerts import Alert, DueAlert
 
 BEGAN = {
     Condition.BELOW_THRESHOLD: "fell below its threshold",
@@ -30,26 +31,49 @@ class Message(NamedTuple):
     body: str
 
 
-def compose(alerts: Sequence[Alert], dagster_url: str) -> Message:
+# What Apprise takes to be the most that a service takes, where it knows no better.
+LONGEST = 32_768
+
+
+def compose(due: Sequence[DueAlert], dagster_url: str, longest: int = LONGEST) -> Message:
     """One message for all that is to be told now; several alerts become a digest.
 
+    What would be too long becomes a line for each alert, and no more lines than fit.
+
     Args:
-        alerts: at least one, oldest first.
+        due: at least one, oldest first.
         dagster_url: where Dagster's UI is, for links to runs.
+        longest: characters that the service takes.
 
     Raises:
         ValueError: there are no alerts.
     """
-    if not alerts:
+    if not due:
         raise ValueError("there is nothing to tell")
-    if len(alerts) == 1:
-        title = f"visdiv: {headline(alerts[0])}"
+    if len(due) == 1:
+        title = f"visdiv: {headline(due[0].alert)}"
     else:
-        datasets = sorted({alert.dataset for alert in alerts})
-        title = f"visdiv: {len(alerts)} changes in {', '.join(datasets[:3])}"
+        datasets = sorted({each.alert.dataset for each in due})
+        title = f"visdiv: {len(due)} changes in {', '.join(datasets[:3])}"
         if len(datasets) > 3:
             title += f" and {len(datasets) - 3} more"
-    return Message(title, "\n\n".join(_describe(alert, dagster_url) for alert in alerts))
+    body = "\n\n".join(_describe(each, dagster_url) for each in due)
+    return Message(title, body if len(body) <= longest else _shortened(due, body, longest))
+
+
+def _shortened(due: Sequence[DueAlert], body: str, longest: int) -> str:
+    if len(due) == 1:
+        return body[: longest - 1] + "…"
+    lines, left = [], longest - len("\n… and 1,000,000 more: visdiv alerts list")
+    for each in due:
+        line = headline(each.alert)
+        left -= len(line) + 1
+        if left < 0:
+            break
+        lines.append(line)
+    if len(lines) < len(due):
+        lines.append(f"… and {len(due) - len(lines):,} more: visdiv alerts list")
+    return "\n".join(lines)
 
 
 def headline(alert: Alert) -> str:
@@ -58,20 +82,33 @@ def headline(alert: Alert) -> str:
     return f"{alert.dataset} {phrases[Condition(alert.condition)]}"
 
 
-def _describe(alert: Alert, dagster_url: str) -> str:
+def _describe(due: DueAlert, dagster_url: str) -> str:
+    alert = due.alert
     lines = [headline(alert)]
     if alert.diversity_score is not None:
-        score = f"score: {alert.diversity_score:.4f}"
-        if alert.rating:
-            score += f" ({alert.rating})"
+        if due.basis == "plain":
+            score = f"plain score: {alert.diversity_score:.4f}"
+        else:
+            score = f"score: {alert.diversity_score:.4f} ({alert.rating})"
         if alert.previous_score is not None:
             score += f", before: {alert.previous_score:.4f}"
         if alert.threshold is not None:
             score += f", threshold: {alert.threshold:.2f}"
-        lines.append(score)
+        lines += [score, _other_score(due)]
     if alert.reason:
         lines.append(f"likely reason: {alert.reason}")
     if alert.run_id:
         lines.append(f"run: {dagster_url.rstrip('/')}/runs/{alert.run_id}")
     lines.append(f"at: {alert.created_at:%Y-%m-%d %H:%M} UTC")
     return "\n".join(lines)
+
+
+def _other_score(due: DueAlert) -> str:
+    """The score that was not judged, and the interval of the corrected one."""
+    if due.corrected_score is None:
+        return f"corrected for size: {TOO_FEW}"
+    interval = f"{due.corrected_low:.3f} to {due.corrected_high:.3f}"
+    if due.basis == "plain":
+        fair = f"{due.corrected_score:.4f} ({due.alert.rating})"
+        return f"corrected for size: {fair}, 95 % interval: {interval}"
+    return f"95 % interval: {interval}, plain score: {due.plain_score:.4f}"

@@ -57,10 +57,25 @@ class Scored:
 
 @dataclass(frozen=True)
 class DueAlert:
-    """An alert that is to be sent to a target now, after so many attempts in vain."""
+    """An alert that is to be sent to a target now.
+
+    Attributes:
+        alert: what is to be told.
+        attempts: how often that was tried in vain.
+        basis: which score `alert` has, `corrected` or `plain`; None if there was no evaluation.
+        plain_score: of the evaluation that was the newest then.
+        corrected_score: likewise; None where too few images tell, as the interval.
+        corrected_low: lower end of its 95 % interval.
+        corrected_high: upper end.
+    """
 
     alert: Alert
-    attempts: int
+    attempts: int = 0
+    basis: str | None = None
+    plain_score: float | None = None
+    corrected_score: float | None = None
+    corrected_low: float | None = None
+    corrected_high: float | None = None
 
 
 ALERT_COLUMNS = ", ".join(f"alerts.{field.name}" for field in fields(Alert))
@@ -107,37 +122,50 @@ def change_conditions(
     return alerts
 
 
-def has_unaddressed(connection: duckdb.DuckDBPyConnection) -> bool:
-    """Whether there is an alert that has no addressee yet."""
-    query = "SELECT 1 FROM alerts WHERE alert_id NOT IN (SELECT alert_id FROM deliveries) LIMIT 1"
-    return connection.execute(query).fetchone() is not None
+# Nobody has it, and of those who are still to be told, none can be reached any more: there never
+# were any, or their addresses have been corrected since.
+_UNADDRESSED = (
+    "alert_id NOT IN (SELECT alert_id FROM deliveries "
+    "WHERE delivered_at IS NOT NULL OR target IN (SELECT unnest(?)))"
+)
+
+
+def has_unaddressed(connection: duckdb.DuckDBPyConnection, targets: Sequence[str]) -> bool:
+    """Whether there is an alert that nobody has, and none of these targets is to be told of."""
+    query = f"SELECT 1 FROM alerts WHERE {_UNADDRESSED} LIMIT 1"  # noqa: S608
+    return connection.execute(query, [list(targets)]).fetchone() is not None
 
 
 def address_alerts(
     connection: duckdb.DuckDBPyConnection, targets: Sequence[str], now: datetime
 ) -> None:
-    """Address every alert that has no addressee yet to all targets.
+    """Address every alert that has no addressee, or none that is left, to all targets.
 
     A target that is added later hears of what happens from then on, not of all that ever was.
     """
     connection.execute(
-        "INSERT INTO deliveries BY NAME "
+        "INSERT INTO deliveries BY NAME "  # noqa: S608
         "SELECT alert_id, target, 0 AS attempts, ? AS next_attempt_at "
         "FROM alerts CROSS JOIN (SELECT unnest(?) AS target) "
-        "WHERE alert_id NOT IN (SELECT alert_id FROM deliveries)",
-        [now, list(targets)],
+        f"WHERE {_UNADDRESSED}",
+        [now, list(targets), list(targets)],
     )
 
 
 def due_alerts(connection: duckdb.DuckDBPyConnection, target: str, now: datetime) -> list[DueAlert]:
     """What is to be sent to a target now, oldest first."""
     rows = connection.execute(
-        f"SELECT {ALERT_COLUMNS}, attempts FROM deliveries JOIN alerts USING (alert_id) "  # noqa: S608
+        f"SELECT {ALERT_COLUMNS}, attempts, basis, evaluations.diversity_score, corrected_score, "  # noqa: S608
+        "corrected_low, corrected_high "
+        "FROM deliveries JOIN alerts USING (alert_id) "
+        "ASOF LEFT JOIN evaluations ON alerts.dataset = evaluations.dataset "
+        "AND alerts.created_at >= evaluations.evaluated_at "
         "WHERE target = ? AND delivered_at IS NULL AND next_attempt_at <= ? "
         "ORDER BY created_at, alert_id",
         [target, now],
     ).fetchall()
-    return [DueAlert(Alert(*row[:-1]), row[-1]) for row in rows]
+    n = len(fields(Alert))
+    return [DueAlert(Alert(*row[:n]), *row[n:]) for row in rows]
 
 
 def mark_delivered(

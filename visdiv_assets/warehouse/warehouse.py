@@ -244,8 +244,8 @@ class Warehouse:
         if not self._is_ready():
             return {target: [] for target in targets}
         with self._connect(read_only=True) as connection:
-            new = has_unaddressed(connection)
-        if new and targets:
+            new = bool(targets) and has_unaddressed(connection, targets)
+        if new:
             with self._write() as connection:
                 address_alerts(connection, targets, now)
         with self._connect(read_only=True) as connection:

@@ -22,7 +22,7 @@ from visdiv_assets.defs.sensors import (
     dataset_registry_sensor,
 )
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets_tests.embedding.fakes import FakeEmbedder
+from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_images
 from visdiv_assets_tests.notify.receivers import webhook
 
 PHOTOS = sorted((Path(__file__).parents[2] / "examples/demo/photos").glob("*.jpg"))
@@ -288,10 +288,7 @@ def test_a_nightly_run_over_unchanged_images_embeds_none_and_its_checks_run_with
 
 @pytest.mark.slow
 def test_a_nightly_run_over_a_thousand_unchanged_images_embeds_none(world):
-    folder = world.folder("photos", [])
-    for number in range(1000):
-        data = PHOTOS[number % len(PHOTOS)].read_bytes() + number.to_bytes(4)
-        (folder / f"{number:04}.jpg").write_bytes(data)
+    write_images(world.folder("photos", []), 1000)
     world.write("  photos: {source: photos}")
     world.register()
     for expected in (1000, 0):
@@ -317,6 +314,9 @@ def test_checks_are_partitioned_and_say_what_to_do(world):
     assert score.partition == "photos"
     assert "below the threshold 0.90" in score.description
     assert "redundant" in score.description
+    measured = {name: value.value for name, value in score.metadata.items()}
+    assert measured["plain score"] == measured["diversity score"]
+    assert (measured["judged by"], measured["corrected score"]) == ("plain", "too few to tell")
     assert checks["embeddings_valid"].passed
     assert checks["decode_failures"].passed
     assert checks["not_stale"].passed
@@ -380,6 +380,17 @@ def test_without_alert_urls_nothing_is_lost(world):
     assert (alert.condition, targets, delivered) == ("below_threshold", 0, 0)
 
 
-def test_a_missing_secret_is_named(world):
-    world.write("", alerts="{urls: ['${NO_SUCH_SECRET}']}")
-    assert "NO_SUCH_SECRET" in world.alert()
+def test_a_missing_secret_and_a_bad_url_are_named_and_keep_nobody_else_waiting(world):
+    world.folder("photos", PHOTOS[:4])
+    with webhook() as hook:
+        urls = f"['${{NO_SUCH_SECRET}}', 'nonsense://s3cret', '{hook.url}']"
+        rule = "{source: photos, threshold: 0.9, basis: plain}"
+        world.write(f"  photos: {rule}", alerts=f"{{urls: {urls}}}")
+        world.register()
+        world.run("photos")
+        said = world.alert()
+        assert hook.titles == ["visdiv: photos fell below its threshold"]
+    assert "1 to JSON 127.0.0.1: accepted" in said
+    assert "NO_SUCH_SECRET" in said
+    assert "'nonsense'" in said
+    assert "s3cret" not in said

@@ -101,6 +101,16 @@ def test_of_many_images_only_the_changed_one_is_opened_and_embedded(folder, stor
     assert (index.n_images, embedded, source.read_ids) == (20, 1, ["007.png"])
 
 
+@pytest.mark.slow
+def test_of_ten_thousand_images_only_the_changed_one_is_opened_and_embedded(tmp_path, store):
+    folder = write_images(tmp_path / "many", 10_000)
+    assert run(folder, store)[1] == 10_000
+    write_image(folder / "5000.png", seed=10_007)
+    source = WatchedSource(folder)
+    index, embedded = run(source, store)
+    assert (index.n_images, embedded, source.read_ids) == (10_000, 1, ["5000.png"])
+
+
 def test_the_same_images_elsewhere_are_not_decoded_and_load_no_model(
     folder, store, tmp_path, monkeypatch
 ):

@@ -14,6 +14,7 @@ import pytest
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.judgement import note_failure, note_stale, states_of
 from visdiv_assets.notify.delivery import Target, deliver_due
+from visdiv_assets.notify.messages import compose
 from visdiv_assets.quality.conditions import Condition, State
 from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
 from visdiv_assets_tests.notify.receivers import smtp_server, webhook
@@ -71,20 +72,42 @@ def test_falling_below_and_recovering_are_told_once_each(warehouse):
         ]
 
 
+FAIR = {"basis": "corrected", "corrected_low": 0.1101, "corrected_high": 0.1404}
+
+
 def test_a_message_says_all_that_one_needs_to_act(warehouse):
-    evaluate(warehouse, 0.5)
-    [alert] = evaluate(warehouse, 0.1234, n_images=300, n_distinct=50)
+    evaluate(warehouse, 0.4, corrected_score=0.5, **FAIR)
+    changes = {"n_images": 300, "n_distinct": 50, "corrected_score": 0.1234}
+    [alert] = evaluate(warehouse, 0.1, **changes, **FAIR)
+    evaluate(warehouse, 0.9, corrected_score=0.1, **FAIR)  # later; not what the alert is about
     with webhook() as hook:
         deliver(warehouse, hook.url)
         [body] = hook.received
     for part in (
         "birds fell below its threshold",
-        "score: 0.1234 (Low), before: 0.5000, threshold: 0.30",
+        "\nscore: 0.1234 (Low), before: 0.5000, threshold: 0.30\n",
+        "\n95 % interval: 0.110 to 0.140, plain score: 0.1000\n",
         "250 of 300 images are exact copies of others",
         "200 images more than before",
         f"{URL}/runs/{alert.run_id}",
     ):
         assert part in body["message"]
+
+
+def test_a_dataset_judged_by_its_plain_score_is_told_of_with_both_scores(warehouse):
+    evaluate(warehouse, 0.2)
+    evaluate(warehouse, 0.5)
+    fair = {"corrected_score": 0.25, "corrected_low": 0.2, "corrected_high": 0.3}
+    evaluate(warehouse, 0.1, dataset="cats", **fair)
+    with webhook() as hook:
+        deliver(warehouse, hook.url)
+        message = hook.received[0]["message"]
+    for part in (
+        "\nplain score: 0.2000, threshold: 0.30\ncorrected for size: too few to tell\n",
+        "\nplain score: 0.1000, threshold: 0.30\n"
+        "corrected for size: 0.2500 (Low), 95 % interval: 0.200 to 0.300\n",
+    ):
+        assert part in message
 
 
 def test_alerts_go_by_mail_too(warehouse):
@@ -105,6 +128,30 @@ def test_many_at_once_make_one_message(warehouse):
         deliver(warehouse, hook.url)
         assert hook.titles == ["visdiv: 5 changes in set0, set1, set2 and 2 more"]
         assert all(f"set{number} fell below" in hook.received[0]["message"] for number in range(5))
+
+
+def test_more_than_a_service_takes_is_told_in_a_line_each_and_no_more_lines_than_fit(warehouse):
+    state = State(Condition.NOT_EVALUATED, active=True, reason="the disk is gone")
+    for number in range(100):
+        warehouse.change_conditions(f"set{number:02}", [state], NOW)
+    due = warehouse.take_due_alerts(["x"], NOW + timedelta(days=1))["x"]
+    whole = compose(due, URL).body
+    assert whole.count("likely reason: the disk is gone") == 100
+    for longest in (160, 2000, 4096, len(whole) - 1, len(whole)):
+        title, body = compose(due, URL, longest)
+        assert title.startswith("visdiv: 100 changes in ")
+        assert len(body) <= longest
+        told = body.count("could not be evaluated")
+        if told < 100:
+            assert body.endswith(f"\n… and {100 - told} more: visdiv alerts list")
+            assert longest - len(body) < 80  # as many as fit
+    [first, *_] = due
+    assert len(compose([first], URL, 50).body) == 50
+
+
+def test_a_target_knows_how_much_its_service_takes():
+    assert Target("json://127.0.0.1/x").longest == 32_768
+    assert Target("discord://1234567890123456789/" + "a" * 64).longest == 2000
 
 
 def test_while_a_service_is_down_nothing_is_lost_and_nothing_doubled(warehouse):
@@ -162,6 +209,16 @@ def test_a_target_that_is_added_later_is_not_told_of_the_past(warehouse):
         evaluate(warehouse, 0.9)
         deliver(warehouse, first.url, second.url)
         assert second.titles == ["visdiv: birds has recovered"]
+
+
+def test_what_nobody_got_goes_to_the_corrected_address(warehouse):
+    evaluate(warehouse, 0.1)
+    with webhook() as right, webhook() as other:
+        assert deliver(warehouse, "json://127.0.0.1:9/wrong")[0].error
+        deliver(warehouse, right.url)
+        deliver(warehouse, right.url, other.url)
+        assert right.titles == ["visdiv: birds fell below its threshold"]
+        assert other.titles == []
 
 
 def test_without_a_target_alerts_wait(warehouse):

@@ -94,11 +94,11 @@ def resident(process):
     return 0
 
 
-def as_directory(images, tmp_path):
+def as_directory(images):
     return DirectorySource(images)
 
 
-def as_list(images, tmp_path):
+def as_list(images):
     """Every file, whatever its extension."""
     names = sorted(str(path) for path in images.rglob("*") if path.is_file())
     listed = images / "all.txt"
@@ -106,10 +106,15 @@ def as_list(images, tmp_path):
     return open_source(str(listed))
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """One for both layouts: the second embeds only what the first has left out."""
+    return Store(tmp_path_factory.mktemp("store"))
+
+
 @pytest.mark.parametrize("layout", [as_directory, as_list], ids=lambda layout: layout.__name__)
-def test_every_file_is_either_embedded_or_a_failure(images, tmp_path, layout):
-    source = layout(images, tmp_path)
-    store, warehouse = Store(tmp_path / "store"), Warehouse(tmp_path / "store/visdiv.duckdb")
+def test_every_file_is_either_embedded_or_a_failure(images, store, layout):
+    source, warehouse = layout(images), Warehouse(store.root / "visdiv.duckdb")
     with Memory() as memory:
         evaluation, embedded = evaluate("pillow", source, PatientEmbedder(), store, warehouse)
     table = embedded.index.table

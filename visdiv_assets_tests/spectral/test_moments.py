@@ -7,12 +7,16 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from visdiv_assets.embedding.store import GRID, to_grid
+from visdiv_assets.embedding.index import INDEX_SCHEMA, KEY_BYTES, EmbeddingIndex
+from visdiv_assets.embedding.store import GRID, SEGMENT_ROWS, Store, to_grid
+from visdiv_assets.sources.manifest import SCHEMA, Manifest
 from visdiv_assets.spectral.moments import BLOCK_ROWS, Moments, check_embeddings
 from visdiv_assets.spectral.score import diversity
 from visdiv_assets_tests.spectral.matrices import grid_rows, matrices, power_law
@@ -175,63 +179,58 @@ def test_nothing_has_no_sum_no_mean_and_no_covariance():
         Moments.of(np.ones((1, 2))).covariance()
 
 
-# The peak of a process's memory; ru_maxrss would include that of the process that started it.
-PEAK = """
-def peak_bytes():
-    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-    return int(status["VmHWM"].split()[0]) * 1024
-"""
-
-FROM_BLOCKS = """
-import numpy as np
-from visdiv_assets.spectral.moments import Moments
-
-def blocks():
-    rng = np.random.default_rng(0)
-    for start in range(0, 1_000_000, 8_000):
-        yield (rng.integers(-2048, 2049, (8_000, 512), np.int16) * 2.0**-15).astype(np.float16)
-
-moments = Moments.sum(Moments.of(block) for block in blocks())
-print(moments.n, peak_bytes())
-"""
-
-FROM_STORE = """
+# A process of its own: ru_maxrss would include that of the process that started it.
+ADD_UP = """
 import sys
-import numpy as np, pyarrow as pa
-from visdiv_assets.embedding.index import INDEX_SCHEMA, KEY_BYTES, EmbeddingIndex
 from visdiv_assets.embedding.store import Store
-from visdiv_assets.spectral.moments import Moments
+from visdiv_assets.evaluation import accumulate_moments
 
-store, n = Store(sys.argv[1]), 1_000_000
-keys = np.arange(1, n + 1).astype(">u8").view("S8").astype(f"S{KEY_BYTES}")
-rng = np.random.default_rng(0)
-with store.segment_writer("model") as writer:
-    for start in range(0, n, 1000):
-        block = rng.standard_normal((1000, 512), np.float32) / np.float32(23)
-        for key, vector in zip(keys[start : start + 1000].astype(object), block):
-            writer.add(key.ljust(KEY_BYTES, b"\\0"), vector)
-known = store.key_index("model")
-segment, row = known.find(keys)
-buffer = pa.py_buffer(keys.tobytes())
-columns = {
-    "content_key": pa.Array.from_buffers(pa.binary(KEY_BYTES), n, [None, buffer]),
-    "segment": pa.DictionaryArray.from_arrays(segment, pa.array(known.segments)),
-    "row": pa.array(row),
-}
-columns = [columns.get(each.name, pa.nulls(n, each.type)) for each in INDEX_SCHEMA]
-index = EmbeddingIndex(pa.table(columns, schema=INDEX_SCHEMA))
-moments = Moments.sum(Moments.of(*rows) for rows in Contents.of(index).blocks(store, "model"))
-print(moments.n, peak_bytes())
+moments = accumulate_moments("dataset", "model", Store(sys.argv[1])).moments
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(moments.n, int(status["VmHWM"].split()[0]) * 1024)
 """
+
+
+def write_store(store: Store, n: int) -> None:
+    """What a run leaves of n images in four folders; all segments hold the same vectors."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((SEGMENT_ROWS, 512), np.float32)
+    rows = to_grid(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    keys = rng.integers(0, 256, (n, KEY_BYTES), np.uint8)
+    key_type = pa.binary(KEY_BYTES)
+    names = [f"{number:04}" for number in range(-(-n // SEGMENT_ROWS))]
+    folder = store.root / "embeddings/model"
+    folder.mkdir(parents=True)
+    for number, name in enumerate(names):
+        own = keys[number * SEGMENT_ROWS :][:SEGMENT_ROWS]
+        column = pa.Array.from_buffers(key_type, len(own), [None, pa.py_buffer(own.tobytes())])
+        np.save(folder / f"{name}.npy", rows[: len(own)])
+        pq.write_table(pa.table({"content_key": column}), folder / f"{name}.parquet")
+    at = np.arange(n, dtype=np.int32)
+    columns = {
+        "image_id": pa.array([f"{number % 4}/{number}.jpg" for number in range(n)]),
+        "content_key": pa.Array.from_buffers(key_type, n, [None, pa.py_buffer(keys.tobytes())]),
+        "segment": pa.DictionaryArray.from_arrays(at // SEGMENT_ROWS, pa.array(names)),
+        "row": pa.array(at % SEGMENT_ROWS),
+    }
+
+    def table(schema: pa.Schema) -> pa.Table:
+        filled = [columns.get(each.name, pa.nulls(n, each.type)) for each in schema]
+        return pa.table(filled, schema=schema)
+
+    store.write_manifest("dataset", Manifest(table(SCHEMA), "fingerprint"))
+    store.write_index("dataset", "model", "fingerprint", EmbeddingIndex(table(INDEX_SCHEMA)))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("script", [FROM_BLOCKS, FROM_STORE], ids=["blocks", "store"])
-def test_a_million_rows_stream_through_less_than_a_gigabyte(script, tmp_path):
-    with tempfile.TemporaryDirectory(dir=tmp_path) as store:
-        command = [sys.executable, "-c", PEAK + script, store]
+def test_a_million_rows_of_the_store_stream_through_less_than_a_gigabyte(tmp_path):
+    """With their sample and their slices, as an evaluation adds them up."""
+    with tempfile.TemporaryDirectory(dir=tmp_path) as root:
+        write_store(Store(root), 1_000_000)
+        command = [sys.executable, "-c", ADD_UP, root]
         done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     n, peak = map(int, done.stdout.split())
+    print(f"{peak / 1e6:.0f} MB at most")
     assert n == 1_000_000
     assert peak < 1e9

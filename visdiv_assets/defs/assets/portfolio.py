@@ -30,6 +30,10 @@ def _score(fair: CorrectedScore) -> float | str:
     return TOO_FEW if fair.too_few else round(fair.score, 6)
 
 
+def _interval(fair: CorrectedScore) -> str:
+    return TOO_FEW if fair.too_few else f"{fair.low:.3f} to {fair.high:.3f}"
+
+
 @dg.asset(group_name="portfolio", deps=[diversity_metrics], kinds={"duckdb"})
 def dataset_leaderboard(
     settings: SettingsResource, warehouse: WarehouseResource
@@ -67,7 +71,7 @@ def mixture_plan(
     return dg.MaterializeResult(
         metadata={
             "diversity score (corrected for size)": _score(plan.corrected),
-            "95 % interval": f"{plan.corrected.low:.3f} to {plan.corrected.high:.3f}",
+            "95 % interval": _interval(plan.corrected),
             "with equal weights": _score(plan.even),
             "mixture": mixture_table(plan),
             "left out": ", ".join(plan.dropped) or "none",
