@@ -28,6 +28,8 @@ class TorchRuntime:
     depend on how many images were left over for the last batch.
     """
 
+    calls_at_once = 1
+
     def __init__(
         self,
         weights: Weights,
