@@ -4,7 +4,7 @@ Here: what the Dagster assets and the command line share. Not here: the mathemat
 the augmentations themselves (`embedding/augmentations.py`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from visdiv_assets.embedding.augmentations import CATALOGUE, Augmentation, augment, pairs
 from visdiv_assets.embedding.embedder import SSCDEmbedder
-from visdiv_assets.embedding.pipeline import Embedder, OnProgress
+from visdiv_assets.embedding.pipeline import Embedder
 from visdiv_assets.embedding.preprocess import Decoding, Pixels
 from visdiv_assets.embedding.rows import DatasetRows
 from visdiv_assets.embedding.runtime import Vectors
@@ -44,6 +44,9 @@ SAMPLE = 200
 LARGEST_SAMPLE = 2000
 
 EXAMPLES = 6
+
+OnProgress = Callable[[int, int], None]
+"""Told how many images are embedded, and of how many."""
 
 
 def embedder_of(settings: Settings, dataset: str) -> SSCDEmbedder:
@@ -250,7 +253,7 @@ def measure_augmentations(
                 done += len(batch)
                 batch = []
                 if on_progress:
-                    on_progress(done, total, done)
+                    on_progress(done, total)
         return np.concatenate(vectors), examples
 
     originals, _ = embed(iter(sample.pixels))

@@ -333,10 +333,10 @@ def _image_progress(name: str) -> "Iterator[OnProgress]":
     with _progress(name, MofNCompleteColumn(), TextColumn("{task.fields[rate]}")) as progress:
         task = progress.add_task("", total=None, rate="")
 
-        def on_progress(done: int, total: int, embedded: int) -> None:
+        def on_progress(done: int, total: int, embedded: int, bottleneck: str) -> None:
             nonlocal said
             now = time.monotonic()
-            rate = f"{embedded / (now - started):.1f} images/s"
+            rate = f"{embedded / (now - started):.1f} images/s, {bottleneck} is the limit"
             progress.update(task, completed=done, total=total, rate=rate)
             if not err.is_terminal and now - said >= PROGRESS_SECONDS:
                 said = now

@@ -19,8 +19,7 @@ from visdiv_assets.console import Config, clear_errors, err, out, visible
 from visdiv_assets.errors import VisdivError
 
 if TYPE_CHECKING:
-    from visdiv_assets.advice import Acquisition, DatasetAxes, Measured
-    from visdiv_assets.embedding.pipeline import OnProgress
+    from visdiv_assets.advice import Acquisition, DatasetAxes, Measured, OnProgress
     from visdiv_assets.embedding.store import Store
     from visdiv_assets.settings import Settings
     from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
@@ -365,7 +364,7 @@ def _progress(name: str) -> "Iterator[OnProgress]":
         task = progress.add_task("", total=None)
         tenths = 0
 
-        def on_progress(done: int, total: int, _: int) -> None:
+        def on_progress(done: int, total: int) -> None:
             nonlocal tenths
             progress.update(task, completed=done, total=total)
             if not err.is_terminal and 10 * done // total > tenths:

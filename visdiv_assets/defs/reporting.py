@@ -55,11 +55,11 @@ def log_steps(context: dg.AssetExecutionContext) -> Callable[[str, int, int], No
     return report
 
 
-def log_progress(context: dg.AssetExecutionContext) -> Callable[[int, int, int], None]:
-    """A callback that logs how far the embedding is, every few seconds."""
+def log_progress(context: dg.AssetExecutionContext) -> Callable[[int, int, int, str], None]:
+    """A callback that logs how far the embedding is and what limits it, every few seconds."""
     started = last = time.monotonic()
 
-    def report(done: int, total: int, embedded: int) -> None:
+    def report(done: int, total: int, embedded: int, bottleneck: str) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last < PROGRESS_SECONDS:
@@ -67,7 +67,9 @@ def log_progress(context: dg.AssetExecutionContext) -> Callable[[int, int, int],
         last = now
         rate = embedded / (now - started)
         left = f", {(total - done) / rate / 60:.0f} min left" if rate else ""
-        context.log.info(f"{done:,} of {total:,} images, {rate:.1f} images/s{left}")
+        context.log.info(
+            f"{done:,} of {total:,} images, {rate:.1f} images/s{left}; {bottleneck} is the limit"
+        )
 
     return report
 

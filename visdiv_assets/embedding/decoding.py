@@ -20,9 +20,11 @@ IMAGE_SIDE = 320
 PREPROCESSING = f"rgb-squash{IMAGE_SIDE}-bilinear"
 
 # Formats that hold pixels. Of what else Pillow opens, EPS runs Ghostscript, and others are stubs.
+# Pillow tries them in this order, and loads all of its codecs at the first that is not built in:
+# a decoder process that meets only the first two starts in half the time.
 # fmt: off
 FORMATS = (
-    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI",
+    "JPEG", "PNG", "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG2000", "PCX", "PPM", "QOI",
     "SGI", "TGA", "TIFF", "WEBP",
 )
 # fmt: on
@@ -118,7 +120,7 @@ def _to_rgb(image: Image.Image, decoding: Decoding) -> Image.Image:
     if decoding.alpha_background and image.has_transparency_data:
         ground = Image.new("RGBA", image.size, decoding.alpha_background)
         image = Image.alpha_composite(ground, image.convert("RGBA"))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # spares a copy
 
 
 def _has_heif() -> bool:

@@ -112,6 +112,11 @@ class SSCDEmbedder:
         """Images per model call; loads the model."""
         return self.runtime.batch_size
 
+    @property
+    def calls_at_once(self) -> int:
+        """Calls of `embed`, from threads of their own, that keep the model busy; loads it."""
+        return self.runtime.calls_at_once
+
     def embed(self, pixels: Pixels) -> Vectors:
         """Descriptors of decoded images.
 

@@ -1,13 +1,20 @@
 """Manifest → committed embeddings: read, hash, decode, infer, write; only what is missing.
 
-Here: the order of the work and what is skipped. Not here: model, file formats, where images are.
+Here: the order of the work, what overlaps with what, and what is skipped. Not here: model, file
+formats, where images are.
+
+    source's threads → threads that hash, with decoder processes → model's threads → writer's thread
+
+All of them work at the same time, each a bounded number of images ahead of the next. The thread
+that called hands images from one stage to the next, in order; what it waits for is the bottleneck.
 """
 
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -34,13 +41,20 @@ from visdiv_assets.sources.source import Read, Source
 
 NO_KEY = b""  # in an array of keys: content not read
 
-MAX_DECODERS = 8
+MAX_DECODERS = 32  # 40 MB each
+
+# Longer than a decoder process takes to start, so that the first alone starts no second.
+STARVED_SECONDS = 0.3
 
 # Outcomes held back while a batch fills; reached only where most content is known already.
 MAX_WAITING = 1024
 
-OnProgress = Callable[[int, int, int], None]
-"""Called with images done, images in all, and images that went through the model."""
+# After so long, a second of waiting counts half.
+FADING_SECONDS = 20.0
+
+OnProgress = Callable[[int, int, int, str], None]
+"""Called with images done, images in all, images that went through the model, and the stage that
+sets the pace: reading, decoding, the model or writing."""
 
 
 class Embedder(Protocol):
@@ -53,6 +67,10 @@ class Embedder(Protocol):
     @property
     def batch_size(self) -> int:
         """Images per call."""
+
+    @property
+    def calls_at_once(self) -> int:
+        """Calls of `embed`, from threads of their own, that keep the model busy."""
 
     @property
     def decoding(self) -> Decoding:
@@ -82,11 +100,123 @@ class Outcome(NamedTuple):
     failure: Failure | None
 
 
+class Waits:
+    """For which stage a run waits. One thread uses it."""
+
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(("the model", "reading", "decoding", "writing"), 0.0)
+        self._last_fading = time.monotonic()
+
+    @contextlib.contextmanager
+    def on(self, stage: str) -> Iterator[None]:
+        """Count the time that the block takes as spent waiting for a stage."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            now = time.monotonic()
+            self._seconds[stage] += now - started
+            if now - self._last_fading > FADING_SECONDS:
+                self._last_fading = now
+                self._seconds = {name: spent / 2 for name, spent in self._seconds.items()}
+
+    @property
+    def bottleneck(self) -> str:
+        """The stage that was waited for longest of late."""
+        return max(self._seconds, key=self._seconds.__getitem__)
+
+
 class _Decoded(NamedTuple):
     at: int
     content_key: bytes | None
     pixels: Pixels | None
     failure: Failure | None
+
+
+class _Model:
+    """The model, loaded in the background, and the batches that it works on or has in line."""
+
+    def __init__(self, embedder: Embedder, waits: Waits) -> None:
+        self._embedder, self._waits = embedder, waits
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._threads: ThreadPoolExecutor | None = None
+        self._loading: Future[tuple[int, int]] | None = None
+        self._lock = threading.Lock()
+        self._unfinished: list[Future[Vectors]] = []
+
+    def load_soon(self) -> None:
+        """Start to load it, unless that was done before; does not wait."""
+        with self._lock:
+            if self._loading is None:
+                self._loading = self._loader.submit(self._load)
+
+    def _load(self) -> tuple[int, int]:
+        return self._embedder.batch_size, self._embedder.calls_at_once
+
+    def _loaded(self) -> tuple[int, int]:
+        self.load_soon()
+        assert self._loading is not None
+        with self._waits.on("the model"):
+            return self._loading.result()
+
+    @property
+    def batch_size(self) -> int:
+        """Images per batch; waits until the model is loaded."""
+        return self._loaded()[0]
+
+    def raise_if_broken(self) -> None:
+        """Raise what loading it raised, also where no image came to need it."""
+        if self._loading is not None:
+            self._loading.result()
+
+    def start(self, pixels: Sequence[Pixels]) -> Future[Vectors]:
+        """Put a batch in line; waits while the line is full."""
+        _, calls = self._loaded()
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(calls, thread_name_prefix="model")
+        # As many in line as it works on: it need not wait for the thread that hands over.
+        while self._count_unfinished() >= 2 * calls:
+            with self._waits.on("the model"):
+                wait(self._unfinished, return_when=FIRST_COMPLETED)
+        self._unfinished.append(self._threads.submit(self._embedder.embed, np.stack(pixels)))
+        return self._unfinished[-1]
+
+    def has_nothing_in_line(self) -> bool:
+        """Whether it is loaded, and works on all that it was given."""
+        if self._loading is None or not self._loading.done():
+            return False
+        return self._count_unfinished() <= self._loaded()[1]
+
+    def _count_unfinished(self) -> int:
+        self._unfinished = [future for future in self._unfinished if not future.done()]
+        return len(self._unfinished)
+
+    def close(self) -> None:
+        """Wait for the batches that it works on; drop those in line."""
+        for pool in filter(None, (self._threads, self._loader)):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Batch(NamedTuple):
+    """Images in order, and the vectors to come of those that have pixels, if any has."""
+
+    images: Sequence[_Decoded]
+    vectors: Future[Vectors] | None
+
+    def outcomes(self, waits: Waits) -> Iterator[Outcome]:
+        """One for each image; waits for the model."""
+        with waits.on("the model"):
+            vectors = iter(() if self.vectors is None else self.vectors.result())
+        for at, key, pixels, failure in self.images:
+            if pixels is None:
+                yield Outcome(at, key, None, failure)
+                continue
+            vector: Vectors = next(vectors)
+            if np.isfinite(vector).all():
+                yield Outcome(at, key, vector, None)
+            else:
+                infinite = Failure("the model gives no finite vector for it", "FloatingPointError")
+                yield Outcome(at, key, None, infinite)
 
 
 def embed_stream(
@@ -95,69 +225,108 @@ def embed_stream(
     embedder: Embedder,
     *,
     wanted: Callable[[bytes], bool] = lambda key: True,
+    waits: Waits | None = None,
 ) -> Generator[Outcome]:
     """Read, hash, decode and embed images, with bounded memory.
 
-    Threads read and processes decode ahead while the model works. Batches are filled in the order
-    in which the source gives the images, so that two runs do the same arithmetic.
+    Threads read, processes decode and the model works at the same time, each ahead of the next.
+    Batches are filled in the order in which the source gives the images, so that two runs do the
+    same arithmetic.
 
     Args:
         source: where the images are.
         image_ids: which ones.
-        embedder: what turns pixels into vectors; its model is loaded at the first image decoded.
+        embedder: what turns pixels into vectors; its model is loaded while the first image that is
+            wanted is decoded.
         wanted: whether content of this key is to be embedded; called from several threads.
+        waits: counts which stage sets the pace.
 
     Yields:
         one outcome for each image, in the order in which the source gives them.
     """
-    waiting: list[_Decoded] = []
-    undone = 0
-    ahead = _decode_ahead(source, image_ids, embedder.decoding, wanted)
-    with contextlib.closing(ahead):  # at once, whatever happens here: processes hang on it
-        for decoded in ahead:
-            waiting.append(decoded)
-            undone += decoded.pixels is not None
-            # Asking for the batch size loads the model, so it is not asked without need.
-            if not undone or undone == embedder.batch_size or len(waiting) >= MAX_WAITING:
-                yield from _finish(waiting, embedder)
-                waiting, undone = [], 0
-        yield from _finish(waiting, embedder)
+    waits = waits or Waits()
+    batches: deque[_Batch] = deque()
+    images: list[_Decoded] = []
+    undone = held = 0
+    with contextlib.closing(_Model(embedder, waits)) as model:
+        ahead = _decode_ahead(source, image_ids, embedder.decoding, wanted, model, waits)
+        with contextlib.closing(ahead):  # at once, whatever happens here: processes hang on it
+            for decoded in ahead:
+                images.append(decoded)
+                undone += decoded.pixels is not None
+                held += 1
+                # Asking for the batch size waits for the model, so it is not asked without need.
+                if undone and undone < model.batch_size and len(images) < MAX_WAITING:
+                    continue
+                batches.append(_start(images, model))
+                images, undone = [], 0
+                while batches and (held > MAX_WAITING or _is_finished(batches[0])):
+                    held -= len(batches[0].images)
+                    yield from batches.popleft().outcomes(waits)
+            batches.append(_start(images, model))
+            for batch in batches:
+                yield from batch.outcomes(waits)
+        model.raise_if_broken()
 
 
-def _finish(waiting: Sequence[_Decoded], embedder: Embedder) -> Iterator[Outcome]:
-    """Run the model once over what was decoded; everything else passes through in its place."""
-    pixels = [entry.pixels for entry in waiting if entry.pixels is not None]
-    vectors = iter(embedder.embed(np.stack(pixels))) if pixels else iter(())
-    for at, key, decoded, failure in waiting:
-        if decoded is None:
-            yield Outcome(at, key, None, failure)
-            continue
-        vector = next(vectors)
-        if np.isfinite(vector).all():
-            yield Outcome(at, key, vector, None)
-        else:
-            infinite = Failure("the model gives no finite vector for it", "FloatingPointError")
-            yield Outcome(at, key, None, infinite)
+def _start(images: Sequence[_Decoded], model: _Model) -> _Batch:
+    pixels = [entry.pixels for entry in images if entry.pixels is not None]
+    return _Batch(images, model.start(pixels) if pixels else None)
+
+
+def _is_finished(batch: _Batch) -> bool:
+    return batch.vectors is None or batch.vectors.done()
 
 
 def _decode_ahead(
-    source: Source, image_ids: Iterable[str], decoding: Decoding, wanted: Callable[[bytes], bool]
+    source: Source,
+    image_ids: Iterable[str],
+    decoding: Decoding,
+    wanted: Callable[[bytes], bool],
+    model: _Model,
+    waits: Waits,
 ) -> Generator[_Decoded]:
-    """`_decode` of each image as it is read, a bounded number ahead of the consumer."""
-    workers = min(MAX_DECODERS, usable_cpus())
+    """`_decode` of each image as it is read, a bounded number ahead of the consumer.
+
+    One process decodes to begin with; as many again join when the model had to wait for images.
+    """
+    most = min(MAX_DECODERS, usable_cpus())
+    working, starved = 1, 0.0
+    permits = threading.Semaphore(working)
     ahead: deque[Future[_Decoded]] = deque()
+
+    def decode(read: Read) -> _Decoded:
+        return _decode(read, decoders, wanted, model, permits)
+
+    def next_decoded() -> _Decoded:
+        nonlocal working, starved
+        with waits.on("decoding"):
+            while working < most and not ahead[0].done():
+                model_waits, since = model.has_nothing_in_line(), time.monotonic()
+                wait([ahead[0]], timeout=STARVED_SECONDS)
+                starved += time.monotonic() - since if model_waits else 0.0
+                if starved >= STARVED_SECONDS:
+                    more = min(working, most - working)
+                    permits.release(more)
+                    working, starved = working + more, 0.0
+            return ahead.popleft().result()
+
     # First the reader stops, then the threads end, then the processes that they talk to.
     with (
-        Decoders(decoding, workers) as decoders,
-        _threads(workers) as pool,
+        Decoders(decoding, most) as decoders,
+        _threads(most) as pool,
         contextlib.closing(_as_generator(source.read_all(image_ids))) as reads,
     ):
-        for read in reads:
-            ahead.append(pool.submit(_decode, read, decoders, wanted))
-            if len(ahead) >= 16 * workers:
-                yield ahead.popleft().result()
+        while True:
+            with waits.on("reading"):
+                read = next(reads, None)
+            if read is None:
+                break
+            ahead.append(pool.submit(decode, read))
+            if len(ahead) >= 16 * most:
+                yield next_decoded()
         while ahead:
-            yield ahead.popleft().result()
+            yield next_decoded()
 
 
 def _as_generator(reads: Iterator[Read]) -> Generator[Read]:
@@ -173,15 +342,23 @@ def _threads(workers: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _decode(read: Read, decoders: Decoders, wanted: Callable[[bytes], bool]) -> _Decoded:
+def _decode(
+    read: Read,
+    decoders: Decoders,
+    wanted: Callable[[bytes], bool],
+    model: _Model,
+    permits: threading.Semaphore,
+) -> _Decoded:
     at, data = read
     if isinstance(data, OSError):
         return _Decoded(at, None, None, Failure(data.strerror or str(data), type(data).__name__))
     key = content_key(data)
     if not wanted(key):
         return _Decoded(at, key, None, None)
+    model.load_soon()
     try:
-        return _Decoded(at, key, decoders.decode(data), None)
+        with permits:
+            return _Decoded(at, key, decoders.decode(data), None)
     except DecodeError as error:
         return _Decoded(at, key, None, Failure(error.reason, error.exception))
 
@@ -214,8 +391,13 @@ def embed_manifest(
     given_up = np.isin(keys, list(undecodable)) if undecodable else np.zeros(len(keys), dtype=bool)
     to_read = np.flatnonzero((keys == NO_KEY) | (missing & ~given_up))
     ids = manifest.table["image_id"].take(pa.array(to_read))
+    waits = Waits()
     stream = embed_stream(
-        source, (value.as_py() for value in ids), embedder, wanted=_Claim(known, undecodable)
+        source,
+        (value.as_py() for value in ids),
+        embedder,
+        wanted=_Claim(known, undecodable),
+        waits=waits,
     )
 
     done, embedded = len(manifest) - len(to_read), 0
@@ -225,7 +407,8 @@ def embed_manifest(
             at = int(to_read[outcome.at])
             keys[at] = outcome.content_key or NO_KEY
             if outcome.vector is not None:
-                writer.add(outcome.content_key or NO_KEY, outcome.vector)
+                with waits.on("writing"):
+                    writer.add(outcome.content_key or NO_KEY, outcome.vector)
                 embedded += 1
             elif outcome.failure is not None and outcome.content_key is None:
                 unreadable[at] = outcome.failure
@@ -234,7 +417,7 @@ def embed_manifest(
                 undecodable[keys[at]] = outcome.failure
             done += 1
             if on_progress is not None:
-                on_progress(done, len(manifest), embedded)
+                on_progress(done, len(manifest), embedded, waits.bottleneck)
     if embedded:
         known = store.key_index(model_id)
 

@@ -31,6 +31,10 @@ class Runtime(Protocol):
         """Images per call that suit it."""
 
     @property
+    def calls_at_once(self) -> int:
+        """Calls of `embed`, from threads of their own, that keep it busy; more gain nothing."""
+
+    @property
     def description(self) -> str:
         """Where it runs, for people."""
 

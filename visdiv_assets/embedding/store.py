@@ -16,7 +16,8 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -370,7 +371,7 @@ class Store:
 
 
 class SegmentWriter:
-    """Collects rows and commits them as segments of up to SEGMENT_ROWS.
+    """Collects rows and commits them as segments of up to SEGMENT_ROWS, in a thread of its own.
 
     Also commits when rows have waited SEGMENT_SECONDS, and on leaving the `with` block for
     whatever reason, so an interrupted run keeps everything it has finished.
@@ -380,27 +381,42 @@ class SegmentWriter:
         self._folder = folder
         self._waiting: list[tuple[bytes, NDArray[np.float32]]] = []
         self._oldest = 0.0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._committing: Future[None] | None = None
 
     def add(self, key: bytes, vector: NDArray[np.float32]) -> None:
-        """Take one row, shape (D,)."""
+        """Take one row, shape (D,); raises what went wrong with the segment before."""
         now = time.monotonic()
         if not self._waiting:
             self._oldest = now
         self._waiting.append((key, vector))
         if len(self._waiting) >= SEGMENT_ROWS or now - self._oldest >= SEGMENT_SECONDS:
-            self.commit()
+            self._commit_soon()
 
-    def commit(self) -> None:
-        """Write the collected rows as one segment, named by its keys; nothing if there are none."""
-        if not self._waiting:
-            return
-        keys, vectors = zip(*self._waiting, strict=True)
+    def _commit_soon(self) -> None:
+        """Begin to write the collected rows, once those before them are written."""
+        before, self._committing = self._committing, None
+        if before is not None:
+            before.result()
+        waiting, self._waiting = self._waiting, []
+        self._committing = self._thread.submit(self._commit, waiting)
+
+    def _commit(self, waiting: Sequence[tuple[bytes, NDArray[np.float32]]]) -> None:
+        """Write rows as one segment, named by its keys."""
+        keys, vectors = zip(*waiting, strict=True)
         rows = to_grid(np.stack(vectors))
         column = pa.array(keys, type=pa.binary(KEY_BYTES))
         name = content_key(b"".join(keys)).hex()
         _write_atomically(self._folder / f"{name}.npy", lambda file: np.save(file, rows))
         _write_table(self._folder / f"{name}.parquet", pa.table({"content_key": column}))
-        self._waiting = []
+
+    def close(self) -> None:
+        """Commit what is left, and wait until all is on disk."""
+        with self._thread:
+            if self._waiting:
+                self._commit_soon()
+            if self._committing is not None:
+                self._committing.result()
 
     def __enter__(self) -> Self:
         return self
@@ -411,7 +427,7 @@ class SegmentWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.commit()
+        self.close()
 
 
 def _write_table(path: Path, table: pa.Table) -> None:

@@ -15,6 +15,7 @@ class FakeEmbedder:
     """Unit vectors from a 4 × 4 thumbnail, in microseconds; the same whatever the batch."""
 
     decoding = Decoding()
+    calls_at_once = 1
 
     def __init__(self, model_id="fake", batch_size=4):
         self.model_id = model_id

@@ -1,5 +1,6 @@
 """What is embedded and what is not; a cheap model stands in for SSCD in all tests but the first."""
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from visdiv_assets.embedding.decoders import Decoders
 from visdiv_assets.embedding.index import KEY_BYTES, content_key
 from visdiv_assets.embedding.pipeline import embed_manifest, embed_stream
 from visdiv_assets.embedding.preprocess import decode_image
-from visdiv_assets.embedding.store import Store, to_grid
+from visdiv_assets.embedding.store import SegmentWriter, Store, to_grid
 from visdiv_assets.evaluation import evaluate
 from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.spectral.moments import Moments
@@ -222,7 +224,7 @@ def test_an_image_for_which_the_model_gives_nan_has_failed(folder, store):
 def test_no_decodable_image_at_all_leaves_an_index_of_failures(store, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images/fake.png").write_text("text")
-    index, embedded = run(tmp_path / "images", store, UnloadedEmbedder())
+    index, embedded = run(tmp_path / "images", store)
     assert (index.n_images, index.n_failed, embedded) == (0, 1, 0)
     assert list(Contents.of(index).blocks(store, "fake")) == []
 
@@ -259,7 +261,9 @@ def test_no_batch_size_and_no_number_of_threads_changes_a_stored_row(
     monkeypatch.setattr(pipeline, "MAX_DECODERS", threads)
     monkeypatch.setattr(pipeline, "usable_cpus", lambda: threads)
     other = Store(tmp_path / "other")
-    run(folder, other, FakeEmbedder(batch_size=batch_size))
+    embedder = FakeEmbedder(batch_size=batch_size)
+    embedder.calls_at_once = threads
+    run(folder, other, embedder)
     assert len(stored_rows(other)) == 20
     assert stored_rows(other) == stored_rows(store)
 
@@ -302,16 +306,174 @@ def test_progress_counts_images_and_how_many_went_through_the_model(folder, stor
     (folder / "fake.png").write_bytes(b"I am not an image")
     seen = []
     run(folder, store, on_progress=lambda *numbers: seen.append(numbers))
-    assert [done for done, _, _ in seen] == list(range(1, 23))
-    assert {total for _, total, _ in seen} == {22}
-    assert seen[-1] == (22, 22, 20)
+    assert [done for done, *_ in seen] == list(range(1, 23))
+    assert {total for _, total, *_ in seen} == {22}
+    assert seen[-1][:3] == (22, 22, 20)
+
+
+# --- stages that overlap ---
+
+
+class Meeting(FakeEmbedder):
+    """Two calls of the model, each of which waits for the other; in vain, it breaks."""
+
+    calls_at_once = 2
+
+    def __init__(self):
+        super().__init__(batch_size=5)
+        self.together = threading.Barrier(2)
+
+    def embed(self, pixels):
+        self.together.wait(30)
+        return super().embed(pixels)
+
+
+def test_the_model_works_on_as_many_batches_at_once_as_suit_it(folder, store):
+    embedder = Meeting()
+    assert run(folder, store, embedder)[1] == 20
+    assert embedder.batches == [5, 5, 5, 5]
+
+
+def test_outcomes_stay_in_order_when_a_later_batch_is_finished_first(folder):
+    class Uneven(FakeEmbedder):
+        calls_at_once = 4
+
+        def embed(self, pixels):
+            vectors = super().embed(pixels)
+            time.sleep(0.2 / len(self.batches))
+            return vectors
+
+    source = WatchedSource(folder)
+    image_ids = sorted(item.image_id for item in source.items())
+    outcomes = list(embed_stream(source, image_ids, Uneven(batch_size=2)))
+    assert [outcome.at for outcome in outcomes] == list(range(20))
+    pixels = np.stack([decode_image((folder / name).read_bytes()) for name in image_ids])
+    expected = FakeEmbedder(batch_size=20).embed(pixels)
+    assert np.array_equal(np.stack([outcome.vector for outcome in outcomes]), expected)
+
+
+def test_the_model_is_given_work_while_the_consumer_is_busy(folder):
+    """It works on one batch and has another in line when only the first outcome was taken."""
+    embedder = FakeEmbedder(batch_size=2)
+    source = WatchedSource(folder)
+    with contextlib.closing(embed_stream(source, ["000.png"] * 20, embedder)) as outcomes:
+        next(outcomes)
+        deadline = time.monotonic() + 30
+        while len(embedder.batches) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_the_model_is_loaded_while_the_first_images_are_decoded(folder, monkeypatch):
+    loading, decoding = threading.Event(), threading.Event()
+    decode = Decoders.decode
+
+    def decode_once_loading(self, data):
+        decoding.set()
+        assert loading.wait(30)
+        return decode(self, data)
+
+    class Slow(FakeEmbedder):
+        @property
+        def batch_size(self):
+            loading.set()
+            assert decoding.wait(30)
+            return 4
+
+        @batch_size.setter
+        def batch_size(self, size):
+            pass
+
+    monkeypatch.setattr(Decoders, "decode", decode_once_loading)
+    source = WatchedSource(folder)
+    assert len(list(embed_stream(source, ["000.png"] * 4, Slow()))) == 4
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run_even_if_no_image_comes_to_need_it(
+    store, tmp_path
+):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/fake.png").write_text("text")
+    with pytest.raises(AssertionError, match="the model was loaded"):
+        run(tmp_path / "images", store, UnloadedEmbedder())
+
+
+def test_one_decoder_works_where_the_model_sets_the_pace(folder, monkeypatch):
+    monkeypatch.setattr(pipeline, "usable_cpus", lambda: 4)
+    working, most = [], []
+    decode = Decoders.decode
+
+    def watched(self, data):
+        working.append(data)
+        most.append(len(working))
+        try:
+            return decode(self, data)
+        finally:
+            working.remove(data)
+
+    class Slow(FakeEmbedder):
+        @property
+        def batch_size(self):
+            while len(most) < 20:  # loads until all is decoded
+                time.sleep(0.01)
+            return 4
+
+        @batch_size.setter
+        def batch_size(self, size):
+            pass
+
+    monkeypatch.setattr(Decoders, "decode", watched)
+    source = WatchedSource(folder)
+    image_ids = sorted(item.image_id for item in source.items())
+    assert len(list(embed_stream(source, image_ids, Slow()))) == 20
+    assert max(most) == 1
+
+
+def test_more_decoders_join_where_the_model_waits_for_them(folder, monkeypatch):
+    monkeypatch.setattr(pipeline, "usable_cpus", lambda: 3)
+    monkeypatch.setattr(pipeline, "STARVED_SECONDS", 0.01)
+    together = threading.Barrier(3)
+    decode = Decoders.decode
+
+    def meet(self, data):
+        together.wait(30)
+        return decode(self, data)
+
+    monkeypatch.setattr(Decoders, "decode", meet)
+    outcomes = embed_stream(WatchedSource(folder), ["000.png"] * 6, FakeEmbedder())
+    assert [outcome.failure for outcome in outcomes] == [None] * 6
+
+
+@pytest.mark.parametrize("stage", ["reading", "decoding", "the model", "writing"])
+def test_progress_names_the_stage_that_sets_the_pace(folder, store, monkeypatch, stage):
+    def slow(function):
+        def slowly(*arguments):
+            time.sleep(0.05)
+            return function(*arguments)
+
+        return slowly
+
+    embedder, source = FakeEmbedder(batch_size=1), WatchedSource(folder)
+    if stage == "reading":
+        read_all = source.read_all
+        source.read_all = lambda image_ids: map(slow(lambda read: read), read_all(image_ids))
+    elif stage == "decoding":
+        monkeypatch.setattr(Decoders, "decode", slow(Decoders.decode))
+        monkeypatch.setattr(pipeline, "usable_cpus", lambda: 1)
+    elif stage == "the model":
+        embedder.embed = slow(embedder.embed)
+    else:
+        monkeypatch.setattr(SegmentWriter, "add", slow(SegmentWriter.add))
+    named = []
+    run(source, store, embedder, on_progress=lambda *numbers: named.append(numbers[-1]))
+    assert named[-1] == stage
 
 
 # --- interrupted, damaged, shared ---
 
 
 def test_ctrl_c_keeps_what_is_finished(folder, store, small_segments):
-    def interrupt(done, total, embedded):
+    def interrupt(done, total, embedded, bottleneck):
         if done == 11:
             raise KeyboardInterrupt
 
@@ -361,7 +523,7 @@ def test_an_embedding_that_goes_away_during_a_run_is_a_failure_until_the_next(fo
     run(folder, store)
     write_image(folder / "new.png", seed=1000)
 
-    def delete_segments(done, total, embedded):
+    def delete_segments(done, total, embedded, bottleneck):
         for name in store.segment_names("fake"):
             (store.root / f"embeddings/fake/{name}.npy").unlink()
 

@@ -1,11 +1,14 @@
 """The ONNX road, with the real quantised model."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnxruntime
 import pytest
 from PIL import Image
 
+from visdiv_assets.embedding import runtime_onnx
 from visdiv_assets.embedding.preprocess import decode_image
 from visdiv_assets.embedding.runtime_onnx import OnnxRuntime
 from visdiv_assets.embedding.weights import installed_onnx_model
@@ -38,6 +41,23 @@ def test_a_vector_is_the_same_to_the_last_bit_in_any_batch(batch_size, vectors, 
     starts = range(0, len(pixels), batch_size)
     pieces = [runtime.embed(pixels[start : start + batch_size]) for start in starts]
     assert np.array_equal(np.concatenate(pieces), vectors)
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 5])
+def test_a_vector_is_the_same_to_the_last_bit_on_any_number_of_cpus(
+    cpus, vectors, pixels, monkeypatch
+):
+    monkeypatch.setattr(runtime_onnx, "usable_cpus", lambda: cpus)
+    runtime = OnnxRuntime(installed_onnx_model())
+    assert np.array_equal(runtime.embed(pixels), vectors)
+    with ThreadPoolExecutor(2) as threads:  # as the pipeline calls it
+        first, second = threads.map(runtime.embed, [pixels[:5], pixels[5:]])
+    assert np.array_equal(np.concatenate([first, second]), vectors)
+
+
+def test_a_vector_is_the_same_to_the_last_bit_as_of_a_plain_session(vectors, pixels):
+    session = onnxruntime.InferenceSession(installed_onnx_model())
+    assert np.array_equal(session.run(None, {"image": pixels})[0], vectors)
 
 
 def test_a_vector_is_the_same_to_the_last_bit_in_any_order(runtime, vectors, pixels):

@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -114,12 +116,21 @@ def test_a_segment_is_a_memory_mapped_float16_matrix_beside_its_keys(store):
     assert store.model_ids() == ["model"]
 
 
+def until(holds):
+    """Wait for what another thread is about to do."""
+    for _ in range(1000):
+        if holds():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come about in ten seconds")
+
+
 def test_a_segment_is_committed_when_it_is_full(store, monkeypatch):
     monkeypatch.setattr(store_module, "SEGMENT_ROWS", 2)
     with store.segment_writer("model") as writer:
         for number, expected in [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2)]:
             writer.add(key(number), vector(number))
-            assert len(store.segment_names("model")) == expected
+            until(lambda expected=expected: len(store.segment_names("model")) == expected)
     assert len(store.segment_names("model")) == 3
     assert len(store.key_index("model")) == 5
 
@@ -128,7 +139,48 @@ def test_a_segment_is_committed_when_its_rows_have_waited_long(store, monkeypatc
     monkeypatch.setattr(store_module, "SEGMENT_SECONDS", 0.0)
     with store.segment_writer("model") as writer:
         writer.add(key(1), vector(1))
-        assert len(store.key_index("model")) == 1
+        until(lambda: len(store.key_index("model")) == 1)
+
+
+def test_rows_are_taken_while_a_segment_is_written(store, monkeypatch):
+    monkeypatch.setattr(store_module, "SEGMENT_ROWS", 2)
+    taken, write = threading.Event(), store_module._write_table
+
+    def write_once_taken(path, table):
+        assert taken.wait(30)
+        write(path, table)
+
+    monkeypatch.setattr(store_module, "_write_table", write_once_taken)
+    with store.segment_writer("model") as writer:
+        for number in (1, 2, 3):
+            writer.add(key(number), vector(number))
+        taken.set()
+    assert len(store.key_index("model")) == 3
+
+
+def test_a_segment_that_cannot_be_written_ends_the_run_and_keeps_the_rows_after_it(
+    store, monkeypatch
+):
+    monkeypatch.setattr(store_module, "SEGMENT_ROWS", 2)
+    write, failures = store_module._write_table, [OSError(28, "No space left on device")]
+
+    def write_at_second_try(path, table):
+        if failures:
+            raise failures.pop()
+        write(path, table)
+
+    monkeypatch.setattr(store_module, "_write_table", write_at_second_try)
+
+    def run():
+        with store.segment_writer("model") as writer:
+            for number in range(1, 6):
+                writer.add(key(number), vector(number))
+
+    with pytest.raises(OSError, match="No space left"):
+        run()
+    known = store.key_index("model")
+    assert key(3) in known
+    assert key(1) not in known
 
 
 def test_rows_are_committed_on_the_way_out_of_an_error(store):

@@ -1,6 +1,7 @@
 """Group `guidance`: what dominates a dataset, and what would make it more diverse."""
 
 import time
+from functools import partial
 
 import dagster as dg
 
@@ -18,7 +19,7 @@ from visdiv_assets.defs.partitions import datasets
 from visdiv_assets.defs.reporting import (
     clear_errors,
     effects_table,
-    log_progress,
+    log_steps,
     picture,
     sentences,
 )
@@ -96,7 +97,9 @@ def augmentation_guidance(
         [evaluation] = newest_evaluations([name], results)
         sample = sample_images(evaluation, kept, source, decoding_of(configured, name))
         measured = list(
-            measure_augmentations(sample, embedder.open(name), on_progress=log_progress(context))
+            measure_augmentations(
+                sample, embedder.open(name), on_progress=partial(log_steps(context), "embedding")
+            )
         )
         record_augmentations(measured, evaluation, kept, results)
     effects = {each.augmentation.name: each.effect for each in measured}
