@@ -8,7 +8,7 @@ Memory does not grow with the number of rows or pairs: a panel of rows and a few
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -79,7 +79,7 @@ def exact_pairs(
     *,
     processor: Processor | None = None,
     on_progress: OnProgress | None = None,
-) -> Iterator[tuple[Pairs, Similarities]]:
+) -> Generator[tuple[Pairs, Similarities]]:
     """All pairs, block by block, in an order that does not depend on the number of threads.
 
     Args:

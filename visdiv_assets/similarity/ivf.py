@@ -10,8 +10,9 @@ exact way, so that every pair returned is one.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -40,9 +41,9 @@ SCANNED = 0.02
 # An index of SHARD numbers (1 GiB) at a time; larger sets are searched shard by shard.
 SHARD = 2**28
 LISTS_PER_ROOT, ROWS_PER_LIST, ITERATIONS = 2, 32, 8
-# Recall is aimed at with half of the known pairs, and measured with the other half.
-AIM = 0.995
-KNOWN_PAIRS, FIRST_ASKED, MOST_ASKED = 4000, 512, 32768
+# Recall is aimed at with half of the known pairs, and measured with the other half: at least LEAST.
+AIM, LEAST = 0.995, 0.99
+KNOWN_PAIRS, MOST_KNOWN, FIRST_ASKED, MOST_ASKED = 4000, 2**22, 512, 32768
 # Rows searched for at a time, and how many candidates that may give.
 BATCH, BATCH_CANDIDATES = 256, 2**22
 
@@ -85,7 +86,7 @@ def index_pairs(
     recall: Recall,
     *,
     on_progress: OnProgress | None = None,
-) -> Iterator[tuple[Pairs, Similarities]]:
+) -> Generator[tuple[Pairs, Similarities]]:
     """Pairs, block by block, the same on any number of threads.
 
     Args:
@@ -142,13 +143,16 @@ def known_pairs(rows: Rows, others: Rows | None, threshold: np.float32, sketch: 
     while asked < len(order) and count < KNOWN_PAIRS:
         more = order[asked : max(4 * asked, FIRST_ASKED)]
         second = rows if others is None else others
-        for pairs, _ in exact_pairs(rows[more], second, threshold, sketch):
-            i, j = pairs.T
-            if others is None:
-                i, j = i[more[i] != j], j[more[i] != j]
-            query.append(i + asked)
-            found.append(j)
-            count += len(i)
+        with closing(exact_pairs(rows[more], second, threshold, sketch)) as blocks:
+            for pairs, _ in blocks:
+                i, j = pairs.T
+                if others is None:
+                    i, j = i[more[i] != j], j[more[i] != j]
+                query.append(i + asked)
+                found.append(j)
+                count += len(i)
+                if count > MOST_KNOWN:  # nearly everything is alike: enough is known
+                    break
         asked += len(more)
     of_query = np.concatenate(query)
     busiest = int(np.bincount(of_query, minlength=1).max())
@@ -219,12 +223,17 @@ def _probes(
         order = index.quantizer.search(asked, index.nlist)[1]
         rank[part] = np.argmax(order == lists, axis=1)
     aimed = query % 2 == 0
-    chosen = np.sort(rank[aimed] if aimed.any() else rank)
-    probes = int(chosen[int(np.ceil(AIM * len(chosen))) - 1]) + 1
+    chosen = rank[aimed] if aimed.any() else rank
     measured = rank[~aimed] if (~aimed).any() else rank
+    probes = max(_reaching(chosen, AIM), _reaching(measured, LEAST))
     recall.known += len(measured)
     recall.found += int(np.count_nonzero(measured < probes))
     return probes
+
+
+def _reaching(rank: NDArray[np.int64], share: float) -> int:
+    """How many lists hold a share of the partners."""
+    return int(np.sort(rank)[int(np.ceil(share * len(rank))) - 1]) + 1
 
 
 def _search(

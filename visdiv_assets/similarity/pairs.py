@@ -5,6 +5,7 @@ Not here: clusters of pairs, images, files.
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -145,14 +146,15 @@ def similar_pairs(
         )
     kept: list[tuple[Pairs, Similarities]] = []
     count = 0
-    for pairs, similarities in blocks:
-        count += len(pairs)
-        if on_pairs is not None:
-            on_pairs(pairs, similarities)
-            continue
-        kept.append((pairs, similarities))
-        if count > MAX_PAIRS:
-            raise ValueError(f"more than {MAX_PAIRS:,} pairs reach {threshold}: raise it")
+    with closing(blocks):  # threads end and BLAS has its own back, whatever `on_pairs` raises
+        for pairs, similarities in blocks:
+            count += len(pairs)
+            if on_pairs is not None:
+                on_pairs(pairs, similarities)
+                continue
+            kept.append((pairs, similarities))
+            if count > MAX_PAIRS:
+                raise ValueError(f"more than {MAX_PAIRS:,} pairs reach {threshold}: raise it")
     pairs = np.concatenate([np.empty((0, 2), np.int64), *(each for each, _ in kept)])
     similarities = np.concatenate([np.empty(0, np.float32), *(each for _, each in kept)])
     order = np.lexsort(pairs.T[::-1])

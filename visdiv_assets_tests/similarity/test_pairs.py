@@ -115,24 +115,31 @@ def test_an_index_gives_the_same_pairs_on_any_number_of_threads(many):
     assert found[0].recall == found[1].recall
 
 
-def test_an_index_of_several_shards_finds_what_one_finds(many, monkeypatch):
-    monkeypatch.setattr(ivf, "SHARD", 300_000)
-    assert many.share_at(0.9, similar_pairs(many.rows, 0.9, method="index")) >= 0.99
+def test_an_index_of_several_shards_finds_as_much(many, monkeypatch):
+    rows = many.rows[:6000]
+    due = similar_pairs(rows, 0.8)
+    monkeypatch.setattr(ivf, "SHARD", 2000 * 513)
+    found = similar_pairs(rows, 0.8, method="index")
+    assert set(map(tuple, found.pairs.tolist())) <= set(map(tuple, due.pairs.tolist()))
+    assert found.count >= 0.99 * due.count > 0
 
 
 def test_an_index_between_two_sets_finds_pairs_of_row_and_other(many):
-    rows, others = many.rows[:8000], many.rows[8000:]
+    rows, others = many.rows[:5000], many.rows[5000:10_000]
     due = similar_pairs(rows, 0.9, others=others).pairs.tolist()
     found = similar_pairs(rows, 0.9, others=others, method="index")
-    assert len(due) > 100
+    assert len(due) > 50
     assert {*map(tuple, found.pairs.tolist())} <= {*map(tuple, due)}
     assert found.count >= 0.99 * len(due)
 
 
 def test_a_set_that_takes_long_is_searched_with_an_index(many, monkeypatch):
+    monkeypatch.setattr(pairs, "SKETCH_FROM_PAIRS", 0)
+    rows = many.rows[:4000]
+    assert similar_pairs(rows, 0.9).method == "exact"
     monkeypatch.setattr(pairs, "PATIENCE", 0.0)
-    assert similar_pairs(many.rows, 0.9).method == "index"
-    assert similar_pairs(many.rows, 0.9, method="exact").method == "exact"
+    assert similar_pairs(rows, 0.9).method == "index"
+    assert similar_pairs(rows, 0.9, method="exact").method == "exact"
 
 
 def test_recall_without_any_known_pair_is_not_a_number():
@@ -269,8 +276,10 @@ def test_an_error_of_the_caller_ends_the_search(many):
     def fail(some, similarities):
         raise KeyError("mine")
 
+    before = exact.blas_threads()
     with pytest.raises(KeyError, match="mine"):
         similar_pairs(many.rows, 0.5, on_pairs=fail)
+    assert exact.blas_threads() == before
 
 
 def test_progress_ends_with_all_pairs_compared(many):
