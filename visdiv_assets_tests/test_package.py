@@ -22,6 +22,7 @@ def test_the_python_api_is_that_of_the_published_implementation():
         "SSCDEmbedder",
         "VisdivError",
         "evaluate_diversity",
+        "find_near_duplicates",
         "get_diversity_components",
         "select_diverse_samples",
     }

@@ -56,8 +56,6 @@ class TorchRuntime:
         VisdivError: the file is no model, or a device is not there or cannot run it.
     """
 
-    calls_at_once = 1
-
     def __init__(
         self,
         weights: Weights,
