@@ -362,6 +362,7 @@ def decoding_of(settings: Settings, dataset: str) -> Decoding:
     return Decoding(
         exif_orientation=embedder.exif_orientation,
         alpha_background=embedder.alpha_background,
+        jpeg_on_gpu=embedder.decode == "gpu",
         max_pixels=settings.limits.pixels,
         max_seconds=settings.limits.seconds,
     )

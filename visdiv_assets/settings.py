@@ -108,6 +108,11 @@ class EmbedderSettings(_Strict):
         description="images per model call; chosen by device when left out",
     )
     precision: Precision = Field("auto", description="auto, fp32, bf16, fp16 or int8")
+    decode: Literal["cpu", "gpu"] = Field(
+        "cpu",
+        description="gpu: ordinary JPEGs by nvJPEG, in the process of the run, so only for images "
+        "of known origin; their embeddings are kept apart",
+    )
     exif_orientation: bool = Field(
         False, description="turn photographs upright first; FineVision does not"
     )

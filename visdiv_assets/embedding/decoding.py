@@ -60,12 +60,15 @@ class Decoding:
         exif_orientation: turn photographs upright, as their EXIF data says.
         alpha_background: colour `#rrggbb` that transparent images are laid on; FineVision drops
             the transparency and keeps whatever colour is below it.
+        jpeg_on_gpu: decode ordinary JPEGs with nvJPEG, in the process that runs the model; their
+            pixels differ a little.
         max_pixels: width × height that an image may have.
         max_seconds: time that decoding an image may take.
     """
 
     exif_orientation: bool = False
     alpha_background: str | None = None
+    jpeg_on_gpu: bool = False
     max_pixels: int = MAX_PIXELS
     max_seconds: float = MAX_SECONDS
 
@@ -79,7 +82,8 @@ class Decoding:
         """
         upright = "-upright" if self.exif_orientation else ""
         ground = self.alpha_background
-        return PREPROCESSING + upright + (f"-on{ground[1:].lower()}" if ground else "")
+        nvjpeg = "-nvjpeg" if self.jpeg_on_gpu else ""
+        return PREPROCESSING + upright + (f"-on{ground[1:].lower()}" if ground else "") + nvjpeg
 
     @cached_property
     def judge(self) -> str:

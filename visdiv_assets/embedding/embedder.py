@@ -5,14 +5,16 @@ Not here: the store (`store.py`) and what to do about images that were embedded 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from visdiv_assets.embedding.pipeline import embed_stream
-from visdiv_assets.embedding.preprocess import Decoding, Pixels
+from visdiv_assets.embedding.preprocess import DecodeError, Decoding, Pixels
 from visdiv_assets.embedding.runtime import (
     Runtime,
     Vectors,
@@ -25,6 +27,9 @@ from visdiv_assets.embedding.weights import DEFAULT_CHECKPOINT, OnDownload, Weig
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.sources.opening import open_source
+
+if TYPE_CHECKING:
+    from visdiv_assets.embedding.gpu_decode import GpuDecoder
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +86,11 @@ class SSCDEmbedder:
         self.precision = resolve_precision(self.weights, precision, self._devices)
         self._batch_size = batch_size
         self.decoding = decoding or Decoding()
+        if self.decoding.jpeg_on_gpu and self.weights.format == "onnx":
+            raise VisdivError(
+                f"{self.weights.checkpoint} runs on the CPU only, and JPEGs cannot be decoded on a "
+                "GPU for it; set decode to cpu, or weights to an official checkpoint"
+            )
 
     @property
     def model_id(self) -> str:
@@ -127,6 +137,38 @@ class SSCDEmbedder:
             shape (B, D), float32, L2 norm 1.
         """
         return self.runtime.embed(pixels)
+
+    @cached_property
+    def gpu_decoder(self) -> "GpuDecoder | None":
+        """What decodes JPEGs on the first GPU, if the settings ask for it.
+
+        Raises:
+            VisdivError: there is no GPU, or it cannot decode JPEG.
+        """
+        if not self.decoding.jpeg_on_gpu:
+            return None
+        from visdiv_assets.embedding.gpu_decode import GpuDecoder
+        from visdiv_assets.embedding.runtime_torch import resolve_devices
+
+        device = resolve_devices(self._devices)[0]
+        if device.type != "cuda":
+            raise VisdivError("decode is set to gpu, and PyTorch sees no GPU; set it to cpu")
+        return GpuDecoder(device, self.decoding)
+
+    def embed_encoded(
+        self, images: Sequence[Pixels | bytes], otherwise: Callable[[bytes], Pixels]
+    ) -> list[NDArray[np.float32] | DecodeError]:
+        """Descriptors of images, of which some are JPEGs that `gpu_decoder` takes.
+
+        Args:
+            images: as many as the batch size at most; pixels of shape (320, 320, 3), or bytes.
+            otherwise: decodes those that the GPU fails at.
+        """
+        if self.gpu_decoder is None:
+            raise ValueError("encoded images are for an embedder that decodes on a GPU")
+        squares, failed = self.gpu_decoder.decode_all(images, otherwise)
+        vectors = self.runtime.embed(squares)
+        return [failed.get(at, vector) for at, vector in enumerate(vectors)]
 
     def extract(self, path: str | Path) -> Vectors:
         """Descriptors of all images of a source, in the order of their ids.

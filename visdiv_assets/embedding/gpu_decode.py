@@ -126,19 +126,23 @@ class GpuDecoder:
         return plain_jpeg_size(data, self._decoding) is not None
 
     def decode_all(
-        self, encoded: Sequence[bytes], otherwise: Callable[[bytes], Pixels]
+        self, images: Sequence[Pixels | bytes], otherwise: Callable[[bytes], Pixels]
     ) -> tuple[Tensor, dict[int, DecodeError]]:
-        """As `decode`, and what that leaves black is decoded by `otherwise`.
+        """As `decode`, among images decoded before; what it leaves black is for `otherwise`.
 
         Returns:
             the squares, (N, 320, 320, 3) uint8 on the device, and by position the errors of the
             images that cannot be decoded, which are black.
         """
-        squares, left = self.decode(encoded)
+        squares, left = self.decode(
+            [image if isinstance(image, bytes) else b"" for image in images]
+        )
         failed: dict[int, DecodeError] = {}
         for at in left:
+            image = images[at]
             try:
-                squares[at] = torch.tensor(otherwise(encoded[at]))
+                pixels = otherwise(image) if isinstance(image, bytes) else image
+                squares[at] = torch.tensor(pixels)
             except DecodeError as error:
                 failed[at] = error
         return squares, failed

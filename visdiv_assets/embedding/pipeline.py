@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,9 @@ from visdiv_assets.embedding.runtime import Vectors
 from visdiv_assets.embedding.store import KeyIndex, Store
 from visdiv_assets.sources.manifest import Manifest
 from visdiv_assets.sources.source import Read, Source
+
+if TYPE_CHECKING:
+    from visdiv_assets.embedding.gpu_decode import GpuDecoder
 
 NO_KEY = b""  # in an array of keys: content not read
 
@@ -78,6 +81,15 @@ class Embedder(Protocol):
 
     def embed(self, pixels: Pixels) -> Vectors:
         """(B, H, W, 3) uint8 with B ≤ batch size → (B, D) float32."""
+
+    @property
+    def gpu_decoder(self) -> "GpuDecoder | None":
+        """What decodes some images later, a batch at a time; asked where `decoding` says so."""
+
+    def embed_encoded(
+        self, images: Sequence[Pixels | bytes], otherwise: Callable[[bytes], Pixels]
+    ) -> Sequence[NDArray[np.float32] | DecodeError]:
+        """B images, some of them still encoded, for `gpu_decoder` → B vectors (D,) or reasons."""
 
 
 class Failure(NamedTuple):
@@ -129,8 +141,11 @@ class Waits:
 class _Decoded(NamedTuple):
     at: int
     content_key: bytes | None
-    pixels: Pixels | None
+    pixels: Pixels | bytes | None  # bytes: for the GPU to decode
     failure: Failure | None
+
+
+_Vectors = Sequence[NDArray[np.float32] | DecodeError]
 
 
 class _Model:
@@ -139,10 +154,22 @@ class _Model:
     def __init__(self, embedder: Embedder, waits: Waits) -> None:
         self._embedder, self._waits = embedder, waits
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        # For images that the GPU fails at; started when there is one.
+        self._decoders = Decoders(embedder.decoding, 1)
         self._threads: ThreadPoolExecutor | None = None
         self._loading: Future[tuple[int, int]] | None = None
         self._lock = threading.Lock()
-        self._unfinished: list[Future[Vectors]] = []
+        self._unfinished: list[Future[_Vectors]] = []
+
+    def decodes(self, data: bytes) -> bool:
+        """Whether this image is to be handed over as it is."""
+        if not self._embedder.decoding.jpeg_on_gpu:
+            return False
+        self.load_soon()
+        assert self._loading is not None
+        self._loading.result()  # CUDA is started once, by the thread that loads the model
+        decoder = self._embedder.gpu_decoder
+        return decoder is not None and decoder.takes(data)
 
     def load_soon(self) -> None:
         """Start to load it, unless that was done before; does not wait."""
@@ -151,6 +178,8 @@ class _Model:
                 self._loading = self._loader.submit(self._load)
 
     def _load(self) -> tuple[int, int]:
+        if self._embedder.decoding.jpeg_on_gpu:
+            _ = self._embedder.gpu_decoder
         return self._embedder.batch_size, self._embedder.calls_at_once
 
     def _loaded(self) -> tuple[int, int]:
@@ -169,7 +198,7 @@ class _Model:
         if self._loading is not None:
             self._loading.result()
 
-    def start(self, pixels: Sequence[Pixels]) -> Future[Vectors]:
+    def start(self, images: Sequence[Pixels | bytes]) -> Future[_Vectors]:
         """Put a batch in line; waits while the line is full."""
         _, calls = self._loaded()
         if self._threads is None:
@@ -178,8 +207,14 @@ class _Model:
         while self._count_unfinished() >= 2 * calls:
             with self._waits.on("the model"):
                 wait(self._unfinished, return_when=FIRST_COMPLETED)
-        self._unfinished.append(self._threads.submit(self._embedder.embed, np.stack(pixels)))
+        self._unfinished.append(self._threads.submit(self._embed, images))
         return self._unfinished[-1]
+
+    def _embed(self, images: Sequence[Pixels | bytes]) -> _Vectors:
+        pixels = [image for image in images if not isinstance(image, bytes)]
+        if len(pixels) == len(images):
+            return list(self._embedder.embed(np.stack(pixels)))
+        return self._embedder.embed_encoded(images, self._decoders.decode)
 
     def has_nothing_in_line(self) -> bool:
         """Whether it is loaded, and works on all that it was given."""
@@ -195,24 +230,29 @@ class _Model:
         """Wait for the batches that it works on; drop those in line."""
         for pool in filter(None, (self._threads, self._loader)):
             pool.shutdown(wait=True, cancel_futures=True)
+        self._decoders.close()
 
 
 class _Batch(NamedTuple):
     """Images in order, and the vectors to come of those that have pixels, if any has."""
 
     images: Sequence[_Decoded]
-    vectors: Future[Vectors] | None
+    vectors: Future[_Vectors] | None
 
     def outcomes(self, waits: Waits) -> Iterator[Outcome]:
         """One for each image; waits for the model."""
         with waits.on("the model"):
-            vectors = iter(() if self.vectors is None else self.vectors.result())
+            vectors: Iterator[NDArray[np.float32] | DecodeError] = iter(
+                () if self.vectors is None else self.vectors.result()
+            )
         for at, key, pixels, failure in self.images:
             if pixels is None:
                 yield Outcome(at, key, None, failure)
                 continue
-            vector: Vectors = next(vectors)
-            if np.isfinite(vector).all():
+            vector = next(vectors)
+            if isinstance(vector, DecodeError):
+                yield Outcome(at, key, None, Failure(vector.reason, vector.exception))
+            elif np.isfinite(vector).all():
                 yield Outcome(at, key, vector, None)
             else:
                 infinite = Failure("the model gives no finite vector for it", "FloatingPointError")
@@ -356,6 +396,8 @@ def _decode(
     if not wanted(key):
         return _Decoded(at, key, None, None)
     model.load_soon()
+    if model.decodes(data):
+        return _Decoded(at, key, data, None)
     try:
         with permits:
             return _Decoded(at, key, decoders.decode(data), None)

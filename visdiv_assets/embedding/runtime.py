@@ -7,12 +7,11 @@ which are imported only once they are needed, because importing torch takes seco
 import importlib.util
 import re
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visdiv_assets.embedding.preprocess import Pixels
 from visdiv_assets.embedding.weights import Weights
 from visdiv_assets.errors import VisdivError
 
@@ -38,8 +37,11 @@ class Runtime(Protocol):
     def description(self) -> str:
         """Where it runs, for people."""
 
-    def embed(self, pixels: Pixels) -> Vectors:
-        """(B, H, W, 3) uint8 with B ≤ batch size → (B, D) float32, L2 norm 1."""
+    def embed(self, pixels: Any) -> Vectors:
+        """(B, H, W, 3) uint8 with B ≤ batch size → (B, D) float32, L2 norm 1.
+
+        `Pixels`; the torch runtime takes tensors as well.
+        """
 
 
 def resolve_precision(weights: Weights, precision: str, devices: Sequence[str] = ("cpu",)) -> str:
