@@ -50,6 +50,7 @@ def test_without_a_file_everything_has_a_default():
         "device": "auto",
         "batch_size": None,
         "precision": "auto",
+        "decode": "cpu",
         "exif_orientation": False,
         "alpha_background": None,
     }
