@@ -5,7 +5,7 @@ the augmentations themselves (`embedding/augmentations.py`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -35,7 +35,7 @@ from visdiv_assets.portfolio import newest_evaluations, sample_of
 from visdiv_assets.report.sheets import SheetRow, Thumbnail
 from visdiv_assets.settings import Settings
 from visdiv_assets.sources.source import Source
-from visdiv_assets.spectral.corrected import CorrectedScore, corrected
+from visdiv_assets.spectral.corrected import ENOUGH_ROWS, CorrectedScore, corrected
 from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
 
 SAMPLE = 200
@@ -355,16 +355,18 @@ def acquisitions_of(
             )
     own = sample_of(evaluation, store)
     score = corrected(own)
-    if score.too_few:
-        raise VisdivError(f"{name} has too few images to tell what would make it more diverse")
+    if score.too_few or len(own.keys) < ENOUGH_ROWS:
+        raise VisdivError(
+            f"{name} has too few different images to tell what would make it more diverse"
+        )
     found = []
     for other in rest:
         most = other.n_images / (evaluation.n_images + other.n_images)
-        plan = best_mixture(
-            [name, other.dataset], [own, sample_of(other, store)], np.array([1.0, most])
-        )
-        share = float(plan.weights[1])
-        mixed = plan.corrected
+        theirs = sample_of(other, store)
+        plan = best_mixture([name, other.dataset], [own, theirs], np.array([1.0, most]))
+        share, mixed = float(plan.weights[1]), plan.corrected
+        if len(theirs.keys) < ENOUGH_ROWS:  # no mixture with it can be judged
+            share, mixed = 0.0, replace(mixed, score=np.nan, low=np.nan, high=np.nan)
         gain, sure = float("nan"), False
         if not mixed.too_few:
             gain = mixed.score / score.score - 1 if score.score > 0 else float("inf")

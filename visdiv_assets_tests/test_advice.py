@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from visdiv_assets.advice import (
     acquisitions_of,
@@ -167,24 +168,28 @@ def test_too_few_images_at_all_wrong_sizes_and_another_model_are_errors_in_one_s
 # --- acquisitions ---
 
 
-def test_what_repeats_adds_nothing_and_other_images_do(home):
+def test_images_of_another_kind_add_and_too_few_different_ones_cannot_be_judged(home):
+    (home.root / "narrow").mkdir()
     for seed in range(60):
         write_image(home.root / f"frames/{seed}.png", seed % 3)
-        write_image(home.root / f"narrow/{seed}.png", seed % 12)
+        noise = np.full((8, 8, 3), 128, np.uint8)
+        noise[:2] = np.random.default_rng(seed).integers(0, 256, (2, 8, 3))
+        Image.fromarray(noise).save(home.root / f"narrow/{seed}.png")
     home.score("frames"), home.score("narrow"), home.score("birds", range(500, 620))
     evaluation, found = acquisitions_of("narrow", ["frames", "birds"], home.store, home.warehouse)
-    assert evaluation.dataset == "narrow"
     birds, frames = found
     assert (birds.other, birds.n_available) == ("birds", 120)
     assert birds.gain > 0.5
     assert birds.sure
     assert 0 < birds.n_images <= 120
     assert birds.share <= 120 / 180 + 1e-9
-    assert birds.gain > frames.gain
+    assert np.isnan(frames.gain)
+    assert (frames.n_images, frames.sure) == (0, False)
     record_acquisitions(evaluation, found, home.store, home.warehouse)
-    assert [row["other"] for row in home.warehouse.rows("acquisitions", "narrow")] == [
-        "birds",
-        "frames",
+    rows = home.warehouse.rows("acquisitions", "narrow")
+    assert [(row["other"], row["gain"] is None) for row in rows] == [
+        ("birds", False),
+        ("frames", True),
     ]
     assert len(exported(home, "acquisitions")) == 2
 
@@ -193,7 +198,7 @@ def test_without_others_or_with_too_few_images_nothing_can_be_told(home):
     home.score("birds", range(60)), home.score("few", range(5))
     with pytest.raises(VisdivError, match="no other dataset that birds could be mixed with"):
         acquisitions_of("birds", [], home.store, home.warehouse)
-    with pytest.raises(VisdivError, match="few has too few images to tell"):
+    with pytest.raises(VisdivError, match="few has too few different images"):
         acquisitions_of("few", ["birds"], home.store, home.warehouse)
     home.score("cars", range(200, 260), FakeEmbedder("another", 64))
     with pytest.raises(VisdivError, match="cars and birds were embedded with different models"):
