@@ -14,7 +14,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,7 +29,6 @@ from benchmarks.made_up import (
     manifest_of,
     peak_megabytes,
     random_keys,
-    seconds,
     told,
     write_segments,
 )
@@ -75,23 +77,37 @@ def peak(root: Path) -> float:
     return float(done.stdout)
 
 
-def in_turns(root: Path, rows: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way, for all rows."""
+class Took(NamedTuple):
+    """Seconds on the clock, and seconds of CPUs, which other processes hardly lengthen."""
+
+    wall: float
+    cpu: float
+
+
+def took(work: Callable[[], object], times: float = 1.0) -> Took:
+    """Do it once, and say what doing it so many times would take."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return Took(times * (time.perf_counter() - wall), times * (time.process_time() - cpu))
+
+
+def in_turns(root: Path, rows: int, rounds: int) -> dict[str, list[Took]]:
+    """What each way took, for all rows."""
     store, piece = Store(root), min(rows, PIECE)
     fingerprint, _ = store.latest_fingerprint("dataset")
     whole = Contents.of(store.read_index("dataset", MODEL, fingerprint or ""))
     x = whole.read(store, MODEL, slice(0, piece)).astype(np.float32)
-    found: dict[str, list[float]] = {SYRK: [], FROM_STORE: [], IN_FLOAT64: [], GEMM: []}
+    found: dict[str, list[Took]] = {SYRK: [], FROM_STORE: [], IN_FLOAT64: [], GEMM: []}
     pays = contents.integers_pay
     for _ in range(rounds):
-        found[SYRK].append(rows / piece * seconds(lambda: x.T @ x))
-        found[FROM_STORE].append(seconds(lambda: sum_up(root)))
+        found[SYRK].append(took(lambda: x.T @ x, rows / piece))
+        found[FROM_STORE].append(took(lambda: sum_up(root)))
         contents.integers_pay = lambda rows: False
-        found[IN_FLOAT64].append(seconds(lambda: sum_up(root)))
+        found[IN_FLOAT64].append(took(lambda: sum_up(root)))
         contents.integers_pay = pays
     half, other = x[: piece // 2], x[: piece // 2].copy()
     for _ in range(rounds):
-        found[GEMM].append(rows / len(half) * seconds(lambda: half.T @ other))
+        found[GEMM].append(took(lambda: half.T @ other, rows / len(half)))
     return found
 
 
@@ -121,10 +137,14 @@ def main() -> None:
         sum_up(root)  # warms the page cache, and finds out about the processor
         found = in_turns(root, rows, arguments.rounds)
         moments, exact = sum_up(root), in_float64(root)
-    bare = statistics.median(found[SYRK])
+    bare = Took(*(statistics.median(each) for each in zip(*found[SYRK], strict=True)))
     print(f"{rows:,} rows of {DIMENSION}, integer products: {contents.integers_pay(rows)}")
     for name, measured in found.items():
-        print(f"{name:<26}{told(measured)}   {statistics.median(measured) / bare:.2f} × SYRK")
+        wall, cpu = (list(each) for each in zip(*measured, strict=True))
+        print(
+            f"{name:<26}{told(wall)}   {statistics.median(wall) / bare.wall:.2f} × SYRK   "
+            f"{statistics.median(cpu):.2f} s of CPU, {statistics.median(cpu) / bare.cpu:.2f} ×"
+        )
     same = moments.outer.tobytes() == exact.outer.tobytes()
     score, reference = diversity(moments).score, diversity(exact).score
     print(
