@@ -90,7 +90,7 @@ class Moments:
         Raises:
             ValueError: `rows` is not a finite (N, D) matrix, or `counts` does not fit it.
         """
-        if rows.ndim != 2 or not len(rows) or rows.dtype.kind not in "iuf":
+        if rows.ndim != 2 or not rows.size or rows.dtype.kind not in "iuf":
             check_embeddings(rows)
         if counts is not None:
             if counts.shape != (len(rows),):
