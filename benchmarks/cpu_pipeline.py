@@ -24,7 +24,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -213,8 +213,8 @@ def main() -> None:
         write_photos(folder, options.images)
 
         def take(stage: str, checkout: Path | None = None) -> None:
-            with context.Pool(1) as pool:
-                spent = pool.apply(measure, (folder, stage, checkout))
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                spent = pool.submit(measure, folder, stage, checkout).result()
             results.setdefault(stage, []).append(spent)
 
         for number in range(options.rounds):

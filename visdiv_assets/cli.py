@@ -336,7 +336,7 @@ def _image_progress(name: str) -> "Iterator[OnProgress]":
         def on_progress(done: int, total: int, embedded: int, bottleneck: str) -> None:
             nonlocal said
             now = time.monotonic()
-            rate = f"{embedded / (now - started):.1f} images/s, {bottleneck} is the limit"
+            rate = f"{embedded / (now - started):.1f} images/s, limit: {bottleneck}"
             progress.update(task, completed=done, total=total, rate=rate)
             if not err.is_terminal and now - said >= PROGRESS_SECONDS:
                 said = now

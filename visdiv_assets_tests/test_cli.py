@@ -492,7 +492,9 @@ def terminal(many: Path) -> Iterator[Terminal]:
 @pytest.mark.skipif(os.name != "posix", reason="needs pseudo-terminals and signals")
 def test_ctrl_c_keeps_what_is_done_and_the_next_call_does_the_rest(terminal, many, store):
     assert re.search(
-        r"many-\w+ ━.* \d+/48 \d+\.\d images/s (\d:\d\d:\d\d|-:--:--) left", terminal.text
+        r"many-\w+ ━.* \d+/48 \d+\.\d images/s, limit: (the model|reading|decoding|writing) "
+        r"(\d:\d\d:\d\d|-:--:--) left",
+        terminal.text,
     )
 
     terminal.process.send_signal(signal.SIGINT)

@@ -68,7 +68,7 @@ def log_progress(context: dg.AssetExecutionContext) -> Callable[[int, int, int, 
         rate = embedded / (now - started)
         left = f", {(total - done) / rate / 60:.0f} min left" if rate else ""
         context.log.info(
-            f"{done:,} of {total:,} images, {rate:.1f} images/s{left}; {bottleneck} is the limit"
+            f"{done:,} of {total:,} images, {rate:.1f} images/s, limit: {bottleneck}{left}"
         )
 
     return report

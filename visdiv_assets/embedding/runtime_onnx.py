@@ -4,7 +4,7 @@ Here: running a model that takes uint8 pixels (B, H, W, 3) and gives unit vector
 Not here: finding the model file.
 
 Each CPU works on images of its own. Had they one image in common, all would wait after each of its
-ninety layers for the one that was held up last, and on a machine that also decodes, one always is.
+seventy layers for the one that was held up last, and on a machine that also decodes, one always is.
 """
 
 from concurrent.futures import ThreadPoolExecutor
