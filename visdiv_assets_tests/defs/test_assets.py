@@ -129,7 +129,7 @@ def test_a_bad_dataset_fails_with_one_sentence_and_records_no_evaluation(
 
 def test_resources_can_be_replaced(project, instance):
     class FakeEmbedder:
-        model_id, batch_size, decoding = "fake", 4, Decoding()
+        model_id, batch_size, calls_at_once, decoding = "fake", 4, 1, Decoding()
 
         def embed(self, pixels):
             flat = pixels.reshape(len(pixels), -1)[:, :8].astype(np.float32) + 1

@@ -12,6 +12,7 @@ from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image
 
 NAMES = ["birds", "test", "cars"]
+ASSETS = [dg.AssetKey("near_duplicates"), dg.AssetKey("benchmark_leakage")]
 
 
 class CheapEmbedder(EmbedderResource):
@@ -55,8 +56,12 @@ def run(project, instance):
     definitions = build_defs(resource_overrides=overrides)
 
     def execute(job, dataset):
+        chosen = ASSETS if job == "analyze_dataset" else None
         return definitions.resolve_job_def(job).execute_in_process(
-            partition_key=dataset, instance=instance, raise_on_error=False
+            partition_key=dataset,
+            instance=instance,
+            asset_selection=chosen,
+            raise_on_error=False,
         )
 
     return execute

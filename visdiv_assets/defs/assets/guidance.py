@@ -32,12 +32,13 @@ from visdiv_assets.defs.resources import (
     WarehouseResource,
 )
 from visdiv_assets.evaluation import decoding_of
-from visdiv_assets.guidance.augmentation import advise
+from visdiv_assets.guidance.augmentation import ENOUGH_IMAGES, advise
 from visdiv_assets.guidance.axes import describe
 from visdiv_assets.portfolio import newest_evaluations
 from visdiv_assets.report.charts import effects_png
 from visdiv_assets.report.sheets import contact_sheet_png
 from visdiv_assets.sources.opening import open_source
+from visdiv_assets.spectral.score import TOO_FEW
 
 
 @dg.asset(
@@ -95,6 +96,9 @@ def augmentation_guidance(
         configured, kept, results = settings.load(), store.open(), warehouse.open()
         source = open_source(configured.dataset(name).source)
         [evaluation] = newest_evaluations([name], results)
+        if (evaluation.n_distinct or evaluation.n_images) < ENOUGH_IMAGES:
+            few = f"{TOO_FEW} what augmentations add; it takes {ENOUGH_IMAGES} different images"
+            return dg.MaterializeResult(metadata={"in words": sentences([few])})
         sample = sample_images(evaluation, kept, source, decoding_of(configured, name))
         measured = list(
             measure_augmentations(
