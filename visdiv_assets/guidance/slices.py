@@ -120,7 +120,7 @@ def slices_of(counts: Mapping[str, int]) -> tuple[list[str], dict[str, int]]:
 
     Example:
         >>> slices_of({"a": 1, "b": 2})
-        (['b', 'a'], {'b': 0, 'a': 1})
+        (['b', 'a'], {'a': 1, 'b': 0})
     """
     ordered = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
     kept = [name for name, _ in ordered]

@@ -5,6 +5,7 @@ import struct
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -243,13 +244,14 @@ NAMES = {
     Decoding(exif_orientation=True): "rgb-squash320-bilinear-upright",
     Decoding(alpha_background="#FFFFFF"): "rgb-squash320-bilinear-onffffff",
     Decoding(True, "#00ff0A"): "rgb-squash320-bilinear-upright-on00ff0a",
+    Decoding(jpeg_on_gpu=True): "rgb-squash320-bilinear-nvjpeg",
 }
 
 
 @pytest.mark.parametrize("decoding", NAMES, ids=NAMES.get)
 def test_steps_have_a_name_and_limits_have_none(decoding):
     assert decoding.name == NAMES[decoding]
-    limited = Decoding(decoding.exif_orientation, decoding.alpha_background, 7, 0.5)
+    limited = replace(decoding, max_pixels=7, max_seconds=0.5)
     assert limited.name == decoding.name
 
 
