@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from visdiv_assets.settings import Settings
     from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
 
+# From this width on, there is room to say what each augmentation does.
+DESCRIBED_WIDTH = 110
+
 commands = typer.Typer()
 
 Name = Annotated[str, typer.Argument(help="Name of the dataset.", metavar="NAME")]
@@ -203,7 +206,9 @@ def _print_effects(measured: "Sequence[Measured]") -> None:
     for heading in ("change", "95 %", "cosine"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    table.add_column("what it does", overflow="fold")
+    described = out.width >= DESCRIBED_WIDTH
+    if described:
+        table.add_column("what it does", overflow="fold")
     for each in sorted(measured, key=lambda each: -each.effect.change):
         name, effect = each.augmentation.name, each.effect
         word = verdict(effect, sure=name in sure)
@@ -215,7 +220,7 @@ def _print_effects(measured: "Sequence[Measured]") -> None:
             f"{effect.low * 100:+.1f} to {effect.high * 100:+.1f}" if told else "",
             f"{effect.similarity:.2f}",
             f"[{colour}]{word}[/]",
-            each.augmentation.what,
+            *([each.augmentation.what] if described else []),
         )
     out.print(table)
     out.print(
