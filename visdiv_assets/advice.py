@@ -12,14 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from visdiv_assets.embedding.augmentations import CATALOGUE, Augmentation, augment, pairs
-from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.pipeline import Embedder
 from visdiv_assets.embedding.preprocess import Decoding, Pixels
 from visdiv_assets.embedding.rows import DatasetRows
 from visdiv_assets.embedding.runtime import Vectors
 from visdiv_assets.embedding.store import Store
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.evaluation import decoding_of
 from visdiv_assets.guidance.augmentation import (
     ENOUGH_IMAGES,
     Effect,
@@ -33,7 +31,6 @@ from visdiv_assets.guidance.mixtures import best_mixture
 from visdiv_assets.pictures import pictures_of
 from visdiv_assets.portfolio import newest_evaluations, sample_of
 from visdiv_assets.report.sheets import SheetRow, Thumbnail
-from visdiv_assets.settings import Settings
 from visdiv_assets.sources.source import Source
 from visdiv_assets.spectral.corrected import ENOUGH_ROWS, CorrectedScore, corrected
 from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
@@ -47,18 +44,6 @@ EXAMPLES = 6
 
 OnProgress = Callable[[int, int], None]
 """Told how many images are embedded, and of how many."""
-
-
-def embedder_of(settings: Settings, dataset: str) -> SSCDEmbedder:
-    """The model of a dataset, as the settings say; it is loaded at need."""
-    configured = settings.embedder_of(dataset)
-    return SSCDEmbedder(
-        weights=configured.weights,
-        device=configured.device,
-        batch_size=configured.batch_size,
-        precision=configured.precision,
-        decoding=decoding_of(settings, dataset),
-    )
 
 
 # --- axes ---

@@ -157,7 +157,7 @@ def augment(
     with clear_errors():
         from visdiv_assets import advice
         from visdiv_assets.embedding.augmentations import CATALOGUE, chosen
-        from visdiv_assets.evaluation import decoding_of
+        from visdiv_assets.evaluation import decoding_of, embedder_of
         from visdiv_assets.guidance.augmentation import advise
         from visdiv_assets.portfolio import newest_evaluations
         from visdiv_assets.report.charts import effects_png
@@ -168,7 +168,7 @@ def augment(
         settings, store, warehouse = _opened(config)
         [evaluation] = newest_evaluations([name], warehouse)
         source = open_source(settings.dataset(name).source)
-        embedder = advice.embedder_of(settings, name)
+        embedder = embedder_of(settings, name)
         decoding = decoding_of(settings, name)
         images = advice.sample_images(evaluation, store, source, decoding, sample)
         measured: list[Measured] = []

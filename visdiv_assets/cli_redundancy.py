@@ -23,7 +23,6 @@ from visdiv_assets.errors import VisdivError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from visdiv_assets.embedding.embedder import SSCDEmbedder
     from visdiv_assets.embedding.preprocess import Decoding
     from visdiv_assets.embedding.store import Store
     from visdiv_assets.redundancy.duplicates import Duplicates, Score
@@ -214,6 +213,7 @@ def similar(
     """Find the images of a dataset that are most like an image."""
     with clear_errors():
         from visdiv_assets.embedding.preprocess import Pixels
+        from visdiv_assets.evaluation import embedder_of
         from visdiv_assets.pictures import pictures_of
         from visdiv_assets.redundancy.search import decoded, query_from, query_in, similar_images
         from visdiv_assets.redundancy.sheets import neighbours_sheet
@@ -224,7 +224,10 @@ def similar(
         if query is None:
             data = _read_image(image, dataset.name)
             query = query_from(
-                data, dataset.evaluation, project.store, lambda: _embedder(project, dataset)
+                data,
+                dataset.evaluation,
+                project.store,
+                lambda: embedder_of(project.settings, dataset.name),
             )
         found = similar_images(dataset.evaluation, project.store, query, k)
         if sheet is not None:
@@ -545,18 +548,6 @@ def _read_image(image: str, dataset: str) -> bytes:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise VisdivError(f"cannot read {image}: {reason}") from error
-
-
-def _embedder(project: _Project, dataset: _Dataset) -> "SSCDEmbedder":
-    from visdiv_assets.embedding.embedder import SSCDEmbedder
-
-    configured = project.settings.embedder_of(dataset.name)
-    return SSCDEmbedder(
-        weights=configured.weights,
-        device=configured.device,
-        precision=configured.precision,
-        decoding=dataset.decoding,
-    )
 
 
 @contextmanager

@@ -368,6 +368,18 @@ def decoding_of(settings: Settings, dataset: str) -> Decoding:
     )
 
 
+def embedder_of(settings: Settings, dataset: str) -> SSCDEmbedder:
+    """The model of a dataset, as the settings say; it is loaded at need."""
+    configured = settings.embedder_of(dataset)
+    return SSCDEmbedder(
+        weights=configured.weights,
+        device=configured.device,
+        batch_size=configured.batch_size,
+        precision=configured.precision,
+        decoding=decoding_of(settings, dataset),
+    )
+
+
 def dataset_name_for(place: str | Path) -> str:
     """The name under which a source that is no registered dataset is kept.
 

@@ -30,7 +30,9 @@ def _a_folder_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VISDIV_CONFIG", raising=False)
     monkeypatch.delenv("VISDIV_STORE", raising=False)
-    monkeypatch.setattr("visdiv_assets.advice.embedder_of", lambda *_: FakeEmbedder(batch_size=64))
+    monkeypatch.setattr(
+        "visdiv_assets.evaluation.embedder_of", lambda *_: FakeEmbedder(batch_size=64)
+    )
     Path("visdiv.yaml").write_text(SETTINGS)
 
 
