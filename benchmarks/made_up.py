@@ -1,5 +1,6 @@
 """Stores, datasets and figures that several benchmarks make alike. Not here: any claim."""
 
+import functools
 import os
 import platform
 import statistics
@@ -17,6 +18,7 @@ from visdiv_assets.embedding.store import SEGMENT_ROWS, Store
 from visdiv_assets.sources.manifest import SCHEMA, Manifest
 
 MODEL, DIMENSION = "made-up", 512
+REAL = Path(__file__).parents[1] / "visdiv_assets_tests/data/embeddings_icons.npy"
 
 
 def machine() -> str:
@@ -57,11 +59,19 @@ def random_keys(n: int, seed: int = 0) -> Keys:
     return np.frombuffer(np.random.default_rng(seed).bytes(n * KEY_BYTES), f"S{KEY_BYTES}")
 
 
+@functools.cache
+def _real() -> tuple[np.ndarray, np.ndarray]:
+    """Mean of real embeddings, and a matrix that gives noise their covariance; float32."""
+    rows = np.load(REAL).astype(np.float64)
+    spread = np.linalg.cholesky(np.cov(rows, rowvar=False) + 1e-9 * np.eye(DIMENSION)).T
+    return rows.mean(axis=0).astype(np.float32), spread.astype(np.float32)
+
+
 def rows_on_the_grid(n: int, seed: int) -> np.ndarray:
-    """Vectors of norm 1 whose covariance has a falling spectrum, as embeddings have; float16."""
+    """Vectors of norm 1 with mean and covariance of 4,446 real embeddings; float16."""
+    mean, spread = _real()
     rng = np.random.default_rng(seed)
-    scale = np.arange(1, DIMENSION + 1, dtype=np.float32) ** np.float32(-0.25)
-    rows = rng.standard_normal((n, DIMENSION), dtype=np.float32) * scale
+    rows = rng.standard_normal((n, DIMENSION), dtype=np.float32) @ spread + mean
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     rows *= np.float32(2.0**15)
     np.round(rows, out=rows)

@@ -32,10 +32,10 @@ from benchmarks.made_up import (
     told,
     write_segments,
 )
+from visdiv_assets.accumulation import accumulate_moments
 from visdiv_assets.embedding import contents
 from visdiv_assets.embedding.contents import Contents
 from visdiv_assets.embedding.store import Store
-from visdiv_assets.evaluation import accumulate_moments
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.score import diversity
 
@@ -129,8 +129,8 @@ def main() -> None:
         prepare(Store(root), rows)
         memory = [peak(root)]
         if rows >= 8 * 4096:
-            small = Path(folder) / "quarter"
-            prepare(Store(small), rows // 4)
+            small = Path(folder) / "half"
+            prepare(Store(small), rows // 2)
             memory.insert(0, peak(small))
         import torch  # noqa: F401  # loaded before, as where images are embedded by it
 
@@ -150,7 +150,7 @@ def main() -> None:
     print(
         f"score {score:.9f}, in float64 {reference:.9f}; moments the same to the last bit: {same}"
     )
-    sizes = [rows // 4, rows][-len(memory) :]
+    sizes = [rows // 2, rows][-len(memory) :]
     told_memory = (
         f"{n:,} rows {megabytes:.0f} MB" for n, megabytes in zip(sizes, memory, strict=True)
     )

@@ -1,47 +1,38 @@
 """One dataset from its source to its score: the four steps, as plain functions.
 
 Here: what the Dagster assets and the command line share. Not here: how a step works (`sources/`,
-`embedding/`, `spectral/`, `warehouse/`), Dagster.
+`embedding/`, `accumulation.py`, `spectral/`, `warehouse/`), Dagster.
 """
 
-import functools
 import hashlib
-import operator
 import re
 import time
 import uuid
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from visdiv_assets.embedding.contents import Contents, split
+from visdiv_assets.accumulation import accumulate_moments
+from visdiv_assets.embedding.contents import Contents
 from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.index import EmbeddingIndex
 from visdiv_assets.embedding.pipeline import Embedder, OnProgress, embed_manifest
 from visdiv_assets.embedding.preprocess import Decoding
 from visdiv_assets.embedding.store import Store
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.guidance.slices import by_column, by_folder, slices_of
 from visdiv_assets.judgement import states_of
-from visdiv_assets.settings import ColumnSlices, Settings, Slices
+from visdiv_assets.settings import Settings, Slices
 from visdiv_assets.sources.manifest import Manifest, list_images
 from visdiv_assets.sources.places import scheme_of, without_secrets
 from visdiv_assets.sources.source import Source
 from visdiv_assets.spectral.corrected import corrected
-from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.progressive import precise_enough, sample_sizes
-from visdiv_assets.spectral.sample import Sample
 from visdiv_assets.spectral.score import TOO_FEW, Diversity, DiversityCalculator, diversity, rate
 from visdiv_assets.warehouse.warehouse import Evaluation, FailedImage, Warehouse
-
-# Norms of one row, computed in two ways in float32, differ by less.
-NORM_SLACK = 1e-6
 
 
 @dataclass(frozen=True)
@@ -130,126 +121,6 @@ def _growing(manifest: Manifest) -> Iterator[Manifest]:
         yield Manifest(manifest.table.take(chosen).combine_chunks(), manifest.fingerprint)
 
 
-def accumulate_moments(
-    dataset: str, model_id: str, store: Store, *, slices: Slices = None
-) -> Sample:
-    """Add up the moments of the latest manifest's embeddings, whole and by slice, and keep them.
-
-    Starts from the moments kept last where that is less work: takes away the rows that went since
-    and adds those that came, which costs no bit.
-
-    Args:
-        dataset: its name.
-        model_id: of the embeddings.
-        store: holds the embeddings.
-        slices: what names the parts; folders when None, where there are several.
-    """
-    manifest = store.latest_manifest(dataset)
-    index = store.read_index(dataset, model_id, manifest.fingerprint)
-    parts = _contents(manifest, index, slices)
-    summed = _updated(dataset, model_id, store, slices, parts) or {
-        name: contents.moments(store, model_id) for name, contents in parts.items()
-    }
-    samples = {
-        name: parts[name].sample(store, model_id, moments)
-        for name, (moments, _) in summed.items()
-        if moments is not None and moments.n
-    }
-    if not samples:
-        raise VisdivError("not one image was embedded")
-    whole = functools.reduce(operator.add, samples.values())
-    norm_error = max(error for _, error in summed.values())
-    fingerprint = manifest.fingerprint
-    store.write_slices(dataset, model_id, fingerprint, samples if len(samples) > 1 else {})
-    store.write_moments(dataset, model_id, fingerprint, whole, norm_error, _digest(parts))
-    return whole
-
-
-def _updated(
-    dataset: str, model_id: str, store: Store, slices: Slices, parts: Mapping[str, Contents]
-) -> dict[str, tuple[Moments | None, float]] | None:
-    """Moments and norm error of each part, made from those kept last; None where that won't do.
-
-    It won't where more than half of the rows changed, where the index or the slices of what was
-    kept are not what they were, or a segment was written anew since, and where the row whose
-    norm is farthest from 1 has gone, since nothing tells which one is next.
-    """
-    newest = store.newest_moments(dataset, model_id)
-    if newest is None:
-        return None
-    fingerprint, digest, written = newest
-    try:
-        index = store.read_index(dataset, model_id, fingerprint)
-        then = _contents(store.read_manifest(dataset, fingerprint), index, slices)
-        segments = {name for contents in then.values() for name in contents.segments}
-        if digest != _digest(then) or any(
-            store.segment_time(model_id, name) > written for name in segments
-        ):
-            return None
-    except (VisdivError, OSError):  # it has gone
-        return None
-    kept = {"": store.read_moments(dataset, model_id, fingerprint)}
-    if len(then) > 1:
-        named = store.read_slices(dataset, model_id, fingerprint)
-        kept = {name: sample.moments for name, sample in named.items()}
-    norm_error = store.read_norm_error(dataset, model_id, fingerprint)
-    changes = {
-        name: contents.minus(then[name]) if name in kept else (contents, None)
-        for name, contents in parts.items()
-    }
-    touched = sum(len(came) + len(went or ()) for came, went in changes.values())
-    if 2 * touched > sum(map(len, parts.values())):
-        return None
-    summed = {}
-    for name, (came, went) in changes.items():
-        gained, error = came.moments(store, model_id)
-        moments = gained if went is None else kept[name] if gained is None else kept[name] + gained
-        if moments is not None and went:
-            lost, lost_error = went.moments(store, model_id)
-            if lost_error > norm_error - NORM_SLACK:
-                return None
-            moments = moments if lost is None else moments - lost
-        summed[name] = moments, max(error, norm_error)
-    return summed
-
-
-def _digest(parts: Mapping[str, Contents]) -> str:
-    """Hash of what a dataset is made of, by slice."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(parts):
-        digest.update(f"{len(name)} {name}".encode())
-        digest.update(parts[name].digest())
-    return digest.hexdigest()
-
-
-def _contents(manifest: Manifest, index: EmbeddingIndex, slices: Slices) -> dict[str, Contents]:
-    """What each slice is made of, by its name; the whole as the slice "" where there is only one.
-
-    A dataset has millions of images and few slices, so names are made for different values only.
-    """
-    if isinstance(slices, ColumnSlices):
-        at = pc.index_in(index.table["image_id"], value_set=manifest.table["image_id"])
-        metadata = manifest.table["metadata"].take(at)
-        said = pc.map_lookup(metadata, slices.column, "last")
-    else:
-        said = pc.replace_substring_regex(index.table["image_id"], "[^/#]*$", "")
-    values = said.combine_chunks().dictionary_encode("encode")
-    if isinstance(slices, ColumnSlices):
-        told = ({slices.column: value} for value in values.dictionary.to_pylist())
-        named = by_column(told, slices.column)
-    else:
-        named = by_folder(values.dictionary.to_pylist())
-    counts = Counter[str]()
-    value_of = values.indices.to_numpy()
-    for name, count in zip(named, np.bincount(value_of, minlength=len(named)), strict=True):
-        counts[name] += int(count)
-    names, code_of = slices_of(counts)
-    if len(names) < 2:
-        return {"": Contents.of(index)}
-    codes = np.array([code_of[name] for name in named])[value_of]
-    return dict(zip(names, split(index, codes, len(names)), strict=True))
-
-
 def score_dataset(
     dataset: str,
     model_id: str,
@@ -276,8 +147,7 @@ def score_dataset(
     Raises:
         VisdivError: fewer than 2 images were embedded. Nothing is recorded then.
     """
-    manifest = store.latest_manifest(dataset)
-    fingerprint = manifest.fingerprint
+    fingerprint = store.listed_fingerprint(dataset)
     sample = store.read_sample(dataset, model_id, fingerprint)
     if sample.moments.n < 2:
         raise VisdivError(
@@ -286,7 +156,7 @@ def score_dataset(
     measured = diversity(sample.moments)
     fair = corrected(sample)
     rating = None if fair.too_few else rate(fair.score)
-    index = store.read_index(dataset, model_id, fingerprint)
+    index = store.read_index(dataset, model_id, fingerprint, ("content_key", "row"))
     evaluation = Evaluation(
         evaluation_id=uuid.uuid4().hex,
         dataset=dataset,
@@ -309,7 +179,7 @@ def score_dataset(
         corrected_high=None if fair.too_few else fair.high,
         corrected_effective_rank=None if fair.too_few else fair.effective_rank,
         corrected_participation_ratio=None if fair.too_few else fair.participation_ratio,
-        n_listed=len(manifest),
+        n_listed=store.manifest_length(dataset, fingerprint),
         basis=basis,
     )
     states = (

@@ -53,7 +53,7 @@ def judge_dataset(
         raise VisdivError(f"{dataset} was never evaluated")
     *earlier, newest = history
     fingerprint, model_id = newest.manifest_fingerprint, newest.model_id
-    index = store.read_index(dataset, model_id, fingerprint)
+    index = store.read_index(dataset, model_id, fingerprint, ("row",))
     return {
         "score_above_threshold": _with_both_scores(
             judge_score(newest.judged_score, threshold), newest
@@ -66,7 +66,7 @@ def judge_dataset(
             n_failed=index.n_failed,
             n_listed=len(index.table)
             if newest.is_sample
-            else len(store.read_manifest(dataset, fingerprint)),
+            else store.manifest_length(dataset, fingerprint),
             norm_error=store.read_norm_error(dataset, model_id, fingerprint),
         ),
         "enough_images": judge_count(newest.n_images),

@@ -8,14 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from visdiv_assets import SSCDEmbedder, VisdivError, evaluate_diversity
+from visdiv_assets import SSCDEmbedder, VisdivError, accumulation, evaluate_diversity
+from visdiv_assets.accumulation import accumulate_moments
+from visdiv_assets.embedding import store as store_module
 from visdiv_assets.embedding.contents import Contents
 from visdiv_assets.embedding.index import EmbeddingIndex
 from visdiv_assets.embedding.store import Store
 from visdiv_assets.embedding.weights import ONNX_CHECKPOINT
-from visdiv_assets.evaluation import accumulate_moments, dataset_name_for, evaluate
+from visdiv_assets.evaluation import dataset_name_for, evaluate
 from visdiv_assets.settings import ColumnSlices
 from visdiv_assets.sources.directory import DirectorySource
+from visdiv_assets.sources.opening import open_source
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image, write_images
 
@@ -212,11 +215,13 @@ def a_new_folder(images):
     write_image(images / "c/900.png", seed=900)
 
 
+@pytest.mark.parametrize("piece", [7, 131_072])
 @pytest.mark.parametrize("change", [add_some, remove_some, change_some, move_some, a_new_folder])
 @pytest.mark.parametrize("folders", ["aab", "aaa"], ids=["slices", "whole"])
 def test_moments_that_follow_a_change_are_those_of_a_sum_from_scratch(
-    home, change, folders, monkeypatch
+    home, change, folders, piece, monkeypatch
 ):
+    monkeypatch.setattr(store_module, "PIECE_ROWS", piece)
     shutil.rmtree(home.images)
     for number in range(40):
         write_image(home.images / folders[number % 3] / f"{number:03}.png", seed=number)
@@ -234,6 +239,50 @@ def test_moments_that_follow_a_change_are_those_of_a_sum_from_scratch(
     accumulate_moments("dataset", "fake", home.store)
     assert moments_kept(home.store, fingerprint) == kept
     assert home.store.read_norm_error("dataset", "fake", fingerprint) == norm_error
+
+
+@pytest.mark.parametrize(
+    ("slices", "names"),
+    [
+        (None, {"kinds/0", "kinds/1", "kinds/2", "kinds/3"}),
+        (ColumnSlices(column="label"), {"(none)", "cat", "dog"}),
+    ],
+    ids=["folder", "column"],
+)
+@pytest.mark.parametrize("step", [1, 4], ids=["everything", "a_sample"])
+def test_moments_do_not_depend_on_how_much_of_an_index_is_read_at_a_time(
+    tmp_path, home, slices, names, step, monkeypatch
+):
+    rows = ["path,label"]
+    for number in range(50):
+        name = f"kinds/{number % 4}/{number:03}.png"
+        write_image(tmp_path / name, seed=number)
+        rows.append(f"{name},{['', 'cat', 'dog'][number % 3]}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    source = open_source(str(tmp_path / "labels.csv"))
+    evaluate("dataset", source, FakeEmbedder(), home.store, home.warehouse)
+    where = "dataset", "fake", home.store.latest_manifest("dataset").fingerprint
+    index = home.store.read_index(*where)
+    part = index.table.take(list(range(0, 50, step)))
+    home.store.write_index(*where, EmbeddingIndex(part))
+    found = []
+    for piece in (131_072, 1, 7, 49):
+        monkeypatch.setattr(store_module, "PIECE_ROWS", piece)
+        shutil.rmtree(home.store.root / "moments")
+        accumulate_moments("dataset", "fake", home.store, slices=slices)
+        found.append(moments_kept(home.store, where[2]))
+    assert set(found[0]) == {"", *names}
+    assert all(kept == found[0] for kept in found)
+
+
+def test_more_changes_than_can_be_noted_are_summed_anew(home, monkeypatch):
+    score(home)
+    write_image(home.images / "900.png", seed=900)
+    write_image(home.images / "901.png", seed=901)
+    monkeypatch.setattr(accumulation, "MOST_CHANGES", 1)
+    read = count_rows(monkeypatch)
+    score(home)
+    assert sum(read) == 8
 
 
 def test_moments_of_an_unchanged_dataset_are_not_summed_again(home, monkeypatch):

@@ -16,7 +16,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,9 @@ GRID = 2.0**-15
 
 SEGMENT_ROWS = 4096
 SEGMENT_SECONDS = 30.0
+
+# Rows of a manifest or an index in memory at a time, where they are read in pieces.
+PIECE_ROWS = 131_072
 
 
 def to_grid(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
@@ -110,7 +113,7 @@ class Store:
     def write_manifest(self, dataset: str, manifest: Manifest) -> Path:
         """Keep a manifest and make it the dataset's latest."""
         folder = self.root / "manifests" / dataset
-        path = folder / f"{manifest.fingerprint}.parquet"
+        path = self._manifest(dataset, manifest.fingerprint)
         if not path.exists():
             _write_table(path, manifest.table)
         _write_atomically(folder / "latest", lambda f: f.write(manifest.fingerprint.encode()))
@@ -122,10 +125,14 @@ class Store:
         Raises:
             VisdivError: the dataset was never listed.
         """
+        return self.read_manifest(dataset, self.listed_fingerprint(dataset))
+
+    def listed_fingerprint(self, dataset: str) -> str:
+        """Fingerprint of the manifest written last; raises as `latest_manifest`."""
         fingerprint, _ = self.latest_fingerprint(dataset)
         if fingerprint is None:
             raise VisdivError(f"the images of {dataset} were never listed")
-        return self.read_manifest(dataset, fingerprint)
+        return fingerprint
 
     def read_manifest(self, dataset: str, fingerprint: str) -> Manifest:
         """The manifest with this fingerprint.
@@ -133,9 +140,24 @@ class Store:
         Raises:
             VisdivError: there is none.
         """
-        path = self.root / "manifests" / dataset / f"{fingerprint}.parquet"
         try:
-            return Manifest(pq.read_table(path), fingerprint)
+            return Manifest(pq.read_table(self._manifest(dataset, fingerprint)), fingerprint)
+        except FileNotFoundError as error:
+            raise VisdivError(f"{dataset} has no manifest {fingerprint}") from error
+
+    def manifest_length(self, dataset: str, fingerprint: str) -> int:
+        """Images of a manifest; raises as `read_manifest`."""
+        try:
+            return int(pq.read_metadata(self._manifest(dataset, fingerprint)).num_rows)
+        except FileNotFoundError as error:
+            raise VisdivError(f"{dataset} has no manifest {fingerprint}") from error
+
+    def manifest_pieces(
+        self, dataset: str, fingerprint: str, columns: Sequence[str]
+    ) -> Iterator[pa.Table]:
+        """Some columns of a manifest, PIECE_ROWS at a time; raises as `read_manifest`."""
+        try:
+            yield from _pieces(self._manifest(dataset, fingerprint), columns)
         except FileNotFoundError as error:
             raise VisdivError(f"{dataset} has no manifest {fingerprint}") from error
 
@@ -149,6 +171,9 @@ class Store:
             return path.read_text(encoding="ascii"), path.stat().st_mtime_ns
         except FileNotFoundError:
             return None, 0
+
+    def _manifest(self, dataset: str, fingerprint: str) -> Path:
+        return self.root / "manifests" / dataset / f"{fingerprint}.parquet"
 
     # --- segments ---
 
@@ -218,18 +243,36 @@ class Store:
         _write_table(path, index.table)
         return path
 
-    def read_index(self, dataset: str, model_id: str, fingerprint: str) -> EmbeddingIndex:
-        """The index of a manifest.
+    def read_index(
+        self, dataset: str, model_id: str, fingerprint: str, columns: Sequence[str] | None = None
+    ) -> EmbeddingIndex:
+        """The index of a manifest, with all of its columns or some.
 
         Raises:
             VisdivError: that manifest was not embedded with that model.
         """
+        path = self._index(dataset, model_id, fingerprint)
         try:
-            return EmbeddingIndex(pq.read_table(self._index(dataset, model_id, fingerprint)))
+            return EmbeddingIndex(pq.read_table(path, columns=columns and list(columns)))
         except FileNotFoundError as error:
-            raise VisdivError(
-                f"the images of {dataset} as last listed were not embedded with {model_id}"
-            ) from error
+            raise _not_embedded(dataset, model_id) from error
+
+    def index_length(self, dataset: str, model_id: str, fingerprint: str) -> int:
+        """Images of an index; raises as `read_index`."""
+        try:
+            metadata = pq.read_metadata(self._index(dataset, model_id, fingerprint))
+        except FileNotFoundError as error:
+            raise _not_embedded(dataset, model_id) from error
+        return int(metadata.num_rows)
+
+    def index_pieces(
+        self, dataset: str, model_id: str, fingerprint: str, columns: Sequence[str]
+    ) -> Iterator[pa.Table]:
+        """Some columns of an index, PIECE_ROWS at a time; raises as `read_index`."""
+        try:
+            yield from _pieces(self._index(dataset, model_id, fingerprint), columns)
+        except FileNotFoundError as error:
+            raise _not_embedded(dataset, model_id) from error
 
     def latest_index(self, dataset: str) -> EmbeddingIndex | None:
         """The newest index of a dataset, of any model: it knows the keys of unchanged images."""
@@ -430,8 +473,18 @@ class SegmentWriter:
         self.close()
 
 
+def _not_embedded(dataset: str, model_id: str) -> VisdivError:
+    return VisdivError(f"the images of {dataset} as last listed were not embedded with {model_id}")
+
+
+def _pieces(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    with pq.ParquetFile(path, pre_buffer=False) as file:  # else all that was read stays
+        for batch in file.iter_batches(PIECE_ROWS, columns=list(columns)):
+            yield pa.Table.from_batches([batch])
+
+
 def _write_table(path: Path, table: pa.Table) -> None:
-    _write_atomically(path, lambda file: pq.write_table(table, file))
+    _write_atomically(path, lambda file: pq.write_table(table, file, row_group_size=PIECE_ROWS))
 
 
 def _write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

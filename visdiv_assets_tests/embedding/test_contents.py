@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visdiv_assets.embedding import contents as module
-from visdiv_assets.embedding.contents import Contents, split
+from visdiv_assets.embedding.contents import Accumulator, Contents, split
 from visdiv_assets.embedding.store import Store, to_grid
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.sample import Sample
@@ -101,14 +101,74 @@ def test_a_row_near_an_axis_among_others_costs_no_bit_on_the_integer_road(tmp_pa
 def test_parts_hold_what_is_theirs_and_only_that(store, images):
     index = index_of(store, [key(number) for number, _ in images])
     codes = np.array([code for _, code in images], dtype=np.int64)
-    for code, part in enumerate(split(index, codes, 4)):
+    for code, part in enumerate(split(index.table, codes, 4)):
         own = Counter(number for number, its in images if its == code and number <= 40)
         assert sorted(part.counts.tolist()) == sorted(own.values())
 
 
-def test_the_digest_tells_contents_apart_by_rows_and_counts(store):
-    digests = {
-        contents_of(store, numbers).digest() for numbers in ([], [1], [2], [1, 1], [1, 2], [1, 16])
-    }
-    assert len(digests) == 6
-    assert contents_of(store, [1, 2, 1]).digest() == contents_of(store, [2, 1, 1]).digest()
+def checksum_of(store, numbers):
+    return tuple(contents_of(store, numbers).checksum().tolist())
+
+
+def test_the_checksum_tells_contents_apart_by_rows_and_counts(store):
+    different = [], [1], [2], [1, 1], [1, 2], [1, 16], [16], [1, 1, 2], [1, 2, 2]
+    assert len({checksum_of(store, numbers) for numbers in different}) == len(different)
+    assert checksum_of(store, [1, 2, 1]) == checksum_of(store, [2, 1, 1])
+
+
+@given(st.lists(images, max_size=5))
+def test_a_union_counts_what_each_part_counts(store, parts):
+    together = [number for part in parts for number in part]
+    union = Contents.union([contents_of(store, part) for part in parts])
+    missing, more = contents_of(store, together).minus(union)
+    assert not len(missing)
+    assert not len(more)
+    checksums = [contents_of(store, part).checksum() for part in parts]
+    assert union.checksum().tolist() == sum(checksums, np.zeros(2, np.uint64)).tolist()
+
+
+@given(st.lists(images, min_size=1, max_size=5), st.integers(1, 50))
+def test_the_rows_with_the_smallest_keys_can_be_drawn_piece_by_piece(store, parts, count):
+    drawn = contents_of(store, [])
+    for part in parts:
+        drawn = Contents.union([drawn, contents_of(store, part).smallest(count)]).smallest(count)
+    at_once = Contents.union([contents_of(store, part) for part in parts]).smallest(count)
+    assert drawn.segments == at_once.segments
+    for ours, expected in zip(
+        (drawn.places, drawn.counts, drawn.keys),
+        (at_once.places, at_once.counts, at_once.keys),
+        strict=True,
+    ):
+        assert ours.tolist() == expected.tolist()
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(st.dictionaries(st.sampled_from("abc"), images), max_size=5),
+    st.booleans(),
+    st.integers(1, 4),
+)
+def test_pieces_add_up_to_the_moments_of_their_parts(store, pieces, integers, cpus):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "integers_pay", lambda rows: integers)
+        patch.setattr(module, "usable_cpus", lambda: cpus)
+        with Accumulator(store, "model", 0) as accumulator:
+            for piece in pieces:
+                parts = {part: contents_of(store, numbers) for part, numbers in piece.items()}
+                accumulator.add(parts)
+            for part in "abc":
+                whole = Contents.union([contents_of(store, p.get(part, [])) for p in pieces])
+                if len(whole):
+                    assert same_bits(accumulator.moments(part), plain_moments(store, whole))
+                else:
+                    assert accumulator.moments(part) is None
+
+
+def test_what_goes_wrong_in_a_thread_is_raised(store, monkeypatch):
+    contents = contents_of(store, range(1, 41))
+    monkeypatch.setattr(module, "integers_pay", lambda rows: True)
+    gone = Store(store.root / "gone")
+    with Accumulator(gone, "model", 40) as accumulator:
+        accumulator.add({"": contents})
+        with pytest.raises(FileNotFoundError):
+            accumulator.moments("")

@@ -183,7 +183,7 @@ def test_nothing_has_no_sum_no_mean_and_no_covariance():
 ADD_UP = """
 import sys
 from visdiv_assets.embedding.store import Store
-from visdiv_assets.evaluation import accumulate_moments
+from visdiv_assets.accumulation import accumulate_moments
 
 moments = accumulate_moments("dataset", "model", Store(sys.argv[1])).moments
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))

@@ -4,6 +4,7 @@ import time
 
 import dagster as dg
 
+from visdiv_assets.accumulation import accumulate_moments
 from visdiv_assets.defs.assets.embed import sscd_embeddings
 from visdiv_assets.defs.partitions import datasets
 from visdiv_assets.defs.reporting import clear_errors, picture, slices_table
@@ -14,7 +15,7 @@ from visdiv_assets.defs.resources import (
     StoreResource,
     WarehouseResource,
 )
-from visdiv_assets.evaluation import accumulate_moments, score_dataset
+from visdiv_assets.evaluation import score_dataset
 from visdiv_assets.guidance.slices import judge_slices
 from visdiv_assets.report.charts import spectrum_png
 from visdiv_assets.spectral.score import TOO_FEW, rate
