@@ -12,12 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from visdiv_assets.spectral.corrected import ENOUGH_ROWS
 from visdiv_assets.spectral.moments import BLOCK_ROWS, FloatArray, Moments
 from visdiv_assets.spectral.score import RATINGS, TOO_FEW
 from visdiv_assets.spectral.spectrum import effective_rank, participation_ratio
+from visdiv_assets.spectral.threads import one_blas_thread
 
 SIDES = ("A", "B")
 
@@ -167,7 +167,7 @@ def find_axes(
     # As in `spectral.spectrum`: rounding is no variance.
     if variance <= np.finfo(np.float64).eps * moments.dimension * power:
         return found
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         values, vectors = np.linalg.eigh(covariance)
     values, vectors = values[::-1][:count], vectors[:, ::-1][:, :count]
     real = values > 1e-12 * variance
@@ -190,7 +190,7 @@ def _ends(rows: Rows, mean: FloatArray, scaled: FloatArray, per_end: int) -> lis
     n_axes = scaled.shape[1]
     kept = [[_Farthest(per_end) for _ in SIDES] for _ in range(n_axes)]
     on_side_a = np.zeros(n_axes, dtype=np.int64)
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         for start in range(0, len(rows), BLOCK_ROWS):
             block = np.asarray(rows[start : start + BLOCK_ROWS], dtype=np.float64)
             if block.ndim != 2 or block.shape[1] != len(mean):

@@ -7,10 +7,10 @@ Not here: which sets to compare, verdicts.
 from dataclasses import dataclass
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from visdiv_assets.spectral.moments import FloatArray, Moments
 from visdiv_assets.spectral.sample import Sample
+from visdiv_assets.spectral.threads import one_blas_thread
 
 # Leading directions whose subspaces are compared.
 LEADING = 10
@@ -106,7 +106,7 @@ def frechet_distance(one: Moments, other: Moments) -> float:
         18.0
     """
     s, t = one.covariance(), other.covariance()
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         values, axes = np.linalg.eigh(s)
         # S½TS½ has the eigenvalues of the same product in S's own axes.
         root = axes * np.sqrt(np.clip(values, 0, None))
@@ -120,7 +120,7 @@ def _frechet_of_rows(one: FloatArray, other: FloatArray) -> float:
     """As `frechet_distance`; faster while there are fewer rows than dimensions."""
     a, b = one - one.mean(axis=0), other - other.mean(axis=0)
     a, b = a / np.sqrt(max(len(a) - 1, 1)), b / np.sqrt(max(len(b) - 1, 1))
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         overlap = float(np.linalg.svd(a @ b.T, compute_uv=False).sum())
     apart = float(np.sum((one.mean(axis=0) - other.mean(axis=0)) ** 2))
     return apart + float(np.sum(a * a) + np.sum(b * b)) - 2 * overlap
@@ -140,7 +140,7 @@ def principal_angles(one: Moments, other: Moments, leading: int = LEADING) -> Fl
         [90.0]
     """
     leading = min(leading, one.dimension)
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         first = np.linalg.eigh(one.covariance())[1][:, -leading:]
         second = np.linalg.eigh(other.covariance())[1][:, -leading:]
         cosines = np.linalg.svd(first.T @ second, compute_uv=False)

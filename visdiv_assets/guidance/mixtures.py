@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
-from threadpoolctl import threadpool_limits
 
 from visdiv_assets.spectral.corrected import ENOUGH_ROWS, UNSEEN, CorrectedScore, corrected
 from visdiv_assets.spectral.moments import FloatArray, Moments
 from visdiv_assets.spectral.sample import Sample
 from visdiv_assets.spectral.spectrum import effective_rank, participation_ratio
+from visdiv_assets.spectral.threads import one_blas_thread
 
 STEPS = 50
 TOLERANCE = 1e-5
@@ -60,7 +60,7 @@ def mixture_score(parts: Sequence[Moments], weights: FloatArray) -> float:
         >>> round(mixture_score(parts, np.array([0.5, 0.5])), 12)
         0.75
     """
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         eigenvalues = np.clip(np.linalg.eigvalsh(mixture_covariance(parts, weights)), 0, None)
     scale = float(np.sqrt(effective_rank(eigenvalues) * participation_ratio(eigenvalues)))
     return scale / len(eigenvalues)
@@ -228,7 +228,7 @@ class _Ascent:
         dimension = self._means.shape[1]
         mean = weights @ self._means
         covariance = (weights @ self._second).reshape(dimension, dimension) - np.outer(mean, mean)
-        with threadpool_limits(limits=1, user_api="blas"):
+        with one_blas_thread():
             eigenvalues, axes = np.linalg.eigh((covariance + covariance.T) / 2)
         eigenvalues = np.clip(eigenvalues, 0, None)
         trace, square = float(eigenvalues.sum()), float(eigenvalues @ eigenvalues)

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
-from threadpoolctl import threadpool_limits
 
 from visdiv_assets.spectral.moments import BLOCK_ROWS, FloatArray, check_embeddings
 from visdiv_assets.spectral.sample import Sample, row_keys
 from visdiv_assets.spectral.spectrum import effective_rank, participation_ratio
+from visdiv_assets.spectral.threads import one_blas_thread
 
 # Fewer distinct rows than this are too few to tell: with 30, scores may be 20 to 30 % too high.
 ENOUGH_ROWS = 50
@@ -261,7 +261,7 @@ def _spectral(sample: Sample) -> _Spectral | None:
     second_moment = float(np.trace(moments.outer)) / moments.n
     if variance <= np.finfo(np.float64).eps * moments.dimension * second_moment:
         return None
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         eigenvalues, axes = np.linalg.eigh(covariance / variance)
         along = ((sample.rows - moments.mean) @ axes) / np.sqrt(variance)
     counts = sample.counts.astype(np.float64)
@@ -337,7 +337,7 @@ def _entropy(data: _Spectral) -> _Estimate:
     resolvent = 1.0 / (ell[:, None] + z)
     # p/(1−p) and not p, as the mean is left without the row, too.
     odds = data.shares / np.maximum(1.0 - data.shares, 1.0 / rows)
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         leverage = np.minimum(odds[:, None] * (data.components @ resolvent), 1 - 1e-9)
         freedom = ell @ resolvent
     left_out = leverage / (1 - leverage)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from visdiv_assets.spectral.moments import FloatArray, Moments
+from visdiv_assets.spectral.threads import one_blas_thread
 
 
 def spectrum(moments: Moments) -> FloatArray:
@@ -32,7 +32,7 @@ def spectrum(moments: Moments) -> FloatArray:
     rounding = np.finfo(np.float64).eps * moments.dimension * second_moment
     if float(np.trace(covariance)) <= rounding:
         return np.zeros(moments.dimension)
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         eigenvalues = np.linalg.eigvalsh(covariance)
     descending: FloatArray = np.clip(eigenvalues[::-1], 0.0, None)
     return descending
