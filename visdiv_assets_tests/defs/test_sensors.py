@@ -327,6 +327,7 @@ def test_checks_are_partitioned_and_say_what_to_do(world):
 # --- alerts ---
 
 
+@pytest.mark.slow
 def test_an_alert_goes_out_when_a_dataset_falls_below_and_one_when_it_recovers(world):
     world.folder("photos", PHOTOS[:6])
     with webhook() as hook:

@@ -267,6 +267,7 @@ class Hasty(FakeEmbedder):
     decoding = Decoding(max_seconds=3)
 
 
+@pytest.mark.slow
 def test_an_image_that_hangs_is_tried_again_and_undecodable_content_is_not(
     tmp_path, monkeypatch, deadly
 ):

@@ -39,7 +39,7 @@ def test_a_set_has_not_moved_from_itself(icons):
 
 def test_halves_of_one_dataset_differ_by_chance_only(icons):
     large = 0
-    for seed in range(10):
+    for seed in range(5):
         order = np.random.default_rng(seed).permutation(len(icons))
         halves = (Sample.of(icons[half]) for half in np.array_split(order, 2))
         large += measure_drift(*halves).large

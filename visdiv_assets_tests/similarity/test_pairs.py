@@ -18,11 +18,11 @@ from visdiv_assets.similarity.sketch import Sketch, choose_sketch, margin
 from visdiv_assets.similarity.units import similarities_of_all, units
 
 ICONS = Path(__file__).parents[1] / "data" / "embeddings_icons.npy"
-THRESHOLDS = [0.5, 0.6, 0.75, 0.9, 0.95, 0.99]
+THRESHOLDS = [0.5, 0.75, 0.9, 0.99]
 
 
 class Many(NamedTuple):
-    """20,000 rows, and all pairs with a similarity of 0.49 or more, by brute force in float64."""
+    """14,000 rows, and all pairs with a similarity of 0.49 or more, by brute force in float64."""
 
     rows: np.ndarray
     pairs: np.ndarray
@@ -56,7 +56,7 @@ def many() -> Many:
     """The icons, mixtures of them with noise, and copies of both at 0.7 to 0.999; any length."""
     rng = np.random.default_rng(0)
     icons = np.load(ICONS).astype(np.float32)
-    first, second = rng.integers(len(icons), size=(2, 20_000 - len(icons) - 2000))
+    first, second = rng.integers(len(icons), size=(2, 14_000 - len(icons) - 2000))
     weight = rng.uniform(0.3, 0.7, (len(first), 1)).astype(np.float32)
     mixed = weight * icons[first] + (1 - weight) * icons[second]
     mixed += 0.02 * rng.standard_normal(mixed.shape, dtype=np.float32)
@@ -91,7 +91,7 @@ def test_pairs_equal_brute_force(many, threshold):
     many.assert_equal_at(threshold, found)
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.9])
+@pytest.mark.parametrize("threshold", [0.6, 0.9])
 def test_pairs_by_way_of_pytorch_equal_brute_force(many, threshold):
     # "cpu:0" takes the road that "cuda" takes; "cpu" would not.
     many.assert_equal_at(threshold, similar_pairs(many.rows, threshold, device="cpu:0"))

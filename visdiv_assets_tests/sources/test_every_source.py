@@ -36,6 +36,7 @@ def test_the_demo_score_is_the_same_to_the_last_bit(demo, tmp_path, layout):
     scores_the_same_and_embeds_nothing(demo, layout(PHOTOS, tmp_path))
 
 
+@pytest.mark.slow
 def test_an_object_store_gives_the_same_score(demo, tmp_path):
     layouts.parquet_struct(PHOTOS, tmp_path)
     layouts.webdataset(PHOTOS, tmp_path)
@@ -69,6 +70,7 @@ def make_bucket(endpoint: str) -> None:
     ).create_bucket(Bucket="photos")
 
 
+@pytest.mark.slow
 def test_a_web_server_gives_the_same_score(demo, tmp_path):
     layouts.zip_archive(PHOTOS, tmp_path)
     (tmp_path / "photos").symlink_to(PHOTOS)

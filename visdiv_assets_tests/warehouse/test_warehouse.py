@@ -255,6 +255,7 @@ for evaluation in pickle.load(sys.stdin.buffer):
 """
 
 
+@pytest.mark.slow
 def test_eight_processes_that_create_and_write_one_file_at_once_lose_nothing(warehouse):
     writers = [
         subprocess.Popen(
