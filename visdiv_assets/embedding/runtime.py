@@ -5,17 +5,24 @@ which are imported only once they are needed, because importing torch takes seco
 """
 
 import importlib.util
+import logging
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visdiv_assets.embedding.weights import Weights
+from visdiv_assets.embedding.weights import DEFAULT_CHECKPOINT, Weights
 from visdiv_assets.errors import VisdivError
 
+logger = logging.getLogger(__name__)
+
 Vectors = NDArray[np.float32]
+
+# Where Linux shows NVIDIA's GPUs; PyTorch would take seconds to say whether there are any.
+DEVICES = Path("/dev")
 
 
 class Runtime(Protocol):
@@ -133,6 +140,12 @@ def load_runtime(
             )
         from visdiv_assets.embedding.runtime_onnx import OnnxRuntime
 
+        if names == ["auto"] and any(DEVICES.glob("nvidia[0-9]*")):
+            logger.warning(
+                "this machine has a GPU, and %s runs on the CPU only; set weights to %s to use it",
+                weights.checkpoint,
+                DEFAULT_CHECKPOINT,
+            )
         return OnnxRuntime(weights.path, batch_size=batch_size)
 
     from visdiv_assets.embedding.runtime_torch import TorchRuntime

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from visdiv_assets.embedding import runtime
 from visdiv_assets.embedding.runtime import (
     device_names,
     load_runtime,
     resolve_precision,
     runtime_name,
 )
-from visdiv_assets.embedding.weights import Weights
+from visdiv_assets.embedding.weights import ONNX_CHECKPOINT, Weights, find_weights
 from visdiv_assets.errors import VisdivError
 
 FORMATS = ("torchvision", "torchscript", "onnx")
@@ -110,3 +111,18 @@ def test_the_quantised_model_is_refused_on_a_gpu(device):
 def test_an_onnx_file_without_onnx_runtime_says_what_to_install(without_onnx):
     with pytest.raises(VisdivError, match=r"pip install 'visdiv_assets\[onnx\]'"):
         load_runtime(weights("onnx"), device="cpu", precision="int8", batch_size=None)
+
+
+@pytest.mark.parametrize(
+    ("device", "found", "lines"),
+    [("auto", "nvidia0", 1), ("auto", "tty0", 0), ("cpu", "nvidia0", 0)],
+)
+def test_a_gpu_that_the_weights_at_hand_cannot_use_is_told_in_one_line(
+    device, found, lines, tmp_path, monkeypatch, caplog
+):
+    (tmp_path / found).touch()
+    monkeypatch.setattr(runtime, "DEVICES", tmp_path)
+    installed = find_weights(ONNX_CHECKPOINT)
+    load_runtime(installed, device=device, precision="int8", batch_size=None)
+    assert len(caplog.messages) == lines
+    assert all("set weights to sscd_disc_mixup" in line for line in caplog.messages)
