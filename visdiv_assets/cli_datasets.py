@@ -5,7 +5,7 @@ Here: arguments and tables. Not here: editing the file (`registry.py`), reading 
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -44,6 +44,7 @@ def init(config: Config = None) -> None:
   visdiv add birds /data/birds --threshold 0.4 --no-watch
   visdiv add shards '/data/shards/{000..099}.tar'
   visdiv add bucket s3://bucket/birds/
+  visdiv add test_set /data/test --role benchmark
 """
 )
 def add(
@@ -59,6 +60,10 @@ def add(
     schedule: Annotated[
         bool, typer.Option("--schedule/--no-schedule", help="Evaluate it every night.")
     ] = True,
+    role: Annotated[
+        Literal["training", "benchmark"],
+        typer.Option(help="A benchmark's images must not appear in other datasets."),
+    ] = "training",
     config: Config = None,
 ) -> None:
     """Register a dataset; Dagster scores it by itself.
@@ -76,6 +81,7 @@ def add(
             **({} if threshold is None else {"threshold": threshold}),
             **({} if watch else {"watch": False}),
             **({} if schedule else {"schedule": False}),
+            **({} if role == "training" else {"role": role}),
         }
         # A relative folder is relative to where the command runs; in the file, to the file.
         place = source if scheme_of(source) else str(absolute_path(source))

@@ -113,6 +113,15 @@ def test_add_writes_down_only_what_was_said(visdiv):
     assert CONFIG.read_text(encoding="utf-8").count("watch: true  ") == 1  # of the example
 
 
+def test_a_benchmark_is_registered_as_one(visdiv):
+    visdiv("init")
+    visdiv("add", "test_set", "x", "--role", "benchmark")
+    assert load_settings(CONFIG).dataset("test_set").role == "benchmark"
+    visdiv("add", "birds", "x", "--role", "training")
+    assert CONFIG.read_text(encoding="utf-8").count("role: ") == TEMPLATE.count("role: ") + 1
+    assert "bench" in visdiv("add", "cats", "x", "--role", "bench", code=2).output
+
+
 def test_a_relative_source_is_relative_to_where_the_command_runs(visdiv, tmp_path, monkeypatch):
     visdiv("init")
     (tmp_path / "elsewhere").mkdir()
