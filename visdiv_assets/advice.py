@@ -29,7 +29,7 @@ from visdiv_assets.guidance.axes import SIDES, Axes, find_axes
 from visdiv_assets.guidance.comparison import Scored, compare
 from visdiv_assets.guidance.mixtures import best_mixture
 from visdiv_assets.pictures import pictures_of
-from visdiv_assets.portfolio import newest_evaluations, sample_of
+from visdiv_assets.portfolio import sample_of
 from visdiv_assets.report.sheets import SheetRow, Thumbnail
 from visdiv_assets.sources.source import Source
 from visdiv_assets.spectral.corrected import ENOUGH_ROWS, CorrectedScore, corrected
@@ -330,7 +330,7 @@ def acquisitions_of(
         VisdivError: no others, one that was never evaluated or with another model, or too few
             images to tell the score of `name`.
     """
-    evaluation, *rest = newest_evaluations([name, *others], warehouse)
+    evaluation, *rest = warehouse.newest_evaluations([name, *others])
     if not rest:
         raise VisdivError(f"there is no other dataset that {name} could be mixed with")
     for other in rest:

@@ -14,14 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import (
-    BarColumn,
     DownloadColumn,
     MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
     TaskID,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.text import Text
 
@@ -34,6 +30,7 @@ from visdiv_assets.cli_selection import commands as selection
 from visdiv_assets.console import (
     EXIT_BELOW,
     EXIT_ERROR,
+    PROGRESS_SECONDS,
     Config,
     clear_errors,
     dataset_at,
@@ -41,6 +38,7 @@ from visdiv_assets.console import (
     out,
     print_error,
     print_evaluations,
+    progress_bar,
     visible,
 )
 from visdiv_assets.errors import VisdivError
@@ -54,7 +52,6 @@ if TYPE_CHECKING:
     from visdiv_assets.warehouse.warehouse import Evaluation
 
 FAILURES_SHOWN = 10
-PROGRESS_SECONDS = 30.0
 
 app = typer.Typer(
     name="visdiv",
@@ -302,7 +299,7 @@ def _targets(path: str | None, settings: "Settings") -> "list[tuple[str, SourceS
 def _embedder(configured: "EmbedderSettings", decoding: "Decoding") -> "SSCDEmbedder":
     from visdiv_assets.embedding.embedder import SSCDEmbedder
 
-    progress = _progress("downloading the SSCD weights", DownloadColumn())
+    progress = progress_bar("downloading the SSCD weights", DownloadColumn())
     task: TaskID | None = None
 
     def on_download(done: int, total: int | None) -> None:
@@ -330,7 +327,7 @@ def _image_progress(name: str) -> "Iterator[OnProgress]":
     """A bar on a terminal; in a log, a line now and then."""
     started = said = time.monotonic()
 
-    with _progress(name, MofNCompleteColumn(), TextColumn("{task.fields[rate]}")) as progress:
+    with progress_bar(name, MofNCompleteColumn(), TextColumn("{task.fields[rate]}")) as progress:
         task = progress.add_task("", total=None, rate="")
 
         def on_progress(done: int, total: int, embedded: int, bottleneck: str) -> None:
@@ -343,19 +340,6 @@ def _image_progress(name: str) -> "Iterator[OnProgress]":
                 err.print(f"{name}: {done:,} of {total:,}, {rate}", soft_wrap=True)
 
         yield on_progress
-
-
-def _progress(what: str, *columns: ProgressColumn) -> Progress:
-    return Progress(
-        TextColumn(what, markup=False),
-        BarColumn(),
-        *columns,
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    )
 
 
 def _as_json(evaluation: "Evaluation") -> dict[str, object]:

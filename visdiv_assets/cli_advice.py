@@ -5,22 +5,27 @@ Here: arguments, progress, tables. Not here: any computation (`advice.py`).
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from visdiv_assets.console import Config, clear_errors, err, out, visible
+from visdiv_assets.console import (
+    Config,
+    clear_errors,
+    counted,
+    err,
+    opened,
+    out,
+    visible,
+)
 from visdiv_assets.errors import VisdivError
 
 if TYPE_CHECKING:
-    from visdiv_assets.advice import Acquisition, DatasetAxes, Measured, OnProgress
-    from visdiv_assets.embedding.store import Store
+    from visdiv_assets.advice import Acquisition, DatasetAxes, Measured
     from visdiv_assets.settings import Settings
     from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
 
@@ -56,12 +61,11 @@ def axes(
         from visdiv_assets.advice import axes_of, axes_sheet, record_axes
         from visdiv_assets.evaluation import decoding_of
         from visdiv_assets.guidance.axes import describe
-        from visdiv_assets.portfolio import newest_evaluations
         from visdiv_assets.report.sheets import contact_sheet_png
         from visdiv_assets.sources.opening import open_source
 
-        settings, store, warehouse = _opened(config)
-        [evaluation] = newest_evaluations([name], warehouse)
+        settings, store, warehouse = opened(config)
+        [evaluation] = warehouse.newest_evaluations([name])
         source = open_source(settings.dataset(name).source) if sheet else None
         with err.status("looking"):
             found = axes_of(evaluation, store, count=count)
@@ -159,21 +163,20 @@ def augment(
         from visdiv_assets.embedding.augmentations import CATALOGUE, chosen
         from visdiv_assets.evaluation import decoding_of, embedder_of
         from visdiv_assets.guidance.augmentation import advise
-        from visdiv_assets.portfolio import newest_evaluations
         from visdiv_assets.report.charts import effects_png
         from visdiv_assets.report.sheets import contact_sheet_png
         from visdiv_assets.sources.opening import open_source
 
         augmentations = CATALOGUE if only is None else chosen(only.split(","))
-        settings, store, warehouse = _opened(config)
-        [evaluation] = newest_evaluations([name], warehouse)
+        settings, store, warehouse = opened(config)
+        [evaluation] = warehouse.newest_evaluations([name])
         source = open_source(settings.dataset(name).source)
         embedder = embedder_of(settings, name)
         decoding = decoding_of(settings, name)
         images = advice.sample_images(evaluation, store, source, decoding, sample)
         measured: list[Measured] = []
         try:
-            with _progress(name) as on_progress:
+            with counted(name) as on_progress:
                 for each in advice.measure_augmentations(
                     images, embedder, augmentations, on_progress
                 ):
@@ -278,7 +281,7 @@ def acquire(
     with clear_errors():
         from visdiv_assets.advice import acquisitions_of, record_acquisitions
 
-        settings, store, warehouse = _opened(config)
+        settings, store, warehouse = opened(config)
         chosen = _others(name, others, settings, warehouse)
         with err.status("searching"):
             evaluation, found = acquisitions_of(name, chosen, store, warehouse)
@@ -351,38 +354,3 @@ def _acquisition_as_json(each: "Acquisition") -> dict[str, object]:
 
 def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-@contextmanager
-def _progress(name: str) -> "Iterator[OnProgress]":
-    """A bar on a terminal; in a log, a line for each tenth."""
-    with Progress(
-        TextColumn(name, markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    ) as progress:
-        task = progress.add_task("", total=None)
-        tenths = 0
-
-        def on_progress(done: int, total: int) -> None:
-            nonlocal tenths
-            progress.update(task, completed=done, total=total)
-            if not err.is_terminal and 10 * done // total > tenths:
-                tenths = 10 * done // total
-                err.print(f"{name}: {done:,} of {total:,}", soft_wrap=True)
-
-        yield on_progress
-
-
-def _opened(config: Path | None) -> "tuple[Settings, Store, Warehouse]":
-    from visdiv_assets.embedding.store import Store
-    from visdiv_assets.settings import load_settings
-    from visdiv_assets.warehouse.warehouse import Warehouse
-
-    settings = load_settings(config)
-    return settings, Store(settings.store), Warehouse(settings.store / "visdiv.duckdb")

@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from visdiv_assets.console import Config, clear_errors, err, out, visible
+from visdiv_assets.console import (
+    Config,
+    clear_errors,
+    err,
+    opened,
+    out,
+    visible,
+)
 from visdiv_assets.errors import VisdivError
 
 if TYPE_CHECKING:
-    from visdiv_assets.embedding.store import Store
     from visdiv_assets.spectral.corrected import CorrectedScore
     from visdiv_assets.warehouse.warehouse import Warehouse
 
@@ -39,11 +45,11 @@ def compare(
     """Rank datasets by corrected score, beside published ones, and say which differ for sure."""
     with clear_errors():
         from visdiv_assets.guidance.comparison import published_scores
-        from visdiv_assets.portfolio import leaderboard, newest_evaluations
+        from visdiv_assets.portfolio import leaderboard
 
-        _, warehouse = _opened(config)
+        _, _, warehouse = opened(config)
         chosen = names or _registered(config, warehouse)
-        ranked, differences = leaderboard(newest_evaluations(chosen, warehouse))
+        ranked, differences = leaderboard(warehouse.newest_evaluations(chosen))
     table = Table()
     table.add_column("dataset", overflow="fold")
     for heading in ("score", "95 %", "images", "plain"):
@@ -100,11 +106,11 @@ def mix(
 ) -> None:
     """Find the weights at which datasets together are most diverse, from their moments alone."""
     with clear_errors():
-        from visdiv_assets.portfolio import newest_evaluations, plan_mixture
+        from visdiv_assets.portfolio import plan_mixture
 
-        store, warehouse = _opened(config)
+        _, store, warehouse = opened(config)
         chosen = names or _registered(config, warehouse)
-        evaluations = newest_evaluations(chosen, warehouse)
+        evaluations = warehouse.newest_evaluations(chosen)
         with err.status("searching"):
             plan = plan_mixture(evaluations, store, budget=budget)
     table = Table()
@@ -133,10 +139,10 @@ def mix(
 def slices(name: Name, config: Config = None) -> None:
     """Show what each part of a dataset is like, and what it does to the whole."""
     with clear_errors():
-        from visdiv_assets.portfolio import newest_evaluations, slices_of
+        from visdiv_assets.portfolio import slices_of
 
-        store, warehouse = _opened(config)
-        [evaluation] = newest_evaluations([name], warehouse)
+        _, store, warehouse = opened(config)
+        [evaluation] = warehouse.newest_evaluations([name])
         parts = slices_of(evaluation, store)
         if not parts:
             raise VisdivError(
@@ -189,10 +195,10 @@ def drift(
     """Tell how far a dataset has moved, and whether that is more than chance."""
     with clear_errors():
         from visdiv_assets.judgement import drift_between
-        from visdiv_assets.portfolio import DatasetDrift, drift_of, newest_evaluations
+        from visdiv_assets.portfolio import DatasetDrift, drift_of
 
-        store, warehouse = _opened(config)
-        [newest] = newest_evaluations([name], warehouse)
+        _, store, warehouse = opened(config)
+        [newest] = warehouse.newest_evaluations([name])
         if pin and unpin:
             raise VisdivError("--pin and --unpin exclude each other")
         if pin:
@@ -206,7 +212,7 @@ def drift(
         if against is None:
             found = drift_of(name, store, warehouse)
         else:
-            [other] = newest_evaluations([against], warehouse)
+            [other] = warehouse.newest_evaluations([against])
             found = DatasetDrift(newest, other, drift_between(other, newest, store))
     if found is None:
         out.print(f"{name} has no earlier evaluation of the same model", markup=False)
@@ -257,12 +263,3 @@ def _registered(config: Path | None, warehouse: "Warehouse") -> list[str]:
     if not names:
         raise VisdivError("no registered dataset was evaluated yet; visdiv score does that")
     return names
-
-
-def _opened(config: Path | None) -> "tuple[Store, Warehouse]":
-    from visdiv_assets.embedding.store import Store
-    from visdiv_assets.settings import load_settings
-    from visdiv_assets.warehouse.warehouse import Warehouse
-
-    folder = load_settings(config).store
-    return Store(folder), Warehouse(folder / "visdiv.duckdb")

@@ -13,11 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import TaskProgressColumn
 from rich.table import Table
 from rich.text import Text
 
-from visdiv_assets.console import Config, clear_errors, dataset_at, err, out, visible
+from visdiv_assets.console import (
+    PROGRESS_SECONDS,
+    Config,
+    clear_errors,
+    dataset_at,
+    err,
+    out,
+    progress_bar,
+    visible,
+)
 from visdiv_assets.errors import VisdivError
 
 if TYPE_CHECKING:
@@ -32,7 +41,6 @@ if TYPE_CHECKING:
     from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
 
 CLUSTERS_SHOWN = 10
-PROGRESS_SECONDS = 30.0
 LISTS = (".csv", ".jsonl", ".txt")
 
 commands = typer.Typer()
@@ -554,15 +562,7 @@ def _read_image(image: str, dataset: str) -> bytes:
 def _progress(name: str) -> Iterator[Callable[[str, int, int], None]]:
     """A bar on a terminal for whatever is being done; in a log, a line now and then."""
     said = time.monotonic()
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    ) as progress:
+    with progress_bar("{task.description}", TaskProgressColumn()) as progress:
         task, current = progress.add_task(name, total=None), ""
 
         def on_progress(what: str, done: int, total: int) -> None:

@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from visdiv_assets.console import Config, clear_errors, err, visible
+from visdiv_assets.console import (
+    Config,
+    clear_errors,
+    counted,
+    err,
+    opened,
+    visible,
+)
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings import SelectionMethod
 
@@ -74,35 +80,23 @@ def select(
     From the embeddings of its newest evaluation; ids come in the order of choice.
     """
     with clear_errors():
-        from visdiv_assets.embedding.store import Store
         from visdiv_assets.selection import core_set_sheet, select_core_set
-        from visdiv_assets.settings import load_settings
-        from visdiv_assets.warehouse.warehouse import Warehouse
 
-        settings = load_settings(config)
+        settings, store, warehouse = opened(config)
         if sheet is not None and name not in settings.datasets:
             raise VisdivError(f"{name} is not registered, so its images cannot be shown")
         wanted, unwanted = _ids(include), _ids(exclude)
-        with Progress(
-            TextColumn("choosing"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=err,
-            transient=True,
-            disable=not err.is_terminal,
-        ) as progress:
-            task = progress.add_task("", total=k)
+        with counted("choosing") as on_progress:
             found = select_core_set(
                 name,
-                Store(settings.store),
-                Warehouse(settings.store / "visdiv.duckdb"),
+                store,
+                warehouse,
                 k,
                 method,
                 include=wanted,
                 exclude=unwanted,
                 trim=trim,
-                on_progress=lambda done, _: progress.update(task, completed=done),
+                on_progress=on_progress,
             )
         if list_file is not None:
             _write_ids(list_file, found.image_ids)

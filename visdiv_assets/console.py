@@ -1,10 +1,11 @@
-"""How every command speaks: two consoles, errors, exit codes, the option --config.
+"""How every command speaks: two consoles, errors, exit codes, progress, the option --config.
 
 Here: what all commands share. Not here: any command (`cli.py`, `cli_datasets.py`).
 """
 
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,18 +13,30 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 from visdiv_assets.errors import VisdivError
 
 if TYPE_CHECKING:
+    from visdiv_assets.embedding.store import Store
     from visdiv_assets.settings import Settings, SourceSettings
-    from visdiv_assets.warehouse.warehouse import Evaluation
+    from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
 
 EXIT_ERROR = 1
 EXIT_BELOW = 3
 EXIT_INTERRUPTED = 130
+
+# Between two lines that tell of progress where there is no terminal.
+PROGRESS_SECONDS = 30.0
 
 
 # Names of files are shown as they are: no markup, no emoji codes.
@@ -131,3 +144,44 @@ def visible(text: str) -> str:
     return "".join(
         character if character.isprintable() else ascii(character)[1:-1] for character in text
     )
+
+
+def progress_bar(what: str, *columns: ProgressColumn) -> Progress:
+    """A bar that shows on a terminal, and goes when it is done."""
+    return Progress(
+        TextColumn(what, markup=False),
+        BarColumn(),
+        *columns,
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )
+
+
+@contextmanager
+def counted(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Progress as done of total: a bar on a terminal; in a log, a line now and then."""
+    said = time.monotonic()
+    with progress_bar(what, MofNCompleteColumn()) as progress:
+        task = progress.add_task("", total=None)
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal said
+            progress.update(task, completed=done, total=total)
+            if not err.is_terminal and time.monotonic() - said >= PROGRESS_SECONDS:
+                said = time.monotonic()
+                err.print(f"{what}: {done:,} of {total:,}", markup=False, soft_wrap=True)
+
+        yield on_progress
+
+
+def opened(config: Path | None) -> "tuple[Settings, Store, Warehouse]":
+    """The settings, and what they say is kept where."""
+    from visdiv_assets.embedding.store import Store
+    from visdiv_assets.settings import load_settings
+    from visdiv_assets.warehouse.warehouse import Warehouse
+
+    settings = load_settings(config)
+    return settings, Store(settings.store), Warehouse(settings.store / "visdiv.duckdb")

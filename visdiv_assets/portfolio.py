@@ -3,7 +3,7 @@
 Here: what the Dagster assets and the command line share. Not here: the mathematics (`guidance/`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,20 +17,6 @@ from visdiv_assets.guidance.slices import Slice, judge_slices
 from visdiv_assets.judgement import baseline_of, drift_between
 from visdiv_assets.spectral.sample import Sample
 from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
-
-
-def newest_evaluations(names: Iterable[str], warehouse: Warehouse) -> list[Evaluation]:
-    """The newest evaluation of each dataset, in the order of the names.
-
-    Raises:
-        VisdivError: one was never evaluated.
-    """
-    latest = {each.dataset: each for each in warehouse.latest_evaluations()}
-    wanted = list(dict.fromkeys(names))
-    for name in wanted:
-        if name not in latest:
-            raise VisdivError(f"{name} was never evaluated; visdiv score {name} does that")
-    return [latest[name] for name in wanted]
 
 
 def leaderboard(evaluations: Sequence[Evaluation]) -> tuple[list[Evaluation], list[Difference]]:

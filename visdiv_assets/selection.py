@@ -26,7 +26,7 @@ from visdiv_assets.sources.source import Source
 from visdiv_assets.spectral.corrected import corrected
 from visdiv_assets.spectral.sample import Sample
 from visdiv_assets.spectral.score import diversity
-from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+from visdiv_assets.warehouse.warehouse import Warehouse
 
 # Random selections that a core-set is measured against.
 DRAWS = 10
@@ -127,7 +127,7 @@ def select_core_set(
     Raises:
         VisdivError: it was never evaluated, an id is not an embedded image, or k does not fit.
     """
-    evaluation = _newest(name, warehouse)
+    [evaluation] = warehouse.newest_evaluations([name])
     index = store.read_index(name, evaluation.model_id, evaluation.manifest_fingerprint)
     rows = DatasetRows(store, evaluation.model_id, index)
     positions, offsets = rows.images_by_row()
@@ -162,13 +162,6 @@ def select_core_set(
         scores=_scores(rows[chosen], radii[0]),
         random=[_scores(rows[other], radii[1]) for other in others],
     )
-
-
-def _newest(name: str, warehouse: Warehouse) -> Evaluation:
-    for each in warehouse.latest_evaluations():
-        if each.dataset == name:
-            return each
-    raise VisdivError(f"{name} was never evaluated; visdiv score {name} does that")
 
 
 def _rows_named(

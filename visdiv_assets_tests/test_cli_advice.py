@@ -105,7 +105,8 @@ def test_without_a_source_the_axes_can_be_told_but_not_drawn(visdiv, birds):
 # --- augment ---
 
 
-def test_augmentations_are_shown_with_intervals_and_drawn(visdiv, birds):
+def test_augmentations_are_shown_with_intervals_and_drawn(visdiv, birds, monkeypatch):
+    monkeypatch.setattr("visdiv_assets.console.PROGRESS_SECONDS", 0.0)
     result = visdiv(
         "augment", "birds", "--only", "flip,jpeg", "--sheet", "a.png", "--chart", "b.png"
     )

@@ -13,7 +13,6 @@ from visdiv_assets.evaluation import evaluate
 from visdiv_assets.portfolio import (
     drift_of,
     leaderboard,
-    newest_evaluations,
     plan_mixture,
     sample_of,
     slices_of,
@@ -51,14 +50,14 @@ def test_the_newest_evaluations_come_in_the_order_of_the_names_each_once(home):
         write_images(home.root / name, 3)
         home.score(name)
     newest, _ = home.score("a")
-    found = newest_evaluations(["b", "a", "b"], home.warehouse)
+    found = home.warehouse.newest_evaluations(["b", "a", "b"])
     assert [each.dataset for each in found] == ["b", "a"]
     assert found[1] == newest
 
 
 def test_a_dataset_that_was_never_evaluated_is_an_error_that_says_what_to_do(home):
     with pytest.raises(VisdivError, match="birds was never evaluated; visdiv score birds does"):
-        newest_evaluations(["birds"], home.warehouse)
+        home.warehouse.newest_evaluations(["birds"])
     with pytest.raises(VisdivError, match="birds was never evaluated; visdiv score birds does"):
         drift_of("birds", home.store, home.warehouse)
 

@@ -285,6 +285,19 @@ class Warehouse:
         """
         return self._evaluations("SELECT {} FROM latest_evaluations ORDER BY dataset", [])
 
+    def newest_evaluations(self, names: Iterable[str]) -> list[Evaluation]:
+        """The newest evaluation of each of these datasets, in the order of the names.
+
+        Raises:
+            VisdivError: one was never evaluated; or as `record` does.
+        """
+        latest = {each.dataset: each for each in self.latest_evaluations()}
+        wanted = list(dict.fromkeys(names))
+        for name in wanted:
+            if name not in latest:
+                raise VisdivError(f"{name} was never evaluated; visdiv score {name} does that")
+        return [latest[name] for name in wanted]
+
     def history(self, dataset: str) -> list[Evaluation]:
         """All evaluations of a dataset, oldest first; the last is the latest.
 

@@ -34,7 +34,6 @@ from visdiv_assets.defs.resources import (
 from visdiv_assets.evaluation import decoding_of
 from visdiv_assets.guidance.augmentation import ENOUGH_IMAGES, advise
 from visdiv_assets.guidance.axes import describe
-from visdiv_assets.portfolio import newest_evaluations
 from visdiv_assets.report.charts import effects_png
 from visdiv_assets.report.sheets import contact_sheet_png
 from visdiv_assets.sources.opening import open_source
@@ -59,7 +58,7 @@ def bias_axes(
     with clear_errors():
         configured, kept, results = settings.load(), store.open(), warehouse.open()
         source = open_source(configured.dataset(name).source)
-        [evaluation] = newest_evaluations([name], results)
+        [evaluation] = results.newest_evaluations([name])
         found = axes_of(evaluation, kept)
         record_axes(found, kept, results)
         sheet = axes_sheet(found, source, decoding_of(configured, name))
@@ -95,7 +94,7 @@ def augmentation_guidance(
     with clear_errors():
         configured, kept, results = settings.load(), store.open(), warehouse.open()
         source = open_source(configured.dataset(name).source)
-        [evaluation] = newest_evaluations([name], results)
+        [evaluation] = results.newest_evaluations([name])
         if (evaluation.n_distinct or evaluation.n_images) < ENOUGH_IMAGES:
             few = f"{TOO_FEW} what augmentations add; it takes {ENOUGH_IMAGES} different images"
             return dg.MaterializeResult(metadata={"in words": sentences([few])})

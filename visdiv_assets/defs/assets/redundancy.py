@@ -21,7 +21,6 @@ from visdiv_assets.defs.resources import (
     WarehouseResource,
 )
 from visdiv_assets.evaluation import decoding_of
-from visdiv_assets.portfolio import newest_evaluations
 from visdiv_assets.redundancy.catalogue import REPORTED, as_text, device_for
 from visdiv_assets.redundancy.duplicates import Duplicates, Score, find_duplicates
 from visdiv_assets.redundancy.overlaps import benchmarks_of, comparable, find_overlap
@@ -53,7 +52,7 @@ def near_duplicates(
         configured = settings.load()
         wanted = configured.dataset(name)
         kept, results = store.open(), warehouse.open()
-        [evaluation] = newest_evaluations([name], results)
+        [evaluation] = results.newest_evaluations([name])
         source, decoding = open_source(wanted.source), decoding_of(configured, name)
         found = find_duplicates(
             evaluation,
@@ -106,7 +105,7 @@ def benchmark_leakage(
         configured = settings.load()
         wanted = configured.dataset(name)
         kept, results = store.open(), warehouse.open()
-        [evaluation] = newest_evaluations([name], results)
+        [evaluation] = results.newest_evaluations([name])
         benchmarks, not_compared = comparable(evaluation, benchmarks_of(configured, name), results)
         overlaps = [
             find_overlap(
