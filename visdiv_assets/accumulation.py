@@ -10,6 +10,7 @@ import hashlib
 import operator
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
@@ -199,7 +200,7 @@ def _with_metadata(
 def _summed(index: _SlicedIndex) -> _Summed:
     """From all rows."""
     seen = _Seen(index.names)
-    with Accumulator(index.store, index.model_id, expected=len(index)) as accumulator:
+    with closing(Accumulator(index.store, index.model_id, expected=len(index))) as accumulator:
         for piece in index.pieces():
             accumulator.add(seen.note(piece))
         moments = {name: accumulator.moments(name) for name in index.names}
@@ -234,11 +235,11 @@ def _updated(index: _SlicedIndex) -> _Summed | None:
     if 2 * (n_came + n_went) > seen.n_images:
         return None
     norm_error = store.read_norm_error(dataset, model_id, fingerprint)
-    with Accumulator(store, model_id, n_went) as losses:
+    with closing(Accumulator(store, model_id, n_went)) as losses:
         losses.add({name: went for name, (_, went) in changes.items()})
     if losses.norm_error > norm_error - NORM_SLACK:
         return None
-    with Accumulator(store, model_id, n_came) as gains:
+    with closing(Accumulator(store, model_id, n_came)) as gains:
         gains.add({name: came for name, (came, _) in changes.items()})
     kept = {"": store.read_moments(dataset, model_id, fingerprint)}
     if len(then.names) > 1:

@@ -10,10 +10,9 @@ import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -159,7 +158,7 @@ class Contents:
 
     def moments(self, store: Store, model_id: str) -> tuple[Moments | None, float]:
         """Moments of the rows, and their largest | ‖x‖ − 1 |; None and 0 where there are none."""
-        with Accumulator(store, model_id, len(self)) as accumulator:
+        with closing(Accumulator(store, model_id, len(self))) as accumulator:
             accumulator.add({"": self})
             return accumulator.moments(""), accumulator.norm_error
 
@@ -198,7 +197,7 @@ class Accumulator:
     """Moments of contents that come in pieces, kept apart by part; holds no rows.
 
     To the last bit the same on every road and in every order, for rows on the store's grid.
-    Use it as a context manager, which ends its threads.
+    To be closed after use.
 
     Args:
         store: holds the rows.
@@ -222,15 +221,8 @@ class Accumulator:
         self._adding: list[Future[float]] = []
         self._norm_error = 0.0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the threads."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 

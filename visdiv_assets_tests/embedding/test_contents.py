@@ -2,6 +2,7 @@
 
 import tempfile
 from collections import Counter
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -152,7 +153,7 @@ def test_pieces_add_up_to_the_moments_of_their_parts(store, pieces, integers, cp
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "integers_pay", lambda rows: integers)
         patch.setattr(module, "usable_cpus", lambda: cpus)
-        with Accumulator(store, "model", 0) as accumulator:
+        with closing(Accumulator(store, "model", 0)) as accumulator:
             for piece in pieces:
                 parts = {part: contents_of(store, numbers) for part, numbers in piece.items()}
                 accumulator.add(parts)
@@ -168,7 +169,7 @@ def test_what_goes_wrong_in_a_thread_is_raised(store, monkeypatch):
     contents = contents_of(store, range(1, 41))
     monkeypatch.setattr(module, "integers_pay", lambda rows: True)
     gone = Store(store.root / "gone")
-    with Accumulator(gone, "model", 40) as accumulator:
+    with closing(Accumulator(gone, "model", 40)) as accumulator:
         accumulator.add({"": contents})
         with pytest.raises(FileNotFoundError):
             accumulator.moments("")
