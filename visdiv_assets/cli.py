@@ -35,6 +35,7 @@ from visdiv_assets.console import (
     clear_errors,
     dataset_at,
     err,
+    opened,
     out,
     print_error,
     print_evaluations,
@@ -151,16 +152,11 @@ def score(
     Ctrl-C loses next to nothing.
     """
     with clear_errors():
-        from visdiv_assets.embedding.store import Store
         from visdiv_assets.evaluation import decoding_of, evaluate
-        from visdiv_assets.settings import load_settings
         from visdiv_assets.sources.opening import open_source
-        from visdiv_assets.warehouse.warehouse import Warehouse
 
-        settings = load_settings(config)
+        settings, store, warehouse = opened(config)
         targets = _targets(path, settings)
-        store = Store(settings.store)
-        warehouse = Warehouse(settings.store / "visdiv.duckdb")
         evaluations: list[Evaluation] = []
         embedders: dict[str, SSCDEmbedder] = {}
         failed = False

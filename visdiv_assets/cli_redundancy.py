@@ -23,6 +23,7 @@ from visdiv_assets.console import (
     clear_errors,
     dataset_at,
     err,
+    opened,
     out,
     progress_bar,
     visible,
@@ -278,12 +279,7 @@ class _Project(NamedTuple):
 
     @classmethod
     def open(cls, config: Path | None) -> "_Project":
-        from visdiv_assets.embedding.store import Store
-        from visdiv_assets.settings import load_settings
-        from visdiv_assets.warehouse.warehouse import Warehouse
-
-        settings = load_settings(config)
-        return cls(settings, Store(settings.store), Warehouse(settings.store / "visdiv.duckdb"))
+        return cls(*opened(config))
 
     def dataset(self, called: str) -> _Dataset:
         """A dataset by its name, or by where it is."""
