@@ -36,10 +36,10 @@ from visdiv_assets.embedding.decoders import Decoders
 from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.pipeline import embed_manifest
 from visdiv_assets.embedding.preprocess import Decoding, Pixels, decode_image
-from visdiv_assets.embedding.store import Store
 from visdiv_assets.embedding.weights import installed_onnx_model
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.manifest import list_images
+from visdiv_assets.store.store import Store
 
 PHOTOS = Path(__file__).parents[1] / "examples" / "demo" / "photos"
 BATCH = 8

@@ -32,18 +32,19 @@ from visdiv_assets.embedding.cpus import usable_cpus
 from visdiv_assets.embedding.decoders import Decoders
 from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.gpu_decode import GpuDecoder
-from visdiv_assets.embedding.index import content_key
 from visdiv_assets.embedding.pipeline import embed_manifest
 from visdiv_assets.embedding.preprocess import Decoding, Pixels, decode_image
-from visdiv_assets.embedding.runtime import Vectors, resolve_precision
+from visdiv_assets.embedding.runtime import Vectors
 from visdiv_assets.embedding.runtime_torch import TorchRuntime
-from visdiv_assets.embedding.store import Store
+from visdiv_assets.embedding.runtimes import resolve_precision
 from visdiv_assets.embedding.weights import DEFAULT_CHECKPOINT, Weights, find_weights
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.score import diversity
+from visdiv_assets.store.index import content_key
+from visdiv_assets.store.store import Store
 from visdiv_assets_tests.embedding.reference import preprocess, random_reference
 
 PHOTOS = Path(__file__).parents[1] / "examples" / "demo" / "photos"

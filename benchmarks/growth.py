@@ -27,13 +27,13 @@ from benchmarks.made_up import (
     seconds,
     write_segments,
 )
-from visdiv_assets.accumulation import accumulate_moments
 from visdiv_assets.embedding import exact
-from visdiv_assets.embedding.store import Store
-from visdiv_assets.evaluation import list_dataset, score_dataset
-from visdiv_assets.settings import ColumnSlices
+from visdiv_assets.settings.model import ColumnSlices
 from visdiv_assets.sources.directory import DirectorySource
+from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.evaluate import list_dataset, score_dataset
+from visdiv_assets.workflows.moments import accumulate_moments
 
 STEPS = ("manifest", "moments", "metrics")
 LARGE = 17_300_000

@@ -32,12 +32,12 @@ from benchmarks.made_up import (
     told,
     write_segments,
 )
-from visdiv_assets.accumulation import accumulate_moments
-from visdiv_assets.embedding import contents
-from visdiv_assets.embedding.contents import Contents
-from visdiv_assets.embedding.store import Store
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.score import diversity
+from visdiv_assets.store import contents
+from visdiv_assets.store.contents import Contents
+from visdiv_assets.store.store import Store
+from visdiv_assets.workflows.moments import accumulate_moments
 
 SYRK, GEMM = "float32, SYRK: X.T @ X", "float32, GEMM: X.T @ Y"
 FROM_STORE, IN_FLOAT64 = "from the store", "from the store, float64"

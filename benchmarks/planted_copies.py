@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont, ImageOps
 
 from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.preprocess import decode_image
-from visdiv_assets.embedding.store import to_grid
 from visdiv_assets.embedding.weights import ONNX_CHECKPOINT
 from visdiv_assets.similarity.pairs import find_near_duplicates
+from visdiv_assets.store.store import to_grid
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT / "examples" / "demo" / "photos"

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from benchmarks.made_up import index_of, machine, random_keys, seconds, write_segments
 from visdiv_assets.embedding.embedder import SSCDEmbedder
-from visdiv_assets.embedding.store import Store
 from visdiv_assets.embedding.weights import ONNX_CHECKPOINT
-from visdiv_assets.evaluation import evaluate, list_dataset
 from visdiv_assets.sources.directory import DirectorySource
+from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.evaluate import evaluate, list_dataset
 
 PHOTOS = sorted((Path(__file__).parents[1] / "examples/demo/photos").glob("*.jpg"))
 FOLDERS = 20

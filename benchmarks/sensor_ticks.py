@@ -19,11 +19,11 @@ from visdiv_assets.defs.sensors import (
     dataset_change_sensor,
     dataset_registry_sensor,
 )
-from visdiv_assets.embedding.store import Store
 from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.score import diversity
+from visdiv_assets.store.store import Store
 
 DATASETS, IMAGES, TICKS = 1000, 5, 3
 

@@ -29,9 +29,9 @@ import dagster as dg
 from visdiv_assets.definitions import build_defs
 from visdiv_assets.defs.resources import SettingsResource
 from visdiv_assets.embedding.embedder import SSCDEmbedder
-from visdiv_assets.embedding.store import Store
-from visdiv_assets.evaluation import evaluate
-from visdiv_assets.settings import load_settings
+from visdiv_assets.store.store import Store
+from visdiv_assets.workflows.evaluate import evaluate
+from visdiv_assets.settings.model import load_settings
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.warehouse.warehouse import Warehouse
 
@@ -100,7 +100,7 @@ def main() -> None:
             return done.stdout
 
         run("-c", REGISTER)
-        cli, dagster = ("-m", "visdiv_assets.cli"), ("-m", "dagster")
+        cli, dagster = ("-m", "visdiv_assets.cli.main"), ("-m", "dagster")
         module = ("-m", "visdiv_assets.definitions")
         commands = {
             "python -c pass": ("-c", "pass"),

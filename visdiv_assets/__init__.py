@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from visdiv_assets.embedding.embedder import SSCDEmbedder
     from visdiv_assets.errors import VisdivError
-    from visdiv_assets.evaluation import evaluate_diversity
     from visdiv_assets.similarity.coreset import select_diverse_samples
     from visdiv_assets.similarity.pairs import find_near_duplicates
     from visdiv_assets.spectral.corrected import CorrectedScore, corrected_score
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
         DiversityCalculator,
         get_diversity_components,
     )
+    from visdiv_assets.workflows.evaluate import evaluate_diversity
 
 __version__ = "0.1.0"
 
@@ -26,7 +26,7 @@ _HOMES = {
     "SSCDEmbedder": "visdiv_assets.embedding.embedder",
     "VisdivError": "visdiv_assets.errors",
     "corrected_score": "visdiv_assets.spectral.corrected",
-    "evaluate_diversity": "visdiv_assets.evaluation",
+    "evaluate_diversity": "visdiv_assets.workflows.evaluate",
     "find_near_duplicates": "visdiv_assets.similarity.pairs",
     "get_diversity_components": "visdiv_assets.spectral.score",
     "select_diverse_samples": "visdiv_assets.similarity.coreset",

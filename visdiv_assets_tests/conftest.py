@@ -10,15 +10,15 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
-from visdiv_assets.embedding.contents import Contents
 from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.preprocess import Pixels
 from visdiv_assets.embedding.runtime import Vectors
-from visdiv_assets.embedding.store import Store
 from visdiv_assets.embedding.weights import ONNX_CHECKPOINT
-from visdiv_assets.evaluation import evaluate
 from visdiv_assets.sources.directory import DirectorySource
+from visdiv_assets.store.contents import Contents
+from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+from visdiv_assets.workflows.evaluate import evaluate
 
 PHOTOS = Path(__file__).parents[1] / "examples/demo/photos"
 

@@ -54,11 +54,11 @@ def test_importing_the_package_imports_nothing_heavy():
 
 
 def test_importing_the_command_imports_nothing_heavy():
-    assert not imported_by("import visdiv_assets.cli") & (HEAVY | {"numpy", "PIL", "pyarrow"})
+    assert not imported_by("import visdiv_assets.cli.main") & (HEAVY | {"numpy", "PIL", "pyarrow"})
 
 
 def test_scoring_needs_neither_torch_nor_dagster_in_memory():
-    modules = ["evaluation", "warehouse.warehouse", "embedding.embedder"]
+    modules = ["workflows.evaluate", "warehouse.warehouse", "embedding.embedder"]
     statement = "; ".join(f"import visdiv_assets.{module}" for module in modules)
     assert not imported_by(statement) & (HEAVY - {"duckdb"})
 

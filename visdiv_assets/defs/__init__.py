@@ -1,5 +1,6 @@
-"""Dagster, and nothing else: assets, jobs, partitions, resources. Thin.
+"""Dagster, and nothing else: assets, checks, jobs, partitions, resources, sensors, schedules.
 
-Here: fetching inputs, calling one function of the domain packages, reporting metadata.
-Not here: any decision or computation.
+Not here: any decision or computation. Each object fetches its inputs, calls one function of
+`workflows/`, and reports metadata.
+Start at `assets/score.py`; `definitions.py`, one folder up, puts everything together.
 """

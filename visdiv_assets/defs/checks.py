@@ -13,8 +13,8 @@ from visdiv_assets.defs.assets.score import diversity_metrics
 from visdiv_assets.defs.partitions import datasets
 from visdiv_assets.defs.reporting import clear_errors
 from visdiv_assets.defs.resources import SettingsResource, StoreResource, WarehouseResource
-from visdiv_assets.judgement import judge_dataset, judge_duplicates_of, judge_leakage_of
 from visdiv_assets.quality.verdicts import Verdict
+from visdiv_assets.workflows.judge import judge_dataset, judge_duplicates_of, judge_leakage_of
 
 CHECKS = {
     "score_above_threshold": "ERROR below the dataset's threshold, WARN below 0.40.",

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from visdiv_assets.settings import DatasetSettings
+from visdiv_assets.settings.model import DatasetSettings
 
 datasets = dg.DynamicPartitionsDefinition(name="datasets")
 

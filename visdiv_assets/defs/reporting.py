@@ -11,18 +11,18 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from visdiv_assets.advice import Measured
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.guidance.augmentation import more_than_chance, verdict
 from visdiv_assets.guidance.comparison import Difference
 from visdiv_assets.guidance.mixtures import Mixture
 from visdiv_assets.guidance.slices import Slice
-from visdiv_assets.portfolio import DatasetDrift
 from visdiv_assets.quality.verdicts import count_reasons
-from visdiv_assets.redundancy.duplicates import Duplicates
-from visdiv_assets.redundancy.overlaps import Overlap
 from visdiv_assets.spectral.score import TOO_FEW
 from visdiv_assets.warehouse.warehouse import Evaluation
+from visdiv_assets.workflows.advice import Measured
+from visdiv_assets.workflows.duplicates import Duplicates
+from visdiv_assets.workflows.leakage import Overlap
+from visdiv_assets.workflows.portfolio import DatasetDrift
 
 FAILURES_SHOWN = 50
 DIFFERENCES_SHOWN = 50

@@ -9,10 +9,10 @@ import dagster as dg
 from pydantic import Field
 
 from visdiv_assets.embedding.embedder import SSCDEmbedder
-from visdiv_assets.embedding.store import Store
-from visdiv_assets.evaluation import decoding_of
-from visdiv_assets.settings import Settings, load_settings
+from visdiv_assets.settings.model import Settings, load_settings
+from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.evaluate import decoding_of
 
 # GPU work and DuckDB writes each happen one at a time; `dagster.yaml` sets the pools' limits.
 GPU_POOL = "gpu"

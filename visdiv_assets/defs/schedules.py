@@ -12,7 +12,7 @@ from visdiv_assets.defs.jobs import compare_datasets, evaluate_dataset
 from visdiv_assets.defs.partitions import datasets, datasets_in_flight, run_tags
 from visdiv_assets.defs.resources import SettingsResource
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.settings import TICK_MINUTES
+from visdiv_assets.settings.model import TICK_MINUTES
 
 # By then most of a night's evaluations are done.
 AFTER_THE_NIGHT = timedelta(hours=2)

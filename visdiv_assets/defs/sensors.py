@@ -19,11 +19,11 @@ from visdiv_assets.defs.partitions import (
 )
 from visdiv_assets.defs.resources import SettingsResource, StoreResource, WarehouseResource
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.judgement import note_failure, note_stale
 from visdiv_assets.notify.delivery import deliver_due, targets_of
 from visdiv_assets.sources.manifest import look
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.sources.watch import WatchMemory, is_settled, rotate
+from visdiv_assets.workflows.judge import note_failure, note_stale
 
 # Dagster cuts a tick off at 60 seconds. One source may take long, so no new one is begun after 10.
 TICK_SECONDS = 10.0

@@ -1,5 +1,6 @@
-"""Bytes → vectors: weights, model, preprocessing, runtimes, pipeline, store.
+"""Bytes → vectors: decoding, weights, model, runtimes, and the pipeline that runs them at once.
 
-Here: everything between an encoded image and a row in the store.
-Not here: where images come from (`sources/`), what rows are good for (`spectral/`), Dagster.
+Not here: where images come from (`sources/`), where vectors are kept (`store/`), what they are
+good for (`spectral/`, `similarity/`).
+Start at `embedder.py` for one batch, at `pipeline.py` for a whole dataset.
 """

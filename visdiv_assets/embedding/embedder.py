@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from visdiv_assets.embedding.pipeline import embed_stream
 from visdiv_assets.embedding.preprocess import DecodeError, Decoding, Pixels
-from visdiv_assets.embedding.runtime import (
-    Runtime,
-    Vectors,
+from visdiv_assets.embedding.runtime import Runtime, Vectors
+from visdiv_assets.embedding.runtimes import (
     device_names,
     load_runtime,
     resolve_precision,

@@ -24,7 +24,11 @@ from numpy.typing import NDArray
 
 from visdiv_assets.embedding.cpus import usable_cpus
 from visdiv_assets.embedding.decoders import PASSING, Decoders
-from visdiv_assets.embedding.index import (
+from visdiv_assets.embedding.preprocess import DecodeError, Decoding, Pixels
+from visdiv_assets.embedding.runtime import Vectors
+from visdiv_assets.sources.manifest import Manifest
+from visdiv_assets.sources.source import Read, Source
+from visdiv_assets.store.index import (
     INDEX_SCHEMA,
     JUDGE,
     KEY_BYTES,
@@ -33,11 +37,7 @@ from visdiv_assets.embedding.index import (
     content_key,
     to_keys,
 )
-from visdiv_assets.embedding.preprocess import DecodeError, Decoding, Pixels
-from visdiv_assets.embedding.runtime import Vectors
-from visdiv_assets.embedding.store import KeyIndex, Store
-from visdiv_assets.sources.manifest import Manifest
-from visdiv_assets.sources.source import Read, Source
+from visdiv_assets.store.store import KeyIndex, Store
 
 if TYPE_CHECKING:
     from visdiv_assets.embedding.gpu_decode import GpuDecoder

@@ -1,4 +1,5 @@
-"""What datasets are to each other, and their parts to them: slices, comparison, mixtures, drift.
+"""What would change a score: slices, comparison, mixtures, drift, axes, augmentations.
 
-Here: pure functions of moments and samples. Not here: reading them from the store, commands.
+Not here: reading the store. Everything is a pure function of moments, samples and embeddings.
+Start at the module named like the command: `visdiv mix` is `mixtures.py`.
 """

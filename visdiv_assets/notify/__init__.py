@@ -1,5 +1,5 @@
-"""Telling people: what an alert says, and getting it delivered.
+"""Telling people: what an alert says, and getting it delivered through Apprise.
 
-Here: messages, back-off, delivery through Apprise. Not here: which changes are worth an alert
-(`quality/`), where alerts wait (`warehouse/`), Dagster's sensor.
+Not here: which changes are worth an alert (`quality/`), and where alerts wait (`warehouse/`).
+Start at `delivery.py`.
 """

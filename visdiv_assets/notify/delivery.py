@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.notify.messages import LONGEST, Message, compose
-from visdiv_assets.settings import AlertSettings
+from visdiv_assets.settings.model import AlertSettings
 from visdiv_assets.warehouse.warehouse import Warehouse
 
 FIRST_RETRY = timedelta(seconds=15)

@@ -1,4 +1,5 @@
-"""Judging an evaluation: what is measured, against what, and what to do about it.
+"""Judging an evaluation: what is measured, against which limit, and what to do about it.
 
-Here: decisions as pure functions. Not here: reading evaluations, Dagster's checks, alerts.
+Not here: reading evaluations, Dagster's checks, sending alerts. Decisions are pure functions.
+Start at `verdicts.py` for checks, at `conditions.py` for what raises an alert.
 """

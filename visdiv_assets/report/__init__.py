@@ -1,4 +1,5 @@
-"""Pictures of results.
+"""Pictures of results: charts and contact sheets, as bytes.
 
-Here: charts and image sheets as bytes. Not here: computing what they show, where they appear.
+Not here: computing what they show, and where they appear.
+Start at `charts.py` or `sheets.py`.
 """

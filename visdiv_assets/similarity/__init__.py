@@ -1,4 +1,5 @@
-"""What embeddings say about pairs of images: core-sets and near-duplicates.
+"""Pairs of similar embeddings, clusters of them, and core-sets.
 
-Here: functions of embedding matrices. Not here: files, images, Dagster.
+Not here: files, images, Dagster. Everything is a function of embedding matrices.
+Start at `pairs.py` for near-duplicates, at `coreset.py` for core-sets.
 """

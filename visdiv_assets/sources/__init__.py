@@ -1,4 +1,5 @@
-"""Where images are: one module per way of storing them.
+"""Where images are: one module for each way of storing them.
 
-Here: listing a source and reading an image's bytes. Not here: decoding, embeddings, Dagster.
+Not here: decoding and embedding. A source lists images and reads their bytes.
+Start at `source.py`, the protocol; `opening.py` chooses the source for a URI.
 """

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.settings import SourceSettings
+from visdiv_assets.settings.model import SourceSettings
 from visdiv_assets.sources.arrow import SPLITS, STATE, ArrowSource
 from visdiv_assets.sources.bucket import BucketSource
 from visdiv_assets.sources.directory import DirectorySource

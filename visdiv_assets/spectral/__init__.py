@@ -1,5 +1,5 @@
-"""Vectors → moments → spectrum → score.
+"""Vectors → moments → spectrum → score: the mathematics of the diversity score.
 
-Here: the mathematics of the diversity score, as pure functions of NumPy arrays.
-Not here: files, images, models, Dagster. NumPy and SciPy only.
+Not here: files, images, models, Dagster. Pure functions of NumPy arrays; NumPy and SciPy only.
+Start at `score.py` for the published score, at `corrected.py` for the one corrected for size.
 """

@@ -18,10 +18,10 @@ from visdiv_assets.embedding import pipeline
 from visdiv_assets.embedding.decoders import COMMAND, Decoders
 from visdiv_assets.embedding.pipeline import embed_manifest, embed_stream
 from visdiv_assets.embedding.preprocess import DecodeError, Decoding, decode_image
-from visdiv_assets.embedding.store import Store
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.manifest import list_images
+from visdiv_assets.store.store import Store
 from visdiv_assets_tests.conftest import PHOTOS
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, WatchedSource, write_images
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from visdiv_assets.embedding import exact
 from visdiv_assets.embedding.exact import LIMIT, PRODUCT_ROWS, IntegerMoments, Scratch
-from visdiv_assets.embedding.store import GRID
 from visdiv_assets.spectral.moments import Moments
+from visdiv_assets.store.store import GRID
 from visdiv_assets_tests.spectral.test_moments import same_bits
 
 

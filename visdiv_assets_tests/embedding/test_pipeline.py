@@ -17,18 +17,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from visdiv_assets.embedding import pipeline
-from visdiv_assets.embedding import store as store_module
-from visdiv_assets.embedding.contents import Contents
 from visdiv_assets.embedding.decoders import Decoders
-from visdiv_assets.embedding.index import KEY_BYTES, content_key
 from visdiv_assets.embedding.pipeline import embed_manifest, embed_stream
 from visdiv_assets.embedding.preprocess import decode_image
-from visdiv_assets.embedding.store import SegmentWriter, Store, to_grid
-from visdiv_assets.evaluation import evaluate
 from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.score import diversity
+from visdiv_assets.store import store as store_module
+from visdiv_assets.store.contents import Contents
+from visdiv_assets.store.index import KEY_BYTES, content_key
+from visdiv_assets.store.store import SegmentWriter, Store, to_grid
 from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.evaluate import evaluate
 from visdiv_assets_tests.embedding.fakes import (
     FakeEmbedder,
     UnloadedEmbedder,
@@ -549,8 +549,8 @@ def test_what_a_killed_writer_left_behind_is_ignored(folder, store, caplog):
 SLOW_RUN = """
 import sys, time
 from pathlib import Path
-from visdiv_assets.embedding import store as store_module
-from visdiv_assets.embedding.store import Store
+from visdiv_assets.store import store as store_module
+from visdiv_assets.store.store import Store
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder
 from visdiv_assets_tests.embedding.test_pipeline import run
 

@@ -13,7 +13,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from visdiv_assets.settings import SourceSettings
+from visdiv_assets.settings.model import SourceSettings
 
 
 def images_in(photos: Path) -> list[Path]:

@@ -9,14 +9,14 @@ import boto3
 import pytest
 
 from visdiv_assets.embedding.pipeline import embed_manifest
-from visdiv_assets.embedding.store import Store
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.evaluation import evaluate
-from visdiv_assets.settings import SourceSettings
+from visdiv_assets.settings.model import SourceSettings
 from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.sources.source import read_one
+from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.evaluate import evaluate
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_images
 from visdiv_assets_tests.sources.servers import SECRET, s3_server
 

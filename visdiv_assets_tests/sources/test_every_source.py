@@ -9,12 +9,12 @@ import pytest
 from obstore.store import S3Store
 
 from visdiv_assets.embedding.embedder import SSCDEmbedder
-from visdiv_assets.embedding.store import Store
 from visdiv_assets.embedding.weights import ONNX_CHECKPOINT
-from visdiv_assets.evaluation import evaluate
-from visdiv_assets.settings import SourceSettings
+from visdiv_assets.settings.model import SourceSettings
 from visdiv_assets.sources.opening import open_source
+from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.evaluate import evaluate
 from visdiv_assets_tests.conftest import PHOTOS, Demo
 from visdiv_assets_tests.sources import layouts
 from visdiv_assets_tests.sources.servers import SECRET, http_server, s3_server

@@ -17,15 +17,15 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from visdiv_assets.embedding.store import Store
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.evaluation import dataset_name_for, evaluate
-from visdiv_assets.settings import DATASET_NAME, SourceSettings
+from visdiv_assets.settings.model import DATASET_NAME, SourceSettings
 from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.sources.source import from_image_id, to_image_id
 from visdiv_assets.sources.tables import MAX_VALUE_CHARACTERS
+from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.evaluate import dataset_name_for, evaluate
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image
 
 INJECTIONS = [

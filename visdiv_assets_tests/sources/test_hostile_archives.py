@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from visdiv_assets.embedding.store import Store
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.evaluation import evaluate
-from visdiv_assets.settings import SourceSettings
+from visdiv_assets.settings.model import SourceSettings
 from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.sources.source import to_image_id
+from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.evaluate import evaluate
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image
 from visdiv_assets_tests.sources.servers import http_server
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from visdiv_assets.embedding.preprocess import Decoding
-from visdiv_assets.embedding.store import Store
-from visdiv_assets.evaluation import evaluate
 from visdiv_assets.quality.verdicts import count_reasons
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.opening import open_source
+from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.evaluate import evaluate
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder
 
 pytestmark = [

@@ -10,15 +10,15 @@ import dagster as dg
 import pytest
 from typer.testing import CliRunner
 
-from visdiv_assets.cli import app
+from visdiv_assets.cli.main import app
 from visdiv_assets.definitions import build_defs
 from visdiv_assets.defs.resources import EmbedderResource, SettingsResource
-from visdiv_assets.embedding.store import Store
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.evaluation import dataset_name_for, evaluate
-from visdiv_assets.settings import SourceSettings, load_settings
+from visdiv_assets.settings.model import SourceSettings, load_settings
 from visdiv_assets.sources.opening import open_source
+from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.evaluate import dataset_name_for, evaluate
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_images
 from visdiv_assets_tests.sources.servers import SECRET, http_server, s3_server
 

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from visdiv_assets.embedding.index import INDEX_SCHEMA, KEY_BYTES, EmbeddingIndex
-from visdiv_assets.embedding.store import GRID, SEGMENT_ROWS, Store, to_grid
 from visdiv_assets.sources.manifest import SCHEMA, Manifest
 from visdiv_assets.spectral.moments import BLOCK_ROWS, Moments, check_embeddings
 from visdiv_assets.spectral.score import diversity
+from visdiv_assets.store.index import INDEX_SCHEMA, KEY_BYTES, EmbeddingIndex
+from visdiv_assets.store.store import GRID, SEGMENT_ROWS, Store, to_grid
 from visdiv_assets_tests.spectral.matrices import grid_rows, matrices, power_law
 
 ROOT = Path(__file__).parents[2]
@@ -182,8 +182,8 @@ def test_nothing_has_no_sum_no_mean_and_no_covariance():
 # A process of its own: ru_maxrss would include that of the process that started it.
 ADD_UP = """
 import sys
-from visdiv_assets.embedding.store import Store
-from visdiv_assets.accumulation import accumulate_moments
+from visdiv_assets.store.store import Store
+from visdiv_assets.workflows.moments import accumulate_moments
 
 moments = accumulate_moments("dataset", "model", Store(sys.argv[1])).moments
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))

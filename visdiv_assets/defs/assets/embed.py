@@ -14,8 +14,8 @@ from visdiv_assets.defs.resources import (
     StoreResource,
     WarehouseResource,
 )
-from visdiv_assets.evaluation import embed_dataset
 from visdiv_assets.sources.opening import open_source
+from visdiv_assets.workflows.evaluate import embed_dataset
 
 
 @dg.asset(

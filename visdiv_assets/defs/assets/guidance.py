@@ -5,15 +5,6 @@ from functools import partial
 
 import dagster as dg
 
-from visdiv_assets.advice import (
-    augmentations_sheet,
-    axes_of,
-    axes_sheet,
-    measure_augmentations,
-    record_augmentations,
-    record_axes,
-    sample_images,
-)
 from visdiv_assets.defs.assets.score import diversity_metrics
 from visdiv_assets.defs.partitions import datasets
 from visdiv_assets.defs.reporting import (
@@ -31,13 +22,22 @@ from visdiv_assets.defs.resources import (
     StoreResource,
     WarehouseResource,
 )
-from visdiv_assets.evaluation import decoding_of
 from visdiv_assets.guidance.augmentation import ENOUGH_IMAGES, advise
 from visdiv_assets.guidance.axes import describe
 from visdiv_assets.report.charts import effects_png
 from visdiv_assets.report.sheets import contact_sheet_png
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.spectral.score import TOO_FEW
+from visdiv_assets.workflows.advice import (
+    augmentations_sheet,
+    axes_of,
+    axes_sheet,
+    measure_augmentations,
+    record_augmentations,
+    record_axes,
+    sample_images,
+)
+from visdiv_assets.workflows.evaluate import decoding_of
 
 
 @dg.asset(

@@ -7,8 +7,8 @@ import dagster as dg
 from visdiv_assets.defs.partitions import datasets
 from visdiv_assets.defs.reporting import clear_errors
 from visdiv_assets.defs.resources import SettingsResource, StoreResource
-from visdiv_assets.evaluation import list_dataset
 from visdiv_assets.sources.opening import open_source
+from visdiv_assets.workflows.evaluate import list_dataset
 
 
 @dg.asset(partitions_def=datasets, group_name="ingest", kinds={"parquet"})

@@ -14,11 +14,11 @@ from visdiv_assets.defs.reporting import (
 from visdiv_assets.defs.resources import SettingsResource, StoreResource, WarehouseResource
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.guidance.comparison import published_scores
-from visdiv_assets.portfolio import DatasetDrift, drift_of, leaderboard, plan_mixture
 from visdiv_assets.report.charts import leaderboard_png
 from visdiv_assets.spectral.corrected import CorrectedScore
 from visdiv_assets.spectral.score import TOO_FEW
 from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+from visdiv_assets.workflows.portfolio import DatasetDrift, drift_of, leaderboard, plan_mixture
 
 
 def _evaluated(settings: SettingsResource, warehouse: Warehouse) -> list[Evaluation]:

@@ -20,14 +20,14 @@ from visdiv_assets.defs.resources import (
     StoreResource,
     WarehouseResource,
 )
-from visdiv_assets.evaluation import decoding_of
-from visdiv_assets.redundancy.catalogue import REPORTED, as_text, device_for
-from visdiv_assets.redundancy.duplicates import Duplicates, Score, find_duplicates
-from visdiv_assets.redundancy.overlaps import benchmarks_of, comparable, find_overlap
-from visdiv_assets.redundancy.records import known_sizes, record_duplicates, record_leakage
-from visdiv_assets.redundancy.sheets import duplicates_sheet, overlaps_sheet
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.spectral.score import TOO_FEW
+from visdiv_assets.workflows.catalogue import REPORTED, as_text, device_for
+from visdiv_assets.workflows.duplicates import Duplicates, Score, find_duplicates
+from visdiv_assets.workflows.evaluate import decoding_of
+from visdiv_assets.workflows.leakage import benchmarks_of, comparable, find_overlap
+from visdiv_assets.workflows.records import known_sizes, record_duplicates, record_leakage
+from visdiv_assets.workflows.sheets import duplicates_sheet, overlaps_sheet
 
 # Pictures are kept in Dagster's own database, 25 KB each.
 ROWS_SHOWN = 5

@@ -4,7 +4,6 @@ import time
 
 import dagster as dg
 
-from visdiv_assets.accumulation import accumulate_moments
 from visdiv_assets.defs.assets.embed import sscd_embeddings
 from visdiv_assets.defs.partitions import datasets
 from visdiv_assets.defs.reporting import clear_errors, picture, slices_table
@@ -15,11 +14,12 @@ from visdiv_assets.defs.resources import (
     StoreResource,
     WarehouseResource,
 )
-from visdiv_assets.evaluation import score_dataset
 from visdiv_assets.guidance.slices import judge_slices
 from visdiv_assets.report.charts import spectrum_png
 from visdiv_assets.spectral.score import TOO_FEW, rate
 from visdiv_assets.warehouse.warehouse import Evaluation
+from visdiv_assets.workflows.evaluate import score_dataset
+from visdiv_assets.workflows.moments import accumulate_moments
 
 
 @dg.asset(partitions_def=datasets, group_name="score", deps=[sscd_embeddings], kinds={"numpy"})

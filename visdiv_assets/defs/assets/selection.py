@@ -6,10 +6,10 @@ from visdiv_assets.defs.assets.score import diversity_metrics
 from visdiv_assets.defs.partitions import datasets
 from visdiv_assets.defs.reporting import clear_errors, picture
 from visdiv_assets.defs.resources import SettingsResource, StoreResource, WarehouseResource
-from visdiv_assets.evaluation import decoding_of
-from visdiv_assets.selection import core_set_sheet, record_core_set, select_core_set
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.spectral.score import TOO_FEW
+from visdiv_assets.workflows.evaluate import decoding_of
+from visdiv_assets.workflows.select import core_set_sheet, record_core_set, select_core_set
 
 
 @dg.asset(

@@ -1,0 +1,339 @@
+"""The commands about registered datasets: `visdiv init`, `add`, `list`, `failures`, `alerts`.
+
+Here: arguments and tables. Not here: editing the file (`registry.py`), reading results
+(`warehouse/`); heavy modules are imported by the command that needs them.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from visdiv_assets.cli.console import (
+    Config,
+    clear_errors,
+    compact_table,
+    err,
+    out,
+    score_text,
+    visible,
+)
+from visdiv_assets.errors import VisdivError
+
+if TYPE_CHECKING:
+    from visdiv_assets.warehouse.warehouse import Warehouse
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+commands = typer.Typer()
+alerts = typer.Typer(no_args_is_help=True, help="See the alerts, or try whether they arrive.")
+commands.add_typer(alerts, name="alerts")
+
+Name = Annotated[str, typer.Argument(help="Name of the dataset.", metavar="NAME")]
+
+
+@commands.command()
+def init(config: Config = None) -> None:
+    """Write a visdiv.yaml to begin with."""
+    with clear_errors():
+        from visdiv_assets.settings.editing import create
+
+        path = config or Path("visdiv.yaml")
+        create(path)
+    out.print(f"{path} is written; next: visdiv add NAME SOURCE", markup=False, soft_wrap=True)
+
+
+@commands.command(
+    epilog="""[bold]Examples[/]
+
+  visdiv add birds /data/birds
+  visdiv add birds /data/birds --threshold 0.4 --no-watch
+  visdiv add shards '/data/shards/{000..099}.tar'
+  visdiv add bucket s3://bucket/birds/
+  visdiv add test_set /data/test --role benchmark
+"""
+)
+def add(
+    name: Name,
+    source: Annotated[str, typer.Argument(help="Where its images are.", metavar="SOURCE")],
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, metavar="SCORE", help="Alert below this. Default: 0.30."),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch/--no-watch", help="Score it anew when it changes.")
+    ] = True,
+    schedule: Annotated[
+        bool, typer.Option("--schedule/--no-schedule", help="Evaluate it every night.")
+    ] = True,
+    role: Annotated[
+        Literal["training", "benchmark"],
+        typer.Option(help="A benchmark's images must not appear in other datasets."),
+    ] = "training",
+    config: Config = None,
+) -> None:
+    """Register a dataset; Dagster scores it by itself.
+
+    Comments in the file stay.
+    """
+    with clear_errors():
+        from visdiv_assets.settings.editing import add_dataset
+        from visdiv_assets.settings.model import absolute_path
+        from visdiv_assets.sources.opening import open_source
+        from visdiv_assets.sources.places import scheme_of
+
+        path = _settings_file(config)
+        options = {
+            **({} if threshold is None else {"threshold": threshold}),
+            **({} if watch else {"watch": False}),
+            **({} if schedule else {"schedule": False}),
+            **({} if role == "training" else {"role": role}),
+        }
+        # A relative folder is relative to where the command runs; in the file, to the file.
+        place = source if scheme_of(source) else str(absolute_path(source))
+        open_source(place)
+        add_dataset(path, name, place, **options)
+    out.print(f"{name} is registered in {path}", markup=False, soft_wrap=True)
+
+
+@commands.command("list")
+def list_datasets(config: Config = None) -> None:
+    """List the registered datasets and their newest scores."""
+    with clear_errors():
+        from visdiv_assets.settings.model import load_settings
+        from visdiv_assets.sources.places import without_secrets
+
+        settings = load_settings(config)
+        latest = {each.dataset: each for each in _warehouse(config).latest_evaluations()}
+    if not settings.datasets:
+        err.print("no datasets are registered; visdiv add NAME SOURCE adds one")
+        return
+    table = compact_table()
+    table.add_column("dataset", overflow="fold")
+    for heading in ("score\n95 %", "plain", "threshold", "images"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("evaluated\n(UTC)", no_wrap=True)
+    table.add_column("source", overflow="fold")
+    for name, dataset in settings.datasets.items():
+        newest = latest.get(name)
+        score, plain, count, when = "", "", "", "never"
+        if newest is not None:
+            # The one that the threshold is for has a colour.
+            colour = "green" if (newest.judged_score or 0.0) >= dataset.threshold else "red"
+            score, plain = score_text(newest), f"{newest.diversity_score:.4f}"
+            if newest.basis == "plain":
+                plain = f"[{colour}]{plain}[/]"
+            elif newest.judged_score is not None:
+                score = f"[{colour}]{score}[/]"
+            count, when = f"{newest.n_images:,}", f"{newest.evaluated_at:%Y-%m-%d\n%H:%M}"
+        source = visible(without_secrets(dataset.source.uri)).replace("[", "\\[")
+        table.add_row(name, score, plain, f"{dataset.threshold:.2f}", count, when, source)
+    out.print(table)
+
+
+@commands.command()
+def remove(name: Name, config: Config = None) -> None:
+    """Take a dataset out of the settings; its history stays."""
+    with clear_errors():
+        from visdiv_assets.settings.editing import remove_dataset
+
+        path = _settings_file(config)
+        remove_dataset(path, name)
+    out.print(f"{name} is no longer registered; its history is kept", markup=False)
+
+
+@commands.command(
+    epilog="""[bold]Examples[/]
+
+  visdiv history birds
+  visdiv history birds --plot birds.png
+"""
+)
+def history(
+    name: Name,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw it, as a PNG.")
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Print this many, the newest.")
+    ] = 20,
+    config: Config = None,
+) -> None:
+    """Print a dataset's evaluations, oldest first, and a sparkline of the scores."""
+    with clear_errors():
+        evaluations = _warehouse(config).history(name)
+        if not evaluations:
+            raise VisdivError(f"there are no evaluations of {name!r}")
+        if plot is not None:
+            from visdiv_assets.report.charts import history_png
+
+            plot.write_bytes(history_png(name, evaluations))
+    table = compact_table()
+    table.add_column("evaluated (UTC)", no_wrap=True)
+    for heading in ("images", "failed", "score", "95 %"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("rating", no_wrap=True)
+    table.add_column("plain", justify="right", no_wrap=True)
+    for each in evaluations[-limit:]:
+        table.add_row(
+            f"{each.evaluated_at:%Y-%m-%d %H:%M}",
+            f"{each.n_images:,}",
+            f"{each.n_failed:,}",
+            "" if each.corrected_score is None else f"[bold]{each.corrected_score:.4f}[/]",
+            ""
+            if each.corrected_low is None
+            else f"{each.corrected_low:.3f}–{each.corrected_high:.3f}",
+            each.rating if each.stars else "too few\nto tell",
+            f"{each.diversity_score:.4f}",
+        )
+    out.print(table)
+    basis = evaluations[-1].basis
+    scores = [
+        each.judged_score
+        for each in evaluations
+        if each.basis == basis and each.judged_score is not None
+    ]
+    if scores:
+        span = f"{min(scores):.4f} to {max(scores):.4f}"
+        out.print(f"{sparkline(scores[-60:])}  {basis} score, {span}")
+    models = len({each.model_id for each in evaluations})
+    if models > 1:
+        err.print(f"Note: made with {models} different models, whose scores do not compare.")
+    if plot is not None:
+        out.print(f"drawn in {plot}", markup=False, soft_wrap=True)
+
+
+@commands.command(
+    epilog="""[bold]Examples[/]
+
+  visdiv failures birds
+  visdiv failures birds --paths > broken.txt
+"""
+)
+def failures(
+    name: Name,
+    limit: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Print this many; 0 for all of them.")
+    ] = 20,
+    paths: Annotated[
+        bool, typer.Option("--paths", help="Print nothing but the images, one a line.", metavar="")
+    ] = False,
+    config: Config = None,
+) -> None:
+    """List the images that could not be embedded, and why."""
+    with clear_errors():
+        from visdiv_assets.quality.verdicts import count_reasons
+
+        warehouse = _warehouse(config)
+        failed = warehouse.failures(name)
+        if not failed and not warehouse.history(name):
+            raise VisdivError(f"{name!r} was never evaluated")
+    if paths:
+        for image in failed:
+            print(visible(image.image_id))
+        return
+    if not failed:
+        out.print(f"every image of {name} could be embedded", markup=False)
+        return
+    table = Table()
+    table.add_column("images", justify="right", no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    reasons = [
+        f"{image.exception}: {image.reason}" if image.exception else image.reason
+        for image in failed
+    ]
+    for reason, count in count_reasons(reasons):
+        table.add_row(f"{count:,}", Text(visible(reason)))
+    out.print(table)
+    shown = failed[: limit or len(failed)]
+    for image, reason in zip(shown, reasons, strict=False):
+        size = "" if image.bytes is None else f" ({image.bytes:,} bytes)"
+        out.print(Text(f"{visible(image.image_id)}{size}: {visible(reason)}"), soft_wrap=True)
+    if len(shown) < len(failed):
+        out.print(f"… and {len(failed) - len(shown):,} more; --limit 0 lists them all")
+
+
+@commands.command()
+def schema() -> None:
+    """Print the JSON Schema of visdiv.yaml, for editors."""
+    from visdiv_assets.settings.editing import json_schema
+
+    print(json_schema())
+
+
+@alerts.command("list")
+def list_alerts(
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="The newest N.")] = 20,
+    config: Config = None,
+) -> None:
+    """Show the outbox: what people were told, and what they are still to be told."""
+    with clear_errors():
+        from visdiv_assets.notify.messages import headline
+
+        rows = _warehouse(config).alerts(limit)
+    if not rows:
+        out.print("there were no alerts")
+        return
+    table = Table()
+    table.add_column("at (UTC)", no_wrap=True)
+    table.add_column("alert")
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("delivered", overflow="fold")
+    for alert, targets, delivered, error in rows:
+        score = "" if alert.diversity_score is None else f"{alert.diversity_score:.4f}"
+        state = f"{delivered} of {targets}" if targets else "waiting"
+        if delivered < targets and error:
+            state += f": {error}".replace("[", "\\[")
+        table.add_row(f"{alert.created_at:%Y-%m-%d %H:%M}", headline(alert), score, state)
+    out.print(table)
+
+
+@alerts.command("test")
+def send_test(config: Config = None) -> None:
+    """Send a test message to every alert URL of the settings."""
+    with clear_errors():
+        from visdiv_assets.notify.delivery import Target
+        from visdiv_assets.notify.messages import Message
+        from visdiv_assets.settings.model import load_settings
+
+        urls = load_settings(config).alerts.resolved_urls()
+        if not urls:
+            raise VisdivError("there are no alert URLs in the settings (alerts, urls)")
+        message = Message("visdiv: test", "This is what an alert of visdiv looks like.")
+        outcomes = [(target.label, target.send(message)) for target in map(Target, urls)]
+    for label, error in outcomes:
+        out.print(f"{label}: {error or 'accepted'}", markup=False, soft_wrap=True)
+    if any(error for _, error in outcomes):
+        raise typer.Exit(1)
+
+
+def sparkline(values: list[float]) -> str:
+    """A bar for each value, between the least and the greatest of them.
+
+    Example:
+        >>> sparkline([0.1, 0.2, 0.3])
+        '▁▅█'
+    """
+    low, high = min(values), max(values)
+    if high == low:
+        return SPARKS[3] * len(values)
+    top = len(SPARKS) - 1
+    return "".join(SPARKS[int((value - low) / (high - low) * top + 0.5)] for value in values)
+
+
+def _settings_file(config: Path | None) -> Path:
+    from visdiv_assets.settings.model import find_settings
+
+    path = config or find_settings()
+    if path is None:
+        raise VisdivError("there is no visdiv.yaml here; visdiv init writes one")
+    return path
+
+
+def _warehouse(config: Path | None) -> "Warehouse":
+    from visdiv_assets.settings.model import load_settings
+    from visdiv_assets.warehouse.warehouse import Warehouse
+
+    return Warehouse(load_settings(config).store / "visdiv.duckdb")

@@ -1,0 +1,117 @@
+"""What `visdiv doctor` finds out.
+
+Here: looking at the installation, the devices, the model and the store. Not here: printing.
+"""
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+from visdiv_assets import __version__
+from visdiv_assets.embedding.cpus import usable_cpus
+from visdiv_assets.embedding.embedder import SSCDEmbedder
+from visdiv_assets.embedding.weights import find_weights
+from visdiv_assets.errors import VisdivError
+from visdiv_assets.settings.model import Settings
+from visdiv_assets.store.store import Store
+from visdiv_assets.warehouse.warehouse import Warehouse
+
+PACKAGES = ("dagster", "dagster-webserver", "torch", "torchvision", "onnxruntime", "duckdb")
+OPTIONAL = ("onnxruntime",)
+LITTLE_DISK = 2 * 1024**3
+
+
+class Finding(NamedTuple):
+    """One thing looked at: whether it is as it should be, and what was seen."""
+
+    ok: bool
+    subject: str
+    detail: str
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Everything that a person would be asked when something does not work."""
+    return [
+        Finding(True, "visdiv", f"{__version__}, Python {platform.python_version()}"),
+        *_packages(),
+        *_devices(),
+        *_model(settings),
+        *_store(settings.store),
+    ]
+
+
+def _packages() -> Iterator[Finding]:
+    for name in PACKAGES:
+        try:
+            yield Finding(True, name, version(name))
+        except PackageNotFoundError:
+            yield Finding(name in OPTIONAL, name, "not installed")
+
+
+def _devices() -> Iterator[Finding]:
+    yield Finding(True, "CPU", f"{usable_cpus()} usable")
+    try:
+        import torch
+    except ImportError as error:
+        yield Finding(False, "GPU", f"torch cannot be imported: {error}")
+        return
+    if not torch.cuda.is_available():
+        yield Finding(True, "GPU", "none that PyTorch can use")
+        return
+    for number in range(torch.cuda.device_count()):
+        memory = torch.cuda.get_device_properties(number).total_memory / 1024**3
+        name = torch.cuda.get_device_name(number)
+        yield Finding(True, f"GPU cuda:{number}", f"{name}, {memory:.0f} GiB")
+
+
+def _model(settings: Settings) -> Iterator[Finding]:
+    configured = settings.embedder
+    try:
+        weights = find_weights(configured.weights, allow_download=False)
+    except VisdivError as error:
+        yield Finding(False, "weights", f"{configured.weights}: {error}")
+        return
+    name = f"{weights.checkpoint} ({weights.format}, SHA-256 {weights.sha256[:12]}…)"
+    yield Finding(True, "weights", f"{configured.weights}: {name} in {weights.path}")
+    try:
+        runtime = SSCDEmbedder(
+            configured.weights, configured.device, configured.batch_size, configured.precision
+        ).runtime
+    except VisdivError as error:
+        yield Finding(False, "model", str(error))
+        return
+    yield Finding(True, "model", f"{runtime.description}, {runtime.dimension} dimensions")
+
+
+def _store(root: Path) -> Iterator[Finding]:
+    if not root.exists():
+        yield Finding(True, "store", f"{root}, not created yet")
+        return
+    if not root.is_dir() or not os.access(root, os.W_OK):
+        yield Finding(False, "store", f"{root} is not a folder that can be written to")
+        return
+    free = shutil.disk_usage(root).free
+    yield Finding(free > LITTLE_DISK, "store", f"{root}, {free / 1024**3:.0f} GiB free")
+    store = Store(root)
+    for model_id in store.model_ids():
+        names, index = store.segment_names(model_id), store.key_index(model_id)
+        damaged = len(names) - len(index.segments)
+        detail = f"{model_id}: {_count(len(index), 'image')} in {_count(len(names), 'segment')}"
+        if damaged:
+            detail += f", {damaged:,} of them damaged; their images will be embedded again"
+        yield Finding(not damaged, "embeddings", detail)
+    warehouse = Warehouse(root / "visdiv.duckdb")
+    try:
+        latest = warehouse.latest_evaluations()
+        detail = f"{_count(len(latest), 'dataset')} scored, schema {warehouse.schema_version()}"
+        yield Finding(True, "results", detail)
+    except VisdivError as error:
+        yield Finding(False, "results", str(error))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

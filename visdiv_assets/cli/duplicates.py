@@ -1,0 +1,578 @@
+"""The commands about what a dataset repeats: `visdiv duplicates`, `leakage`, `similar`.
+
+Here: arguments, progress, tables, lists. Not here: any computation (`redundancy.py`).
+"""
+
+import csv
+import io
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+from rich.progress import TaskProgressColumn
+from rich.table import Table
+from rich.text import Text
+
+from visdiv_assets.cli.console import (
+    PROGRESS_SECONDS,
+    Config,
+    clear_errors,
+    dataset_at,
+    err,
+    opened,
+    out,
+    progress_bar,
+    visible,
+)
+from visdiv_assets.errors import VisdivError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from visdiv_assets.embedding.preprocess import Decoding
+    from visdiv_assets.settings.model import DatasetSettings, Settings
+    from visdiv_assets.sources.source import Source
+    from visdiv_assets.store.store import Store
+    from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+    from visdiv_assets.workflows.duplicates import Duplicates, Score
+    from visdiv_assets.workflows.leakage import Overlap
+
+CLUSTERS_SHOWN = 10
+LISTS = (".csv", ".jsonl", ".txt")
+
+commands = typer.Typer()
+
+Name = Annotated[
+    str,
+    typer.Argument(help="Name of a dataset, or a source that was scored.", metavar="NAME"),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        metavar="T",
+        help="Cosine similarity, 0 to 1; as in the settings if left out.",
+    ),
+]
+Export = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write the images as .csv or .jsonl, or their ids as .txt."),
+]
+Sheet = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Draw them as a contact sheet, a PNG.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", metavar="")]
+
+
+@commands.command(
+    epilog="""[bold]Examples[/]
+
+  visdiv duplicates birds --sheet birds.png    look at the largest clusters
+  visdiv duplicates birds --export drop.txt    list the images that may go
+  visdiv duplicates birds --threshold 0.9      stricter
+  visdiv duplicates birds --split              no chains
+  visdiv duplicates birds --against cars       images that cars has, too
+  visdiv duplicates ~/photos                   a folder that was scored
+
+Kept of each cluster is the largest picture, then the least compressed,
+then the first by name. What is found with the thresholds of the settings
+is recorded in the tables duplicates and redundancy.
+"""
+)
+def duplicates(
+    name: Name,
+    threshold: Threshold = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Look for its images in this dataset instead; may be repeated."
+        ),
+    ] = None,
+    split: Annotated[
+        bool,
+        typer.Option(
+            "--split",
+            help="Divide chains: every image is that similar to the one that is kept for it.",
+            metavar="",
+        ),
+    ] = False,
+    export: Export = None,
+    sheet: Sheet = None,
+    json_output: Json = False,
+    config: Config = None,
+) -> None:
+    """Find exact copies and near-duplicates, and say which image of each cluster to keep."""
+    with clear_errors():
+        from visdiv_assets.workflows.catalogue import device_for
+        from visdiv_assets.workflows.duplicates import find_duplicates
+        from visdiv_assets.workflows.records import known_sizes, record_duplicates
+        from visdiv_assets.workflows.sheets import duplicates_sheet
+
+        _check_list(export)
+        project = _Project.open(config)
+        dataset = project.dataset(name)
+        level = dataset.settings.near_duplicates.threshold if threshold is None else threshold
+        if against:
+            if split:
+                raise VisdivError("--split divides the clusters of one dataset, not of several")
+            others = [project.dataset(other) for other in dict.fromkeys(against)]
+            if dataset.name in [other.name for other in others]:
+                raise VisdivError(f"{name} has all its images itself; leave it out of --against")
+            overlaps = _overlaps(project, dataset, others, level)
+            _tell_overlaps(project, dataset, others, overlaps, export, sheet, json_output)
+            return
+        with _progress(dataset.name) as on_progress:
+            found = find_duplicates(
+                dataset.evaluation,
+                project.store,
+                dataset.source,
+                dataset.decoding,
+                threshold=level,
+                split=split or dataset.settings.near_duplicates.split,
+                known=known_sizes(dataset.name, project.warehouse),
+                device=device_for(
+                    project.settings.embedder_of(dataset.name), dataset.evaluation.n_images
+                ),
+                on_progress=on_progress,
+            )
+        wanted = dataset.settings.near_duplicates
+        if (found.threshold, found.split) == (wanted.threshold, wanted.split):
+            record_duplicates(found, project.store, project.warehouse)
+        if export is not None:
+            _write_list(export, found.to_drop())
+        if sheet is not None and found.clusters:
+            _write(sheet, duplicates_sheet(found, dataset.source, dataset.decoding))
+    if json_output:
+        print(json.dumps(_as_json(found)))
+        return
+    _print_duplicates(found)
+    if export is not None:
+        _say(f"the {found.n_exact + found.n_near:,} images that may go are in {export}")
+    if sheet is not None:
+        _say(f"drawn in {sheet}" if found.clusters else "there is nothing to draw")
+
+
+@commands.command(
+    epilog="""[bold]Examples[/]
+
+  visdiv leakage birds                      into every dataset with role: benchmark
+  visdiv leakage birds --sheet leaks.png    beside the images of the benchmark
+  visdiv leakage birds --export leaks.csv
+"""
+)
+def leakage(
+    name: Name,
+    threshold: Threshold = None,
+    export: Export = None,
+    sheet: Sheet = None,
+    json_output: Json = False,
+    config: Config = None,
+) -> None:
+    """Find the images of a dataset that benchmarks have, too."""
+    with clear_errors():
+        from visdiv_assets.workflows.leakage import benchmarks_of, comparable
+        from visdiv_assets.workflows.records import record_leakage
+
+        _check_list(export)
+        project = _Project.open(config)
+        dataset = project.dataset(name)
+        names = benchmarks_of(project.settings, dataset.name)
+        if not names:
+            if dataset.settings.role == "benchmark":
+                raise VisdivError(
+                    f"{name} is a benchmark itself; name one that must not leak into it"
+                )
+            raise VisdivError("no dataset of the settings has role: benchmark to leak into")
+        known, not_compared = comparable(dataset.evaluation, names, project.warehouse)
+        benchmarks = [project.dataset(each.dataset) for each in known]
+        level = dataset.settings.leakage.threshold if threshold is None else threshold
+        overlaps = _overlaps(project, dataset, benchmarks, level)
+        if level == dataset.settings.leakage.threshold:
+            record_leakage(dataset.name, overlaps, not_compared, project.store, project.warehouse)
+        for other, why in not_compared.items():
+            err.print(Text(f"{visible(other)} was not compared: {why}", style="yellow"))
+        if not overlaps:
+            raise VisdivError("there is no benchmark that could be compared")
+        _tell_overlaps(project, dataset, benchmarks, overlaps, export, sheet, json_output)
+
+
+@commands.command(
+    epilog="""[bold]Examples[/]
+
+  visdiv similar birds owls/17.jpg                    like an image of the dataset, by its id
+  visdiv similar birds ~/unknown.jpg -k 5             like any image file
+  visdiv similar birds ~/unknown.jpg --sheet out.png
+"""
+)
+def similar(
+    name: Name,
+    image: Annotated[
+        str, typer.Argument(help="An image's id in the dataset, or an image file.", metavar="IMAGE")
+    ],
+    k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="How many to find.")] = 10,
+    sheet: Sheet = None,
+    json_output: Json = False,
+    config: Config = None,
+) -> None:
+    """Find the images of a dataset that are most like an image."""
+    with clear_errors():
+        from visdiv_assets.embedding.pictures import pictures_of
+        from visdiv_assets.embedding.preprocess import Pixels
+        from visdiv_assets.workflows.evaluate import embedder_of
+        from visdiv_assets.workflows.sheets import neighbours_sheet
+        from visdiv_assets.workflows.similar import decoded, query_from, query_in, similar_images
+
+        project = _Project.open(config)
+        dataset = project.dataset(name)
+        query, data = query_in(dataset.evaluation, project.store, image), b""
+        if query is None:
+            data = _read_image(image, dataset.name)
+            query = query_from(
+                data,
+                dataset.evaluation,
+                project.store,
+                lambda: embedder_of(project.settings, dataset.name),
+            )
+        found = similar_images(dataset.evaluation, project.store, query, k)
+        if sheet is not None:
+            own: Pixels | None
+            if data:
+                own = decoded(data, dataset.decoding)
+            else:
+                pictures = pictures_of(dataset.source, [image], dataset.decoding)
+                own = next((picture.pixels for _, _, picture in pictures), None)
+            png = neighbours_sheet(own, image, found, dataset.source, dataset.decoding)
+            _write(sheet, png)
+    if json_output:
+        print(json.dumps([each._asdict() for each in found]))
+        return
+    table = Table()
+    table.add_column("similarity", justify="right", no_wrap=True)
+    table.add_column("image", overflow="fold")
+    for each in found:
+        told = "same bytes" if each.exact else f"{each.similarity:.4f}"
+        table.add_row(told, Text(visible(each.image_id)))
+    out.print(table)
+    if sheet is not None:
+        _say(f"drawn in {sheet}")
+
+
+class _Dataset(NamedTuple):
+    """What is known of a dataset that was evaluated."""
+
+    name: str
+    settings: "DatasetSettings"
+    source: "Source"
+    decoding: "Decoding"
+    evaluation: "Evaluation"
+
+
+class _Project(NamedTuple):
+    settings: "Settings"
+    store: "Store"
+    warehouse: "Warehouse"
+
+    @classmethod
+    def open(cls, config: Path | None) -> "_Project":
+        return cls(*opened(config))
+
+    def dataset(self, called: str) -> _Dataset:
+        """A dataset by its name, or by where it is."""
+        from visdiv_assets.settings.model import DatasetSettings, absolute_path
+        from visdiv_assets.sources.opening import open_source
+        from visdiv_assets.sources.places import scheme_of
+        from visdiv_assets.workflows.evaluate import decoding_of
+
+        latest = {each.dataset: each for each in self.warehouse.latest_evaluations()}
+        name, source = dataset_at(called, self.settings)
+        if name not in latest:
+            if not scheme_of(called) and not absolute_path(called).exists():
+                self.settings.dataset(called)  # says which there are
+            raise VisdivError(f"{called} was never evaluated; visdiv score {called} does that")
+        registered = self.settings.datasets.get(name)
+        return _Dataset(
+            name,
+            registered or DatasetSettings.model_construct(source=source),
+            open_source(source),
+            decoding_of(self.settings, name),
+            latest[name],
+        )
+
+
+def _overlaps(
+    project: _Project, dataset: _Dataset, others: list[_Dataset], threshold: float
+) -> "list[Overlap]":
+    from visdiv_assets.workflows.catalogue import device_for
+    from visdiv_assets.workflows.leakage import find_overlap
+
+    device = device_for(project.settings.embedder_of(dataset.name), dataset.evaluation.n_images)
+    with _progress(dataset.name) as on_progress:
+        return [
+            find_overlap(
+                dataset.evaluation,
+                other.evaluation,
+                project.store,
+                threshold=threshold,
+                device=device,
+                on_progress=on_progress,
+            )
+            for other in others
+        ]
+
+
+def _tell_overlaps(
+    project: _Project,
+    dataset: _Dataset,
+    others: list[_Dataset],
+    overlaps: "list[Overlap]",
+    export: Path | None,
+    sheet: Path | None,
+    json_output: bool,
+) -> None:
+    import pyarrow as pa
+
+    from visdiv_assets.workflows.catalogue import as_text
+    from visdiv_assets.workflows.sheets import overlaps_sheet
+
+    found = [each for each in overlaps if len(each.images)]
+    if export is not None:
+        listed = [
+            each.images.add_column(1, "other", pa.array([each.other.dataset] * len(each.images)))
+            for each in found
+        ]
+        _write_list(export, pa.concat_tables(listed or [overlaps[0].images]))
+    if sheet is not None and found:
+        places = {each.name: (each.source, each.decoding) for each in [dataset, *others]}
+        _write(sheet, overlaps_sheet(found, places))
+    if json_output:
+        print(json.dumps([_overlap_as_json(each) for each in overlaps]))
+        return
+    table = Table()
+    table.add_column("in", overflow="fold")
+    for heading in ("images", "share", "same\nbytes", "its\nimages", "its\nshare"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    levels = [level for level in overlaps[0].counts if level != overlaps[0].threshold]
+    for level in levels:
+        table.add_column(f"at\n{as_text(level)}", justify="right", no_wrap=True)
+    for each in overlaps:
+        table.add_row(
+            visible(each.other.dataset),
+            f"[bold]{len(each.images):,}[/]",
+            f"{each.rate:.1%}",
+            f"{each.n_exact:,}",
+            f"{each.n_other:,}",
+            f"{each.other_rate:.1%}",
+            *(f"{each.counts[level]:,}" for level in levels),
+        )
+    out.print(table)
+    _say(
+        f"Images of {dataset.name} that others have, too, at a similarity of "
+        f"{as_text(overlaps[0].threshold)}; 'its images': those of the other that it has."
+    )
+    for each in overlaps:
+        _print_recall(each.method, each.recall)
+    if export is not None:
+        _say(f"the images are in {export}")
+    if sheet is not None:
+        _say(f"drawn in {sheet}" if found else "there is nothing to draw")
+
+
+def _print_duplicates(found: "Duplicates") -> None:
+    from visdiv_assets.workflows.catalogue import as_text
+
+    dataset = found.evaluation.dataset
+    of = f" of {found.evaluation.n_listed:,}" if found.evaluation.is_sample else ""
+    _say(f"{dataset}: {found.n_images:,} images{of}, {found.n_distinct:,} different contents")
+    table = Table()
+    table.add_column("what may go")
+    for heading in ("images", "share of all"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_row("exact copies", f"{found.n_exact:,}", f"{found.n_exact / found.n_images:.1%}")
+    for level, near in sorted(found.near.items()):
+        told = (f"near-duplicates at {as_text(level)}", f"{near:,}", f"{near / found.n_images:.1%}")
+        bold = level == found.threshold
+        table.add_row(*(f"[bold]{each}[/]" if bold else each for each in told))
+    out.print(table)
+    if found.clusters:
+        shown = Table()
+        for heading in ("cluster", "images", "contents", "smallest similarity"):
+            shown.add_column(heading, justify="right", no_wrap=True)
+        shown.add_column("keep", overflow="fold")
+        for each in found.clusters[:CLUSTERS_SHOWN]:
+            smallest = f"{each.smallest:.3f}"
+            shown.add_row(
+                f"{each.number:,}",
+                f"{each.n_images:,}",
+                f"{each.n_contents:,}",
+                f"[red]{smallest}[/]" if each.smallest < found.threshold else smallest,
+                Text(visible(found.images_of(each)["image_id"][0].as_py())),
+            )
+        out.print(shown)
+        more = len(found.clusters) - CLUSTERS_SHOWN
+        if more > 0:
+            _say(f"… and {more:,} more; --export FILE.csv lists all")
+        chains = sum(each.smallest < found.threshold for each in found.near_clusters)
+        if chains and not found.split:
+            _say(
+                f"{_plural(chains, 'cluster is a chain', 'clusters are chains')}: "
+                "not all their images are alike; --split divides them"
+            )
+    if found.n_exact + found.n_near:
+        plain = f"{_plain(found.after)} instead of {_plain(found.before)}"
+        if found.before.corrected is None and found.after.corrected is None:
+            _say(
+                f"Without them the plain score is {plain}; there are too few to tell the corrected."
+            )
+        else:
+            fair = f"{_fair(found.after)} instead of {_fair(found.before)}"
+            _say(f"Without them the score is {fair}; plain, {plain}.")
+    _print_recall(found.method, found.recall)
+
+
+def _print_recall(method: str, recall: float | None) -> None:
+    if method != "exact":
+        share = "an unknown share" if recall is None else f"{recall:.1%}, as measured,"
+        _say(f"An index was used, which finds {share} of all pairs.")
+
+
+def _plural(count: int, one: str, many: str) -> str:
+    return f"1 {one}" if count == 1 else f"{count:,} {many}"
+
+
+def _fair(score: "Score") -> str:
+    return "too few to tell" if score.corrected is None else f"{score.corrected.score:.4f}"
+
+
+def _plain(score: "Score") -> str:
+    return "too few to tell" if score.plain is None else f"{score.plain:.4f}"
+
+
+def _as_json(found: "Duplicates") -> dict[str, Any]:
+    from visdiv_assets.workflows.catalogue import as_text
+
+    return {
+        "dataset": found.evaluation.dataset,
+        "model_id": found.evaluation.model_id,
+        "threshold": found.threshold,
+        "split": found.split,
+        "n_images": found.n_images,
+        "n_distinct": found.n_distinct,
+        "n_exact": found.n_exact,
+        "n_near": found.n_near,
+        "rate": found.rate(),
+        "near": {as_text(level): near for level, near in found.near.items()},
+        "clusters": [
+            {
+                "cluster": each.number,
+                "n_images": each.n_images,
+                "n_contents": each.n_contents,
+                "smallest_similarity": each.smallest,
+                "keep": found.images_of(each)["image_id"][0].as_py(),
+            }
+            for each in found.clusters
+        ],
+        "score": found.before.plain,
+        "score_without": found.after.plain,
+        "corrected_score": found.before.corrected and found.before.corrected.score,
+        "corrected_without": found.after.corrected and found.after.corrected.score,
+        "method": found.method,
+        "recall": found.recall,
+    }
+
+
+def _overlap_as_json(each: "Overlap") -> dict[str, Any]:
+    from visdiv_assets.workflows.catalogue import as_text
+
+    return {
+        "dataset": each.evaluation.dataset,
+        "other": each.other.dataset,
+        "model_id": each.evaluation.model_id,
+        "threshold": each.threshold,
+        "n_images": each.evaluation.n_images,
+        "n_found": len(each.images),
+        "n_exact": each.n_exact,
+        "rate": each.rate,
+        "n_other_images": each.other.n_images,
+        "n_other_found": each.n_other,
+        "counts": {as_text(level): count for level, count in each.counts.items()},
+        "method": each.method,
+        "recall": each.recall,
+    }
+
+
+def _check_list(path: Path | None) -> None:
+    """Refuse a list before the work begins, not after."""
+    if path is not None and path.suffix.lower() not in LISTS:
+        raise VisdivError(f"a list is written as {', '.join(LISTS)}; {path} is none of these")
+
+
+def _write_list(path: Path, images: "pa.Table") -> None:
+    """The images as a table, or their ids alone."""
+    suffix = path.suffix.lower()
+    text = io.StringIO()
+    if suffix == ".csv":
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(images.column_names)
+        for batch in images.to_batches():
+            rows.writerows(zip(*batch.to_pydict().values(), strict=True))
+    for batch in images.to_batches() if suffix != ".csv" else ():
+        for row in batch.to_pylist():
+            # A name may hold line breaks; one a line is all that a list of names can be.
+            line = json.dumps(row) if suffix == ".jsonl" else visible_lines(row["image_id"])
+            text.write(line + "\n")
+    _write(path, text.getvalue().encode())
+
+
+def visible_lines(name: str) -> str:
+    """A name as it is, but for line breaks, which stand in it in escaped form."""
+    return name if len(name.splitlines()) <= 1 else visible(name)
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise VisdivError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _read_image(image: str, dataset: str) -> bytes:
+    from visdiv_assets.settings.model import absolute_path
+    from visdiv_assets.sources.source import read_limited
+
+    try:
+        with absolute_path(image).open("rb") as file:
+            return read_limited(file)
+    except FileNotFoundError:
+        raise VisdivError(f"{image} is neither an image of {dataset} nor a file") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise VisdivError(f"cannot read {image}: {reason}") from error
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal for whatever is being done; in a log, a line now and then."""
+    said = time.monotonic()
+    with progress_bar("{task.description}", TaskProgressColumn()) as progress:
+        task, current = progress.add_task(name, total=None), ""
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            nonlocal current, said
+            if what != current:
+                current = what
+                progress.reset(task, total=total, description=f"{name}: {what}")
+            progress.update(task, completed=done, total=total)
+            if not err.is_terminal and time.monotonic() - said >= PROGRESS_SECONDS:
+                said = time.monotonic()
+                err.print(f"{name}: {what}, {done / max(total, 1):.0%}", soft_wrap=True)
+
+        yield on_progress
+
+
+def _say(text: str) -> None:
+    out.print(text, markup=False, soft_wrap=True)

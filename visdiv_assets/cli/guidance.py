@@ -1,0 +1,356 @@
+"""The commands that say what and why: `visdiv axes`, `augment`, `acquire`.
+
+Here: arguments, progress, tables. Not here: any computation (`advice.py`).
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from visdiv_assets.cli.console import (
+    Config,
+    clear_errors,
+    counted,
+    err,
+    opened,
+    out,
+    visible,
+)
+from visdiv_assets.errors import VisdivError
+
+if TYPE_CHECKING:
+    from visdiv_assets.settings.model import Settings
+    from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+    from visdiv_assets.workflows.advice import Acquisition, DatasetAxes, Measured
+
+# From this width on, there is room to say what each augmentation does.
+DESCRIBED_WIDTH = 110
+
+commands = typer.Typer()
+
+Name = Annotated[str, typer.Argument(help="Name of the dataset.", metavar="NAME")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", metavar="")]
+
+
+@commands.command(
+    epilog="""[bold]Examples[/]
+
+  visdiv axes birds                        what dominates, in words
+  visdiv axes birds --sheet axes.png       and the images at both ends of each axis
+  visdiv axes birds -n 3 --json
+"""
+)
+def axes(
+    name: Name,
+    count: Annotated[int, typer.Option("-n", min=1, max=50, metavar="N", help="Axes to show.")] = 5,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Draw the images at both ends of each axis."),
+    ] = None,
+    json_output: Json = False,
+    config: Config = None,
+) -> None:
+    """Say what dominates a dataset: its largest contrasts, and what all images share."""
+    with clear_errors():
+        from visdiv_assets.guidance.axes import describe
+        from visdiv_assets.report.sheets import contact_sheet_png
+        from visdiv_assets.sources.opening import open_source
+        from visdiv_assets.workflows.advice import axes_of, axes_sheet, record_axes
+        from visdiv_assets.workflows.evaluate import decoding_of
+
+        settings, store, warehouse = opened(config)
+        [evaluation] = warehouse.newest_evaluations([name])
+        source = open_source(settings.dataset(name).source) if sheet else None
+        with err.status("looking"):
+            found = axes_of(evaluation, store, count=count)
+            record_axes(found, store, warehouse)
+            if sheet and source:
+                rows = axes_sheet(found, source, decoding_of(settings, name))
+                sheet.write_bytes(contact_sheet_png(rows))
+    said = describe(found.axes)
+    if json_output:
+        print(json.dumps(_axes_as_json(found, said)))
+        return
+    _print_axes(found)
+    for sentence in said:
+        out.print(visible(sentence), markup=False)
+    if sheet:
+        err.print(f"the images at the ends are in {sheet}", markup=False, soft_wrap=True)
+    else:
+        err.print("--sheet FILE.png draws the rows that this speaks of")
+
+
+def _print_axes(found: "DatasetAxes") -> None:
+    table = Table()
+    for heading in ("axis", "of all variation"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("side A, farthest out", "side B, farthest out"):
+        table.add_column(heading, overflow="fold")
+    for axis in found.axes.axes:
+        ends = [
+            "\n".join(visible(found.image_ids[int(row)]) for row in end.rows[:3])
+            for end in axis.ends
+        ]
+        table.add_row(f"{axis.number}", f"{axis.share * 100:.1f} %", *map(Text, ends))
+    out.print(table)
+
+
+def _axes_as_json(found: "DatasetAxes", said: Sequence[str]) -> dict[str, object]:
+    return {
+        "dataset": found.evaluation.dataset,
+        "n_images": found.axes.n,
+        "shared": found.axes.shared,
+        "axes": [
+            {
+                "axis": axis.number,
+                "share": axis.share,
+                "between_slices": axis.between,
+                "sides": {
+                    side: {
+                        "images": [found.image_ids[int(row)] for row in end.rows],
+                        "likeness": _or_none(end.likeness),
+                        "share_of_images": end.beyond,
+                        "slice": placed.name if (placed := axis.slice_at(side)) else None,
+                    }
+                    for side, end in zip("AB", axis.ends, strict=True)
+                },
+            }
+            for axis in found.axes.axes
+        ],
+        "in_words": list(said),
+        "model_id": found.evaluation.model_id,
+    }
+
+
+@commands.command(
+    epilog="""[bold]Examples[/]
+
+  visdiv augment birds                                    the whole catalogue, on 200 images
+  visdiv augment birds --sample 800                       narrower intervals, four times as long
+  visdiv augment birds --only flip,crop --sheet look.png  some, and what they look like
+"""
+)
+def augment(
+    name: Name,
+    sample: Annotated[
+        int, typer.Option(metavar="N", help="Images to try them on, 53 to 2,000.")
+    ] = 200,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,…", help="These only; crop is crop-mild, too. Default: all."),
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw examples of each augmentation.")
+    ] = None,
+    chart: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the changes with intervals.")
+    ] = None,
+    json_output: Json = False,
+    config: Config = None,
+) -> None:
+    """Measure which augmentations would add diversity to a dataset, and which SSCD cannot see.
+
+    Embeds augmented copies of a sample of images; nothing of them is kept but the figures.
+    """
+    with clear_errors():
+        from visdiv_assets.embedding.augmentations import CATALOGUE, chosen
+        from visdiv_assets.guidance.augmentation import advise
+        from visdiv_assets.report.charts import effects_png
+        from visdiv_assets.report.sheets import contact_sheet_png
+        from visdiv_assets.sources.opening import open_source
+        from visdiv_assets.workflows import advice
+        from visdiv_assets.workflows.evaluate import decoding_of, embedder_of
+
+        augmentations = CATALOGUE if only is None else chosen(only.split(","))
+        settings, store, warehouse = opened(config)
+        [evaluation] = warehouse.newest_evaluations([name])
+        source = open_source(settings.dataset(name).source)
+        embedder = embedder_of(settings, name)
+        decoding = decoding_of(settings, name)
+        images = advice.sample_images(evaluation, store, source, decoding, sample)
+        measured: list[Measured] = []
+        try:
+            with counted(name) as on_progress:
+                for each in advice.measure_augmentations(
+                    images, embedder, augmentations, on_progress
+                ):
+                    measured.append(each)  # one by one, so that Ctrl-C leaves what is done
+        except KeyboardInterrupt:
+            if not json_output and measured:
+                _print_effects(measured)
+            raise
+        advice.record_augmentations(measured, evaluation, store, warehouse)
+        if sheet:
+            sheet.write_bytes(contact_sheet_png(advice.augmentations_sheet(images, measured)))
+        effects = {each.augmentation.name: each.effect for each in measured}
+        if chart:
+            chart.write_bytes(effects_png(effects))
+    said = advise(effects)
+    if json_output:
+        print(json.dumps(_effects_as_json(evaluation, measured, said)))
+        return
+    _print_effects(measured)
+    for sentence in said:
+        out.print(sentence, markup=False)
+
+
+def _print_effects(measured: "Sequence[Measured]") -> None:
+    from visdiv_assets.guidance.augmentation import more_than_chance, verdict
+
+    sure = more_than_chance({each.augmentation.name: each.effect for each in measured})
+    table = Table()
+    table.add_column("augmentation", no_wrap=True)
+    for heading in ("change", "95 %", "cosine"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    described = out.width >= DESCRIBED_WIDTH
+    if described:
+        table.add_column("what it does", overflow="fold")
+    for each in sorted(measured, key=lambda each: -each.effect.change):
+        name, effect = each.augmentation.name, each.effect
+        word = verdict(effect, sure=name in sure)
+        told = not math.isnan(effect.change)
+        colour = {"adds": "green", "takes away": "red"}.get(word, "default")
+        table.add_row(
+            name,
+            f"{effect.change * 100:+.1f} %" if told else "",
+            f"{effect.low * 100:+.1f} to {effect.high * 100:+.1f}" if told else "",
+            f"{effect.similarity:.2f}",
+            f"[{colour}]{word}[/]",
+            *([each.augmentation.what] if described else []),
+        )
+    out.print(table)
+    out.print(
+        f"'change' of the corrected score when one augmented copy of each image is added, tried on "
+        f"{measured[0].effect.n:,} images. 'cosine' of an image and its copy: near 1, SSCD cannot "
+        "see the difference."
+    )
+
+
+def _effects_as_json(
+    evaluation: "Evaluation", measured: "Sequence[Measured]", said: Sequence[str]
+) -> dict[str, object]:
+    from visdiv_assets.guidance.augmentation import more_than_chance, verdict
+
+    sure = more_than_chance({each.augmentation.name: each.effect for each in measured})
+    return {
+        "dataset": evaluation.dataset,
+        "n_images": measured[0].effect.n,
+        "augmentations": [
+            {
+                "augmentation": each.augmentation.name,
+                "change": _or_none(each.effect.change),
+                "low": _or_none(each.effect.low),
+                "high": _or_none(each.effect.high),
+                "similarity": each.effect.similarity,
+                "verdict": verdict(each.effect, sure=each.augmentation.name in sure),
+            }
+            for each in measured
+        ],
+        "in_words": list(said),
+        "model_id": evaluation.model_id,
+    }
+
+
+@commands.command(
+    epilog="""[bold]Examples[/]
+
+  visdiv acquire birds              which of all other registered datasets to add, and how much
+  visdiv acquire birds cars faces   of these only
+"""
+)
+def acquire(
+    name: Name,
+    others: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[OTHER]...",
+            help="Left out: all registered ones of the same model that are no benchmarks.",
+        ),
+    ] = None,
+    json_output: Json = False,
+    config: Config = None,
+) -> None:
+    """Find which other dataset would make one most diverse, and how many of its images to add."""
+    with clear_errors():
+        from visdiv_assets.workflows.advice import acquisitions_of, record_acquisitions
+
+        settings, store, warehouse = opened(config)
+        chosen = _others(name, others, settings, warehouse)
+        with err.status("searching"):
+            evaluation, found = acquisitions_of(name, chosen, store, warehouse)
+            record_acquisitions(evaluation, found, store, warehouse)
+    if json_output:
+        print(json.dumps({"dataset": name, "others": [_acquisition_as_json(e) for e in found]}))
+        return
+    table = Table()
+    table.add_column("dataset", overflow="fold")
+    for heading in ("add", "of", "share", "score then", "95 %", "change"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
+    for each in found:
+        fair = each.corrected
+        table.add_row(
+            visible(each.other),
+            f"{each.n_images:,}",
+            f"{each.n_available:,}",
+            f"{each.share * 100:.0f} %",
+            "too few" if fair.too_few else f"{fair.score:.3f}",
+            "" if fair.too_few else f"{fair.low:.3f}–{fair.high:.3f}",
+            "" if fair.too_few else f"{each.gain * 100:+.1f} %",
+            "" if not each.n_images else "more than chance" if each.sure else "may be chance",
+        )
+    out.print(table)
+    out.print(
+        f"{name} scores {evaluation.corrected_score:.3f} now. 'add': how many images of the other "
+        f"make the two most diverse, with all {evaluation.n_images:,} images of {name} kept.",
+        markup=False,
+    )
+
+
+def _others(
+    name: str, others: list[str] | None, settings: "Settings", warehouse: "Warehouse"
+) -> list[str]:
+    """Those named, or all that can be mixed; benchmarks are not to be trained on."""
+    benchmarks = {key for key, each in settings.datasets.items() if each.role == "benchmark"}
+    if others:
+        for other in others:
+            if other == name:
+                raise VisdivError(f"{name} cannot be added to itself")
+            if other in benchmarks:
+                raise VisdivError(f"{other} is a benchmark, and not to be trained on")
+        return list(others)
+    latest = {each.dataset: each for each in warehouse.latest_evaluations()}
+    own = latest.get(name)
+    return [
+        other
+        for other in settings.datasets
+        if other in latest
+        and other != name
+        and other not in benchmarks
+        and (own is None or latest[other].model_id == own.model_id)
+    ]
+
+
+def _acquisition_as_json(each: "Acquisition") -> dict[str, object]:
+    return {
+        "dataset": each.other,
+        "share": each.share,
+        "add": each.n_images,
+        "available": each.n_available,
+        "corrected_score": _or_none(each.corrected.score),
+        "corrected_low": _or_none(each.corrected.low),
+        "corrected_high": _or_none(each.corrected.high),
+        "change": _or_none(each.gain),
+        "sure": each.sure,
+    }
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,265 @@
+"""The commands about datasets beside each other: `visdiv compare`, `mix`, `slices`, `drift`.
+
+Here: arguments and tables. Not here: any computation (`portfolio.py`).
+"""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from visdiv_assets.cli.console import (
+    Config,
+    clear_errors,
+    err,
+    opened,
+    out,
+    visible,
+)
+from visdiv_assets.errors import VisdivError
+
+if TYPE_CHECKING:
+    from visdiv_assets.spectral.corrected import CorrectedScore
+    from visdiv_assets.warehouse.warehouse import Warehouse
+
+commands = typer.Typer()
+
+Name = Annotated[str, typer.Argument(help="Name of the dataset.", metavar="NAME")]
+
+
+@commands.command(
+    epilog="""[bold]Examples[/]
+
+  visdiv compare                    all registered datasets
+  visdiv compare birds cars faces
+"""
+)
+def compare(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Left out: all registered.")
+    ] = None,
+    config: Config = None,
+) -> None:
+    """Rank datasets by corrected score, beside published ones, and say which differ for sure."""
+    with clear_errors():
+        from visdiv_assets.guidance.comparison import published_scores
+        from visdiv_assets.workflows.portfolio import leaderboard
+
+        _, _, warehouse = opened(config)
+        chosen = names or _registered(config, warehouse)
+        ranked, differences = leaderboard(warehouse.newest_evaluations(chosen))
+    table = Table()
+    table.add_column("dataset", overflow="fold")
+    for heading in ("score", "95 %", "images", "plain"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    own = [
+        (
+            each.corrected_score,
+            (
+                f"[bold]{visible(each.dataset)}[/]",
+                _or_few(each.corrected_score),
+                ""
+                if each.corrected_low is None
+                else f"{each.corrected_low:.3f}–{each.corrected_high:.3f}",
+                f"{each.n_images:,}",
+                f"{each.diversity_score:.3f}",
+            ),
+        )
+        for each in ranked
+    ]
+    theirs = [
+        (each.score, (f"[dim]{each.name}[/]", "", "", f"{each.n_images:,}", f"{each.score:.3f}"))
+        for each in published_scores()
+    ]
+    for _, row in sorted([*own, *theirs], key=lambda entry: -(entry[0] or 0.0)):
+        table.add_row(*row)
+    out.print(table)
+    out.print("Bold: yours, ranked by corrected score. Dim: published, plain, of whole datasets.")
+    for each in differences:
+        verdict = "more than chance" if each.sure else "may be chance"
+        out.print(
+            f"{each.first} scores {_times(each.ratio)} {each.second}: {verdict}", markup=False
+        )
+    models = {each.model_id for each in ranked}
+    if len(models) > 1:
+        err.print(f"Note: made with {len(models)} different models, whose scores do not compare.")
+
+
+@commands.command(
+    epilog="""[bold]Examples[/]
+
+  visdiv mix birds cars faces
+  visdiv mix birds cars faces --budget 100000
+"""
+)
+def mix(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Left out: all registered.")
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(min=2, metavar="N", help="Images in the mixture; none has more than it has."),
+    ] = None,
+    config: Config = None,
+) -> None:
+    """Find the weights at which datasets together are most diverse, from their moments alone."""
+    with clear_errors():
+        from visdiv_assets.workflows.portfolio import plan_mixture
+
+        _, store, warehouse = opened(config)
+        chosen = names or _registered(config, warehouse)
+        evaluations = warehouse.newest_evaluations(chosen)
+        with err.status("searching"):
+            plan = plan_mixture(evaluations, store, budget=budget)
+    table = Table()
+    table.add_column("dataset", overflow="fold")
+    for heading in ("own score", "weight", "images", "without it"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for each, weight, adds in zip(evaluations, plan.weights, plan.adds, strict=True):
+        table.add_row(
+            visible(each.dataset),
+            _or_few(each.corrected_score),
+            f"[bold]{weight:.1%}[/]" if weight else "drop",
+            f"{weight * budget:,.0f}" if budget else "",
+            f"{-adds:+.4f}" if weight else "",
+        )
+    out.print(table)
+    out.print(f"The mixture scores {_fair(plan.corrected)}; equal weights, {_fair(plan.even)}.")
+    out.print("'without it': change of the best plain score that the others could reach alone.")
+
+
+@commands.command(
+    epilog="""[bold]Examples[/]
+
+  visdiv slices birds               by folder, or as `slices` in the settings says
+"""
+)
+def slices(name: Name, config: Config = None) -> None:
+    """Show what each part of a dataset is like, and what it does to the whole."""
+    with clear_errors():
+        from visdiv_assets.workflows.portfolio import slices_of
+
+        _, store, warehouse = opened(config)
+        [evaluation] = warehouse.newest_evaluations([name])
+        parts = slices_of(evaluation, store)
+        if not parts:
+            raise VisdivError(
+                f"{name} has one part only; name a column of its source with slices: "
+                "{column: NAME}, or sort its images into folders"
+            )
+    table = Table()
+    table.add_column("slice", overflow="fold")
+    for heading in ("images", "share", "its score", "95 %", "left out", "doubled"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for part in parts:
+        fair = part.corrected
+        table.add_row(
+            visible(part.name).replace("[", "\\["),
+            f"{part.n:,}",
+            f"{part.share:.1%}",
+            "too few" if fair.too_few else f"{fair.score:.3f}",
+            "" if fair.too_few else f"{fair.low:.3f}–{fair.high:.3f}",
+            _signed(part.left_out),
+            _signed(part.doubled),
+        )
+    out.print(table)
+    out.print(
+        f"'left out' and 'doubled': change of the whole's plain score, now "
+        f"{evaluation.diversity_score:.4f}. Green where diversity grows."
+    )
+
+
+@commands.command(
+    epilog="""[bold]Examples[/]
+
+  visdiv drift birds                since the evaluation before, or since the pinned one
+  visdiv drift birds --pin          measure from the newest evaluation from now on
+  visdiv drift birds --against cars
+"""
+)
+def drift(
+    name: Name,
+    against: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Compare with another dataset instead.")
+    ] = None,
+    pin: Annotated[
+        bool, typer.Option("--pin", help="Make the newest evaluation the baseline.", metavar="")
+    ] = False,
+    unpin: Annotated[
+        bool, typer.Option("--unpin", help="Compare with the evaluation before again.", metavar="")
+    ] = False,
+    config: Config = None,
+) -> None:
+    """Tell how far a dataset has moved, and whether that is more than chance."""
+    with clear_errors():
+        from visdiv_assets.workflows.judge import drift_between
+        from visdiv_assets.workflows.portfolio import DatasetDrift, drift_of
+
+        _, store, warehouse = opened(config)
+        [newest] = warehouse.newest_evaluations([name])
+        if pin and unpin:
+            raise VisdivError("--pin and --unpin exclude each other")
+        if pin:
+            warehouse.pin_baseline(name, newest.evaluation_id, datetime.now(UTC))
+            out.print(f"the drift of {name} is measured from {newest.evaluated_at:%Y-%m-%d %H:%M}")
+            return
+        if unpin:
+            warehouse.unpin_baseline(name)
+            out.print(f"the drift of {name} is measured from the evaluation before")
+            return
+        if against is None:
+            found = drift_of(name, store, warehouse)
+        else:
+            [other] = warehouse.newest_evaluations([against])
+            found = DatasetDrift(newest, other, drift_between(other, newest, store))
+    if found is None:
+        out.print(f"{name} has no earlier evaluation of the same model", markup=False)
+        return
+    told = found.drift
+    before = f"{found.before.dataset} of {found.before.evaluated_at:%Y-%m-%d %H:%M}"
+    out.print(f"{name} against {before} (UTC):", markup=False)
+    angles = ", ".join(f"{angle:.0f}°" for angle in told.angles)
+    for what, value in (
+        ("distance of the means", f"{told.centroid:.4f}"),
+        ("Fréchet distance", f"{told.frechet:.4f}"),
+        ("angles between leading subspaces", angles),
+        ("Fréchet distance of a sample", f"{max(told.sampled, 0.0):.4f}"),
+        ("the same by chance, at most", f"{told.by_chance:.4f}"),
+    ):
+        out.print(f"  {what:<33} {value}")
+    out.print("more than chance" if told.large else "no more than chance", style="bold")
+
+
+def _times(ratio: float) -> str:
+    if ratio < 2:
+        return f"{ratio - 1:.1%} above"
+    return f"{ratio:,.1f} times" if ratio < 1000 else "far above"
+
+
+def _or_few(score: float | None) -> str:
+    return "too few" if score is None else f"{score:.3f}"
+
+
+def _fair(score: "CorrectedScore") -> str:
+    if score.too_few:
+        return "too few images to tell"
+    return f"{score.score:.3f} ({score.low:.3f} to {score.high:.3f})"
+
+
+def _signed(change: float) -> str:
+    if change != change:  # NaN: nothing would be left
+        return ""
+    colour = "green" if change > 0 else "red"
+    return f"[{colour}]{change:+.4f}[/]"
+
+
+def _registered(config: Path | None, warehouse: "Warehouse") -> list[str]:
+    from visdiv_assets.settings.model import load_settings
+
+    evaluated = {each.dataset for each in warehouse.latest_evaluations()}
+    names = [name for name in load_settings(config).datasets if name in evaluated]
+    if not names:
+        raise VisdivError("no registered dataset was evaluated yet; visdiv score does that")
+    return names

@@ -1,0 +1,272 @@
+"""Editing `visdiv.yaml` without losing what people wrote into it.
+
+Here: adding and removing datasets, a file to begin with, the JSON Schema for editors.
+Not here: what settings mean (`settings.py`).
+"""
+
+import io
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+from visdiv_assets.errors import VisdivError
+from visdiv_assets.settings.model import Settings, load_settings
+
+TEMPLATE = """\
+# Settings of visdiv. Relative paths are relative to this file; ${NAME} stands for an environment
+# variable. `visdiv schema > visdiv.schema.json` lets editors complete and check it:
+# yaml-language-server: $schema=visdiv.schema.json
+
+store: .visdiv              # embeddings, results and history
+
+# embedder:
+#   weights: auto           # or sscd_disc_mixup, a path, a URL
+#   device: auto            # or cpu, cuda, cuda:1, [cuda:0, cuda:1]
+
+# nightly:
+#   time: "02:00"
+#   timezone: Europe/Berlin
+
+# limits: {seconds: 30, pixels: 178956970}    # what decoding one image may cost
+
+# alerts:
+#   urls:                   # slack://…, mailto://…, json://host/path; Apprise knows 70 more
+#     - ${VISDIV_ALERT_URL}
+#   dagster_url: http://localhost:3000
+
+datasets:
+#   pictures:
+#     source: /data/pictures  # or s3://bucket/prefix/, hf/*.parquet, shards/{000..099}.tar …
+#     # source: {uri: list.csv, root: /data, column: file, include: ["cats/**"]}
+#     threshold: 0.30       # an alert goes out when the score is below this
+#     watch: true           # score it anew when its source changes
+#     schedule: true        # evaluate it every night
+#     slices: folder        # or {column: label}
+#     role: training        # or benchmark: none of its images may be in the others
+#     near_duplicates: {threshold: 0.75, warn_rate: 0.05}
+#     tags: {team: vision}
+"""
+
+
+def create(path: Path) -> None:
+    """Write a file to begin with.
+
+    Raises:
+        VisdivError: there is one already.
+    """
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(TEMPLATE)
+    except FileExistsError:
+        raise VisdivError(f"{path} is there already; it was left alone") from None
+
+
+def add_dataset(path: Path, name: str, source: str, **options: Any) -> None:
+    """Register a dataset.
+
+    Args:
+        path: the settings file.
+        name: must be new.
+        source: as it is to stand in the file.
+        options: further keys, such as `threshold`.
+
+    Raises:
+        VisdivError: the name is taken, or the file would not be valid; it is unharmed then.
+    """
+    if name in load_settings(path).datasets:
+        raise VisdivError(f"there is a dataset {name!r} already")
+    if not source.isprintable():  # else some characters would be written as they are, and lost
+        source = DoubleQuotedScalarString(source)
+    entry = {"source": source, **options}
+
+    def change(content: dict[str, Any]) -> None:
+        if content.get("datasets") is None:
+            content["datasets"] = CommentedMap()
+        content["datasets"][name] = CommentedMap(entry)
+
+    _edit(path, change, lambda text: _with_entry(text, name, entry))
+
+
+def remove_dataset(path: Path, name: str) -> None:
+    """Take a dataset out of the file; what the store knows of it stays.
+
+    Comments between its own lines go with it; those above and below it stay.
+
+    Raises:
+        VisdivError: there is no such dataset.
+    """
+    load_settings(path).dataset(name)
+
+    def change(content: dict[str, Any]) -> None:
+        del content["datasets"][name]
+
+    _edit(path, change, lambda text: _without_entry(text, name))
+
+
+def json_schema() -> str:
+    """JSON Schema of the settings file, for editors."""
+    schema = Settings.model_json_schema()
+    for model in (schema, *schema["$defs"].values()):
+        for name, field in model["properties"].items():
+            if name not in model.get("required", []):
+                model["properties"][name] = _or_empty(field)
+    return json.dumps(
+        {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2
+    )
+
+
+def _or_empty(field: dict[str, Any]) -> dict[str, Any]:
+    """A key without a value means the default, so editors are not to underline it."""
+    about = {key: field[key] for key in field if key in ("title", "description", "default")}
+    rest = {key: value for key, value in field.items() if key not in about}
+    kinds = [kind for kind in rest.get("anyOf", [rest]) if kind != {"type": "null"}]
+    return {**about, "anyOf": [*kinds, {"type": "null"}]}
+
+
+def _edit(
+    path: Path, change: Callable[[dict[str, Any]], None], rewrite: Callable[[str], str | None]
+) -> None:
+    """Change a file of valid settings, and put it into place at once, or not at all.
+
+    Args:
+        path: the file; where it is a link, what it points to is replaced.
+        change: makes the change to the file's content.
+        rewrite: makes the change to the file's lines, so that all others stay as they are; None,
+            or a result that does not mean the same, where the file is written in a way that it
+            does not know. Then ruamel.yaml writes the file anew, comments mostly kept.
+    """
+    target = path.resolve()
+    text = target.read_bytes().decode("utf-8-sig")
+    wanted = YAML(typ="safe", pure=True).load(text) or {}
+    change(wanted)
+    edited = rewrite(text)
+    if edited is None or not _means(edited, wanted):
+        edited = _written_anew(text, change)
+    handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=".yaml", dir=target.parent)
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(edited)
+        try:
+            load_settings(partial)
+        except VisdivError as error:
+            # Lines of the file that was not written help nobody.
+            problem = re.sub(r" \(line \d+\)", "", str(error).replace(str(partial), str(path)))
+            raise VisdivError(problem) from error
+        partial.chmod(target.stat().st_mode)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _with_entry(text: str, name: str, entry: dict[str, Any]) -> str | None:
+    """The text with a dataset after the last one."""
+    lines = text.splitlines(keepends=True)
+    newline = "\r\n" if lines and lines[0].endswith("\r\n") else "\n"
+    if lines and not lines[-1].endswith(("\n", "\r")):
+        lines[-1] += newline
+    key, datasets = _datasets_node(text)
+    indent = 2
+    if key is None:
+        lines.append(f"datasets:{newline}")
+        place = len(lines)
+    elif isinstance(datasets, MappingNode) and not datasets.flow_style:
+        indent = datasets.value[0][0].start_mark.column
+        place = _last_line(datasets) + 1
+        # Comments that are indented like the last dataset's keys belong to it.
+        while place < len(lines) and re.match(rf" {{{indent + 1},}}#", lines[place]):
+            place += 1
+    elif datasets is not None and not datasets.value:  # empty, null, ~ or {}
+        number, begin, end = key.start_mark.line, datasets.start_mark, datasets.end_mark
+        if begin.line == end.line == number:
+            line = lines[number]
+            left, right = line[: begin.column], line[end.column :]
+            lines[number] = left + right if right.strip() else left.rstrip() + newline
+        indent, place = key.start_mark.column + 2, number + 1
+    else:
+        return None
+    lines[place:place] = [
+        " " * indent + line + newline for line in _dump({name: entry}).splitlines()
+    ]
+    return "".join(lines)
+
+
+def _without_entry(text: str, name: str) -> str | None:
+    """The text without a dataset's lines."""
+    _, datasets = _datasets_node(text)
+    if not isinstance(datasets, MappingNode) or datasets.flow_style:
+        return None
+    lines = text.splitlines(keepends=True)
+    for key, value in datasets.value:
+        if key.value == name:
+            first = key.start_mark.line
+            del lines[first : max(first, _last_line(value)) + 1]
+    return "".join(lines)
+
+
+def _datasets_node(text: str) -> tuple[Node | None, Node | None]:
+    """The key `datasets` and its value, with their places in the text."""
+    document = YAML().compose(text)
+    if isinstance(document, MappingNode):
+        for key, value in document.value:
+            if key.value == "datasets":
+                return key, value
+    return None, None
+
+
+def _last_line(node: Node) -> int:
+    """The last line with content of a node; comments below it are not part of it."""
+    if node.start_mark.index == node.end_mark.index:
+        return -1  # nothing: its place is somewhere below its key
+    if isinstance(node, ScalarNode) or getattr(node, "flow_style", False) or not node.value:
+        end = node.end_mark
+        return int(
+            end.line - 1 if end.column == 0 and end.line > node.start_mark.line else end.line
+        )
+    if isinstance(node, MappingNode):
+        return max(_last_line(each) for pair in node.value for each in pair)
+    return max(_last_line(each) for each in node.value)
+
+
+def _means(text: str, wanted: dict[str, Any]) -> bool:
+    try:
+        return (YAML(typ="safe", pure=True).load(text) or {}) == {
+            # A block whose entries are all gone is an empty key.
+            key: None if key == "datasets" and not value else value
+            for key, value in wanted.items()
+        }
+    except YAMLError:
+        return False
+
+
+def _written_anew(text: str, change: Callable[[dict[str, Any]], None]) -> str:
+    yaml = _writer()
+    content = yaml.load(text)
+    content = CommentedMap() if content is None else content
+    change(content)
+    stream = io.StringIO()
+    yaml.dump(content, stream)
+    return stream.getvalue()
+
+
+def _dump(content: dict[str, Any]) -> str:
+    stream = io.StringIO()
+    _writer().dump(content, stream)
+    return stream.getvalue()
+
+
+def _writer() -> YAML:
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 4096  # long lines stay as they are
+    return yaml

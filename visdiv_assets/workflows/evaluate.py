@@ -1,0 +1,291 @@
+"""One dataset from its source to its score: the four steps, as plain functions.
+
+Here: what the Dagster assets and the command line share. Not here: how a step works (`sources/`,
+`embedding/`, `accumulation.py`, `spectral/`, `warehouse/`), Dagster.
+"""
+
+import hashlib
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from visdiv_assets.embedding.embedder import SSCDEmbedder
+from visdiv_assets.embedding.pipeline import Embedder, OnProgress, embed_manifest
+from visdiv_assets.embedding.preprocess import Decoding
+from visdiv_assets.errors import VisdivError
+from visdiv_assets.settings.model import Settings, Slices
+from visdiv_assets.sources.manifest import Manifest, list_images
+from visdiv_assets.sources.places import scheme_of, without_secrets
+from visdiv_assets.sources.source import Source
+from visdiv_assets.spectral.corrected import corrected
+from visdiv_assets.spectral.progressive import precise_enough, sample_sizes
+from visdiv_assets.spectral.score import TOO_FEW, Diversity, DiversityCalculator, diversity, rate
+from visdiv_assets.store.contents import Contents
+from visdiv_assets.store.index import EmbeddingIndex
+from visdiv_assets.store.store import Store
+from visdiv_assets.warehouse.warehouse import Evaluation, FailedImage, Warehouse
+from visdiv_assets.workflows.judge import states_of
+from visdiv_assets.workflows.moments import accumulate_moments
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What came of embedding a dataset.
+
+    Attributes:
+        index: which row belongs to each image, and why others have none.
+        n_new: images that went through the model; all others were in the store.
+    """
+
+    index: EmbeddingIndex
+    n_new: int
+
+
+def list_dataset(dataset: str, source: Source, store: Store) -> Manifest:
+    """List a dataset's images and keep the list."""
+    manifest = list_images(source)
+    store.write_manifest(dataset, manifest)
+    return manifest
+
+
+def embed_dataset(
+    dataset: str,
+    source: Source,
+    embedder: Embedder,
+    store: Store,
+    warehouse: Warehouse | None = None,
+    *,
+    precision: float | None = None,
+    on_progress: OnProgress | None = None,
+) -> Embedded:
+    """Embed what is missing of the latest manifest, and note in the warehouse what failed.
+
+    Args:
+        dataset: its name.
+        source: where its images are.
+        embedder: what embeds them.
+        store: gets the embeddings.
+        warehouse: gets the failures.
+        precision: embed random samples, each larger than the one before, until half the width of
+            the corrected score's 95 % interval is no more than this; everything when None.
+        on_progress: told of progress.
+
+    Raises:
+        VisdivError: not one image can be decoded.
+    """
+    manifest = store.latest_manifest(dataset)
+    n_new = 0
+    for chosen in [manifest] if precision is None else _growing(manifest):
+        index, embedded = embed_manifest(
+            dataset, chosen, source, embedder, store, on_progress=on_progress
+        )
+        n_new += embedded
+        if precision is None or len(chosen) == len(manifest) or not index.n_images:
+            break
+        contents = Contents.of(index)
+        moments, _ = contents.moments(store, embedder.model_id)
+        if moments is not None and precise_enough(
+            corrected(contents.sample(store, embedder.model_id, moments)), precision
+        ):
+            break
+    if warehouse is not None:
+        failed = index.failed().select(["image_id", "reason", "exception", "size"]).to_pylist()
+        images = (FailedImage(*row.values()) for row in failed)
+        warehouse.record_failures(dataset, embedder.model_id, images, datetime.now(UTC))
+    if not index.n_images:
+        _, reason = index.failures()[0]
+        raise VisdivError(
+            f"not one of the {len(index.table)} images in {source.uri} can be decoded "
+            f"(the first: {reason})"
+        )
+    return Embedded(index, n_new)
+
+
+def _growing(manifest: Manifest) -> Iterator[Manifest]:
+    """Ever larger random samples of a manifest, each holding the one before; the last is all.
+
+    Which images come first is decided by a hash of their ids, so that it is the same every time.
+    """
+    ids = manifest.table["image_id"]
+    digests = (hashlib.blake2b(each.as_py().encode(), digest_size=8).digest() for each in ids)
+    order = np.argsort(np.frombuffer(b"".join(digests), dtype=">u8"), kind="stable")
+    for size in sample_sizes(len(manifest)):
+        chosen = pa.array(np.sort(order[:size]))
+        yield Manifest(manifest.table.take(chosen).combine_chunks(), manifest.fingerprint)
+
+
+def score_dataset(
+    dataset: str,
+    model_id: str,
+    store: Store,
+    warehouse: Warehouse,
+    *,
+    started: float,
+    threshold: float | None = None,
+    basis: str = "corrected",
+    run_id: str | None = None,
+) -> tuple[Evaluation, Diversity]:
+    """Score the latest moments and record the evaluation.
+
+    Args:
+        dataset: its name.
+        model_id: of the embeddings.
+        store: holds the moments.
+        warehouse: gets the evaluation.
+        started: Unix time at which the evaluation began.
+        threshold: score below which an alert is due; no alerts at all when None.
+        basis: which score the threshold is for, `corrected` or `plain`.
+        run_id: Dagster's, if it is a run of Dagster's.
+
+    Raises:
+        VisdivError: fewer than 2 images were embedded. Nothing is recorded then.
+    """
+    fingerprint = store.listed_fingerprint(dataset)
+    sample = store.read_sample(dataset, model_id, fingerprint)
+    if sample.moments.n < 2:
+        raise VisdivError(
+            f"{dataset} has only {sample.moments.n} decodable image; diversity needs at least 2"
+        )
+    measured = diversity(sample.moments)
+    fair = corrected(sample)
+    rating = None if fair.too_few else rate(fair.score)
+    index = store.read_index(dataset, model_id, fingerprint, ("content_key", "row"))
+    evaluation = Evaluation(
+        evaluation_id=uuid.uuid4().hex,
+        dataset=dataset,
+        evaluated_at=datetime.now(UTC),
+        run_id=run_id,
+        model_id=model_id,
+        n_images=measured.n,
+        n_failed=index.n_failed,
+        dimension=measured.dimension,
+        effective_rank=measured.effective_rank,
+        participation_ratio=measured.participation_ratio,
+        diversity_score=measured.score,
+        rating=rating.name if rating else TOO_FEW,
+        stars=rating.stars if rating else 0,
+        manifest_fingerprint=fingerprint,
+        seconds=time.time() - started,
+        n_distinct=index.n_distinct,
+        corrected_score=None if fair.too_few else fair.score,
+        corrected_low=None if fair.too_few else fair.low,
+        corrected_high=None if fair.too_few else fair.high,
+        corrected_effective_rank=None if fair.too_few else fair.effective_rank,
+        corrected_participation_ratio=None if fair.too_few else fair.participation_ratio,
+        n_listed=store.manifest_length(dataset, fingerprint),
+        basis=basis,
+    )
+    states = (
+        () if threshold is None else states_of(evaluation, warehouse.history(dataset), threshold)
+    )
+    warehouse.record(evaluation, measured.spectrum, states)
+    warehouse.export(store.root / "exports")
+    return evaluation, measured
+
+
+def evaluate(
+    dataset: str,
+    source: Source,
+    embedder: Embedder,
+    store: Store,
+    warehouse: Warehouse,
+    *,
+    threshold: float | None = None,
+    basis: str = "corrected",
+    slices: Slices = None,
+    precision: float | None = None,
+    on_progress: OnProgress | None = None,
+) -> tuple[Evaluation, Embedded]:
+    """All four steps, one after the other; arguments as theirs.
+
+    Raises:
+        VisdivError: no images, or fewer than 2 that can be decoded. Nothing is recorded then.
+    """
+    started = time.time()
+    list_dataset(dataset, source, store)
+    embedded = embed_dataset(
+        dataset, source, embedder, store, warehouse, precision=precision, on_progress=on_progress
+    )
+    accumulate_moments(dataset, embedder.model_id, store, slices=slices)
+    evaluation, _ = score_dataset(
+        dataset,
+        embedder.model_id,
+        store,
+        warehouse,
+        started=started,
+        threshold=threshold,
+        basis=basis,
+    )
+    return evaluation, embedded
+
+
+def decoding_of(settings: Settings, dataset: str) -> Decoding:
+    """How the images of a dataset are decoded, as the settings say."""
+    embedder = settings.embedder_of(dataset)
+    return Decoding(
+        exif_orientation=embedder.exif_orientation,
+        alpha_background=embedder.alpha_background,
+        jpeg_on_gpu=embedder.decode == "gpu",
+        max_pixels=settings.limits.pixels,
+        max_seconds=settings.limits.seconds,
+    )
+
+
+def embedder_of(settings: Settings, dataset: str) -> SSCDEmbedder:
+    """The model of a dataset, as the settings say; it is loaded at need."""
+    configured = settings.embedder_of(dataset)
+    return SSCDEmbedder(
+        weights=configured.weights,
+        device=configured.device,
+        batch_size=configured.batch_size,
+        precision=configured.precision,
+        decoding=decoding_of(settings, dataset),
+    )
+
+
+def dataset_name_for(place: str | Path) -> str:
+    """The name under which a source that is no registered dataset is kept.
+
+    The folder's own name, and a hash of where it is, so that two folders `images` stay apart.
+
+    Args:
+        place: a path, or a URI, whose secrets leave no trace in the name.
+
+    Example:
+        >>> dataset_name_for(Path("/data/voc/JPEGImages"))
+        'JPEGImages-ef4afe3b'
+    """
+    whole = str(place)
+    whole = without_secrets(whole) if scheme_of(whole) else str(Path(place).absolute())
+    digest = hashlib.blake2b(whole.encode("utf-8", "surrogateescape"), digest_size=4)
+    last = whole.rstrip("/").rpartition("/")[2]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._") or "images"
+    return f"{name[:80]}-{digest.hexdigest()}"
+
+
+def evaluate_diversity(path: str | Path, embedder: SSCDEmbedder | None = None) -> float:
+    """The plain diversity score of a folder of images, in [0, 1]. Nothing is stored.
+
+    Args:
+        path: a folder, searched recursively.
+        embedder: what embeds the images; `SSCDEmbedder()` when None.
+
+    Raises:
+        VisdivError: no such folder, no decodable image in it, or no weights.
+        ValueError: fewer than 2 images can be decoded.
+
+    References:
+        FineVision (HuggingFaceM4), section "How diverse are the datasets?".
+
+    Example:
+        >>> evaluate_diversity("photos/")                              # doctest: +SKIP
+        0.2892
+    """
+    return DiversityCalculator().calculate((embedder or SSCDEmbedder()).extract(path))

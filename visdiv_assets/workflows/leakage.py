@@ -1,0 +1,184 @@
+"""Images of one dataset that another one has, too: near-duplicates across datasets, leakage.
+
+Here: finding them, and which datasets can be compared. Not here: keeping and drawing what was found
+(`records.py`, `sheets.py`).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from visdiv_assets.errors import VisdivError
+from visdiv_assets.settings.model import Settings
+from visdiv_assets.similarity.exact import Pairs, Similarities
+from visdiv_assets.similarity.pairs import similar_pairs
+from visdiv_assets.store.store import Store
+from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+from visdiv_assets.workflows.catalogue import (
+    REPORTED,
+    Catalogue,
+    OnProgress,
+    known_share,
+    rows_of,
+    step,
+)
+
+MATCHES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("other_image_id", pa.string()),
+        ("similarity", pa.float32()),
+        ("exact", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Overlap:
+    """Images of a dataset that another one has, too.
+
+    Attributes:
+        evaluation: of the one.
+        other: of the other.
+        threshold: cosine similarity from which two images are taken for one.
+        images: for each image of the one that is in the other, the image there that is most like
+            it; columns as in MATCHES, in order of ids.
+        counts: how many images of the one there are at each threshold.
+        n_exact: how many of them have the same bytes there.
+        n_other: how many images of the other are in the one.
+        method: "exact" or "index".
+        recall: share of all pairs that were found; None where an index was used and that could
+            not be measured.
+    """
+
+    evaluation: Evaluation
+    other: Evaluation
+    threshold: float
+    images: pa.Table
+    counts: Mapping[float, int]
+    n_exact: int
+    n_other: int
+    method: str
+    recall: float | None
+
+    @property
+    def rate(self) -> float:
+        """Share of the images of the one that are in the other."""
+        return len(self.images) / self.evaluation.n_images
+
+    @property
+    def other_rate(self) -> float:
+        """Share of the images of the other that are in the one."""
+        return self.n_other / self.other.n_images
+
+
+def find_overlap(
+    evaluation: Evaluation,
+    other: Evaluation,
+    store: Store,
+    *,
+    threshold: float,
+    device: str = "cpu",
+    on_progress: OnProgress | None = None,
+) -> Overlap:
+    """Which images of one dataset are in another, or so like one there that they may be.
+
+    Args:
+        evaluation: of the one.
+        other: of the other, of the same model.
+        store: holds the embeddings of both.
+        threshold: cosine similarity, 0 to 1.
+        device: as `similar_pairs` has it.
+        on_progress: told of progress.
+
+    Raises:
+        VisdivError: different models, or an index that is gone.
+        ValueError: the threshold is not between 0 and 1.
+    """
+    if evaluation.model_id != other.model_id:
+        raise VisdivError(
+            f"{evaluation.dataset} and {other.dataset} were embedded with different models, which "
+            f"do not compare: {evaluation.model_id}, {other.model_id}"
+        )
+    index, rows = rows_of(evaluation, store)
+    other_index, others = rows_of(other, store)
+    best = np.full(len(rows), -1, dtype=np.float32)
+    match = np.zeros(len(rows), dtype=np.int64)
+    seen = np.zeros(len(others), dtype=np.bool_)
+
+    def keep_best(pairs: Pairs, similarities: Similarities) -> None:
+        seen[pairs[similarities >= np.float32(threshold), 1]] = True
+        order = np.lexsort((pairs[:, 1], -similarities, pairs[:, 0]))
+        first = order[np.unique(pairs[order, 0], return_index=True)[1]]
+        row, found, at = pairs[first, 0], similarities[first], pairs[first, 1]
+        better = (found > best[row]) | ((found == best[row]) & (at < match[row]))
+        best[row[better]], match[row[better]] = found[better], at[better]
+
+    levels = sorted({threshold, *REPORTED})
+    found = similar_pairs(
+        rows,
+        min(levels),
+        others=others,
+        device=device,
+        on_pairs=keep_best,
+        on_progress=step(on_progress, f"comparing with {other.dataset}"),
+    )
+    # The same bytes are the same image, whatever an index finds.
+    _, here, there = np.intersect1d(rows.keys, others.keys, return_indices=True)
+    best[here], match[here], seen[there] = 1.0, there, True
+    exact = np.zeros(len(rows), dtype=np.bool_)
+    exact[here] = True
+
+    catalogue, other_catalogue = Catalogue(index, rows), Catalogue(other_index, others)
+    chosen = np.flatnonzero(best >= np.float32(threshold))
+    of, images = catalogue.images_of(chosen)
+    order = np.argsort(images)
+    at, images = chosen[of[order]], images[order]
+    table = pa.table(
+        [
+            catalogue.ids.take(pa.array(images)),
+            pa.array(other_catalogue.ids_of(match[at]), pa.string()),
+            pa.array(best[at]),
+            pa.array(exact[at]),
+        ],
+        schema=MATCHES,
+    )
+    return Overlap(
+        evaluation=evaluation,
+        other=other,
+        threshold=threshold,
+        images=table,
+        counts={level: int(catalogue.counts[best >= np.float32(level)].sum()) for level in levels},
+        n_exact=int(catalogue.counts[here].sum()),
+        n_other=int(other_catalogue.counts[seen].sum()),
+        method=found.method,
+        recall=known_share(found.recall),
+    )
+
+
+def comparable(
+    evaluation: Evaluation, names: Iterable[str], warehouse: Warehouse
+) -> tuple[list[Evaluation], dict[str, str]]:
+    """The newest evaluations of other datasets that can be compared, and why others cannot."""
+    latest = {each.dataset: each for each in warehouse.latest_evaluations()}
+    others, reasons = [], {}
+    for name in dict.fromkeys(names):
+        if name == evaluation.dataset:
+            continue
+        if name not in latest:
+            reasons[name] = "it was never evaluated"
+        elif latest[name].model_id != evaluation.model_id:
+            reasons[name] = f"it was embedded with another model, {latest[name].model_id}"
+        else:
+            others.append(latest[name])
+    return others, reasons
+
+
+def benchmarks_of(settings: Settings, dataset: str) -> list[str]:
+    """The datasets that a dataset must have no image of: none, for one that is held out itself."""
+    registered = settings.datasets.get(dataset)
+    if registered is not None and registered.role == "benchmark":
+        return []
+    return [name for name, each in settings.datasets.items() if each.role == "benchmark"]

@@ -1,0 +1,269 @@
+"""The commands about datasets beside each other, as a user types them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from visdiv_assets.cli.main import app
+from visdiv_assets.settings.model import load_settings
+from visdiv_assets.sources.opening import open_source
+from visdiv_assets.store.store import Store
+from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.evaluate import evaluate
+from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image, write_images
+
+SETTINGS = """
+store: store
+datasets:
+  birds: {source: birds}
+  cars: {source: cars}
+  listed: {source: list.csv, slices: {column: label}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _a_folder_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VISDIV_CONFIG", raising=False)
+    monkeypatch.delenv("VISDIV_STORE", raising=False)
+    Path("visdiv.yaml").write_text(SETTINGS)
+
+
+@pytest.fixture
+def visdiv(monkeypatch):
+    from visdiv_assets.cli import console
+
+    monkeypatch.setattr(console.out, "width", 200)
+    monkeypatch.setattr(console.err, "width", 200)
+
+    def run(*arguments, code=0):
+        result = CliRunner().invoke(app, list(arguments))
+        assert result.exit_code == code, result.output
+        return result
+
+    return run
+
+
+def score(name, model="fake"):
+    dataset, store = load_settings(None).dataset(name), Path("store")
+    evaluation, _ = evaluate(
+        name,
+        open_source(dataset.source),
+        FakeEmbedder(model, batch_size=64),
+        Store(store),
+        Warehouse(store / "visdiv.duckdb"),
+        slices=dataset.slices,
+    )
+    return evaluation
+
+
+def some_images(folder, seeds):
+    for seed in seeds:
+        write_image(Path(folder, f"{seed:03}.png"), seed)
+
+
+def bright_images(folder, seeds):
+    for seed in seeds:
+        noise = np.random.default_rng(seed).integers(128, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(Path(folder, f"{seed:03}.png"))
+
+
+@pytest.fixture
+def two():
+    some_images("birds", range(80))
+    some_images("cars", range(100, 170))
+    return score("birds"), score("cars")
+
+
+def cells(result):
+    rows = [line for line in result.stdout.splitlines() if line.startswith("│")]
+    return {row[0]: row[1:] for row in ([c.strip() for c in r.split("│")[1:-1]] for r in rows)}
+
+
+COMMANDS = [("compare",), ("mix",), ("slices",), ("drift",)]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", ["birds", "nothing"])
+def test_what_was_never_evaluated_is_an_error_in_one_sentence(visdiv, command, name):
+    result = visdiv(*command, name, code=1)
+    assert result.stdout == ""
+    assert result.stderr == (f"error: {name} was never evaluated; visdiv score {name} does that\n")
+
+
+@pytest.mark.parametrize("command", ["compare", "mix"])
+def test_without_names_and_evaluations_there_is_nothing_to_show(visdiv, command):
+    result = visdiv(command, code=1)
+    assert "no registered dataset was evaluated yet; visdiv score does that" in result.stderr
+
+
+# --- compare ---
+
+
+def test_compare_ranks_registered_datasets_among_published_ones(visdiv, two):
+    result = visdiv("compare")
+    rows = cells(result)
+    assert len(rows) == 2 + 13
+    birds, _ = two
+    assert rows["birds"] == [
+        f"{birds.corrected_score:.3f}",
+        f"{birds.corrected_low:.3f}–{birds.corrected_high:.3f}",
+        "80",
+        f"{birds.diversity_score:.3f}",
+    ]
+    assert rows["FineVision"] == ["", "", "17,300,000", "0.500"]
+    above = {each.dataset: each.corrected_score for each in two}
+    ranked = [above.get(name) or float(row[3]) for name, row in rows.items()]
+    assert ranked == sorted(ranked, reverse=True)
+    assert "above" in result.stdout
+    assert result.stdout.rstrip().endswith("may be chance")
+
+
+def test_compare_says_which_differences_are_more_than_chance(visdiv):
+    some_images("birds", range(80))
+    Path("cars").mkdir()
+    for number in range(60):
+        write_image(Path(f"cars/{number}.png"), 0)
+    score("birds"), score("cars")
+    assert "birds scores far above cars: more than chance" in visdiv("compare").stdout
+
+
+def test_compare_shows_a_dataset_of_too_few_images_last(visdiv, two):
+    Path("visdiv.yaml").write_text(SETTINGS + "  few: {source: few}\n")
+    write_images(Path("few"), 3)
+    score("few")
+    rows = cells(visdiv("compare", "birds", "few"))
+    assert list(rows)[-1] == "few"
+    assert rows["few"][0] == "too few"
+    assert "cars" not in rows
+
+
+def test_compare_warns_of_different_models(visdiv, two):
+    assert "different models" not in visdiv("compare").stderr
+    score("cars", model="another")
+    assert "made with 2 different models" in visdiv("compare").stderr
+
+
+# --- mix ---
+
+
+def test_mix_shows_weights_and_what_the_mixture_scores(visdiv, two):
+    result = visdiv("mix")
+    rows = cells(result)
+    weights = [float(rows[name][1].rstrip("%")) for name in ("birds", "cars")]
+    assert sum(weights) == pytest.approx(100, abs=0.2)
+    assert "The mixture scores 0." in result.stdout
+    assert "equal weights, 0." in result.stdout
+
+
+def test_mix_says_how_many_images_a_budget_takes_of_each(visdiv, two):
+    rows = cells(visdiv("mix", "birds", "cars", "--budget", "150"))
+    assert (rows["birds"][2], rows["cars"][2]) == ("80", "70")
+
+
+def test_mix_refuses_a_budget_that_there_are_not_enough_images_for(visdiv, two):
+    result = visdiv("mix", "--budget", "151", code=1)
+    assert result.stdout == ""
+    assert "the datasets have 150 images, not 151" in result.stderr
+
+
+def test_mix_refuses_different_models(visdiv, two):
+    score("cars", model="another")
+    assert "different models, which do not mix" in visdiv("mix", code=1).stderr
+
+
+# --- slices ---
+
+
+def test_slices_shows_each_folder(visdiv):
+    some_images("birds/owls [x]", range(60))
+    some_images("birds/gulls", range(100, 120))
+    evaluation = score("birds")
+    result = visdiv("slices", "birds")
+    rows = cells(result)
+    assert list(rows) == ["owls [x]", "gulls"]
+    assert rows["owls [x]"][:2] == ["60", "75.0%"]
+    assert rows["gulls"][2:4] == ["too few", ""]
+    assert rows["owls [x]"][4].startswith("-")
+    assert f"now {evaluation.diversity_score:.4f}" in result.stdout
+
+
+def test_slices_shows_each_value_of_a_column(visdiv):
+    some_images("images", range(9))
+    rows = [f"images/{seed:03}.png,{'owl' if seed < 6 else 'gull'}" for seed in range(9)]
+    Path("list.csv").write_text("\n".join(["path,label", *rows]))
+    score("listed")
+    assert {name: row[0] for name, row in cells(visdiv("slices", "listed")).items()} == {
+        "owl": "6",
+        "gull": "3",
+    }
+
+
+def test_slices_of_what_is_not_divided_says_how_to_divide_it(visdiv, two):
+    result = visdiv("slices", "birds", code=1)
+    assert "birds has one part only" in result.stderr
+    assert "{column: NAME}" in result.stderr
+
+
+# --- drift ---
+
+
+def test_drift_needs_a_second_evaluation(visdiv, two):
+    expected = "birds has no earlier evaluation of the same model\n"
+    assert visdiv("drift", "birds").stdout == expected
+
+
+def test_drift_tells_chance_from_change(visdiv, two):
+    some_images("birds", range(80, 90))
+    score("birds")
+    result = visdiv("drift", "birds")
+    assert result.stdout.startswith("birds against birds of ")
+    assert result.stdout.endswith("\nno more than chance\n")
+    bright_images("birds", range(50))
+    score("birds")
+    result = visdiv("drift", "birds")
+    assert result.stdout.endswith("\nmore than chance\n")
+    for what in ("distance of the means", "Fréchet distance", "angles", "by chance, at most"):
+        assert what in result.stdout
+
+
+def test_drift_is_measured_from_the_pinned_evaluation_until_it_is_unpinned(visdiv, two):
+    first, _ = two
+    assert f"measured from {first.evaluated_at:%Y-%m-%d %H:%M}" in (
+        visdiv("drift", "birds", "--pin").stdout
+    )
+    bright_images("birds", range(50))
+    score("birds"), score("birds")
+    assert visdiv("drift", "birds").stdout.endswith("\nmore than chance\n")
+    assert "the evaluation before" in visdiv("drift", "birds", "--unpin").stdout
+    assert visdiv("drift", "birds").stdout.endswith("\nno more than chance\n")
+
+
+def test_pinning_and_unpinning_at_once_is_an_error(visdiv, two):
+    assert "exclude each other" in visdiv("drift", "birds", "--pin", "--unpin", code=1).stderr
+
+
+def test_drift_compares_with_another_dataset(visdiv, two):
+    result = visdiv("drift", "birds", "--against", "cars")
+    assert result.stdout.startswith("birds against cars of ")
+    assert result.stdout.endswith("\nno more than chance\n")
+    assert "nothing was never" in visdiv("drift", "birds", "--against", "nothing", code=1).stderr
+    score("cars", model="another")
+    result = visdiv("drift", "birds", "--against", "cars", code=1)
+    assert "cars and birds were embedded with different models" in result.stderr
+
+
+# --- score ---
+
+
+def test_score_says_how_many_images_a_sample_was_drawn_from(visdiv, monkeypatch):
+    embedder = FakeEmbedder(batch_size=64)
+    monkeypatch.setattr("visdiv_assets.cli.main._embedder", lambda *_: embedder)
+    write_images(Path("birds"), 520)
+    assert "of 520" in visdiv("score", "birds", "--precision", "0.3").stdout
+    assert sum(embedder.batches) == 500
+    assert "of 520" not in visdiv("score", "birds").stdout
+    assert sum(embedder.batches) == 520

@@ -1,0 +1,393 @@
+"""The store on disk: what is committed, what is found again, and the grid that rows lie on."""
+
+import os
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from visdiv_assets.errors import VisdivError
+from visdiv_assets.sources.manifest import SCHEMA, Manifest
+from visdiv_assets.spectral.sample import Sample
+from visdiv_assets.spectral.score import DiversityCalculator
+from visdiv_assets.store import store as store_module
+from visdiv_assets.store.contents import Contents
+from visdiv_assets.store.index import INDEX_SCHEMA, KEY_BYTES, EmbeddingIndex, to_keys
+from visdiv_assets.store.store import GRID, Store, to_grid
+
+# Keys of few different bytes, so that many end in zeros and many share a beginning.
+content_keys = st.lists(st.sampled_from([0, 1, 127, 255]), min_size=KEY_BYTES, max_size=KEY_BYTES)
+content_keys = content_keys.map(bytes).filter(any)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def vector(number):
+    return np.array([number * GRID, -0.5], dtype=np.float32)
+
+
+def key(number):
+    return number.to_bytes(KEY_BYTES, "little")  # ends in zeros
+
+
+def write_segments(store, *sizes, model_id="model"):
+    """Segments of these sizes; row and key of each are made of its number, from 1."""
+    number = 0
+    for size in sizes:
+        with store.segment_writer(model_id) as writer:
+            for _ in range(size):
+                number += 1
+                writer.add(key(number), vector(number))
+
+
+def as_keys(keys):
+    return np.array(keys, dtype=f"S{KEY_BYTES}")
+
+
+def index_of(store, keys, model_id="model"):
+    """An index of one image for each key, with rows where the store has them."""
+    known = store.key_index(model_id)
+    segment, row = known.find(as_keys(keys))
+    gone = row < 0
+    names = pa.DictionaryArray.from_arrays(
+        pa.array(segment, mask=gone), pa.array(known.segments, pa.string())
+    )
+    n = len(keys)
+    columns = [
+        pa.array([f"{at}.png" for at in range(n)], pa.string()),
+        pa.array([1] * n, pa.int64()),
+        pa.array(["v"] * n, pa.string()),
+        pa.array(keys, pa.binary(KEY_BYTES)),
+        names,
+        pa.array(row, mask=gone),
+        pa.array(["lost" if lost else None for lost in gone], pa.string()),
+        pa.array(["" if lost else None for lost in gone], pa.string()),
+    ]
+    return EmbeddingIndex(pa.table(columns, schema=INDEX_SCHEMA))
+
+
+# --- the grid ---
+
+
+@given(hnp.arrays(np.float32, st.integers(1, 20), elements=st.floats(-1, 1, width=32)))
+def test_rounding_to_the_grid_moves_an_entry_by_half_a_step_of_grid_and_float16(vectors):
+    on_grid = to_grid(vectors)
+    assert on_grid.dtype == np.float16
+    steps = on_grid.astype(np.float64) / GRID
+    assert np.array_equal(steps, np.round(steps))
+    moved = np.abs(on_grid.astype(np.float64) - vectors)
+    large = np.abs(vectors) >= 1 / 16
+    assert (moved <= GRID / 2 + large * np.abs(vectors) * 2.0**-11).all()
+    assert np.array_equal(to_grid(on_grid.astype(np.float32)), on_grid)
+
+
+def test_rounding_to_the_grid_moves_the_score_of_real_embeddings_by_less_than_a_millionth(demo):
+    assert demo.vectors.dtype == np.float32
+    score = DiversityCalculator().calculate
+    moved = np.linalg.norm(to_grid(demo.vectors).astype(np.float64) - demo.vectors, axis=1)
+    assert moved.max() < 4e-4
+    assert score(to_grid(demo.vectors)) == pytest.approx(score(demo.vectors), abs=1e-6)
+
+
+# --- segments ---
+
+
+def test_a_segment_is_a_memory_mapped_float16_matrix_beside_its_keys(store):
+    write_segments(store, 3)
+    [name] = store.segment_names("model")
+    rows = store.rows("model", name)
+    assert isinstance(rows, np.memmap)
+    assert rows.dtype == np.float16
+    assert np.array_equal(rows, to_grid(np.stack([vector(n) for n in (1, 2, 3)])))
+    keys = pq.read_table(store.root / f"embeddings/model/{name}.parquet")["content_key"]
+    assert keys.to_pylist() == [key(1), key(2), key(3)]
+    assert store.model_ids() == ["model"]
+
+
+def until(holds):
+    """Wait for what another thread is about to do."""
+    for _ in range(1000):
+        if holds():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come about in ten seconds")
+
+
+def test_a_segment_is_committed_when_it_is_full(store, monkeypatch):
+    monkeypatch.setattr(store_module, "SEGMENT_ROWS", 2)
+    with store.segment_writer("model") as writer:
+        for number, expected in [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2)]:
+            writer.add(key(number), vector(number))
+            until(lambda expected=expected: len(store.segment_names("model")) == expected)
+    assert len(store.segment_names("model")) == 3
+    assert len(store.key_index("model")) == 5
+
+
+def test_a_segment_is_committed_when_its_rows_have_waited_long(store, monkeypatch):
+    monkeypatch.setattr(store_module, "SEGMENT_SECONDS", 0.0)
+    with store.segment_writer("model") as writer:
+        writer.add(key(1), vector(1))
+        until(lambda: len(store.key_index("model")) == 1)
+
+
+def test_rows_are_taken_while_a_segment_is_written(store, monkeypatch):
+    monkeypatch.setattr(store_module, "SEGMENT_ROWS", 2)
+    taken, write = threading.Event(), store_module._write_table
+
+    def write_once_taken(path, table):
+        assert taken.wait(30)
+        write(path, table)
+
+    monkeypatch.setattr(store_module, "_write_table", write_once_taken)
+    with store.segment_writer("model") as writer:
+        for number in (1, 2, 3):
+            writer.add(key(number), vector(number))
+        taken.set()
+    assert len(store.key_index("model")) == 3
+
+
+def test_a_segment_that_cannot_be_written_ends_the_run_and_keeps_the_rows_after_it(
+    store, monkeypatch
+):
+    monkeypatch.setattr(store_module, "SEGMENT_ROWS", 2)
+    write, failures = store_module._write_table, [OSError(28, "No space left on device")]
+
+    def write_at_second_try(path, table):
+        if failures:
+            raise failures.pop()
+        write(path, table)
+
+    monkeypatch.setattr(store_module, "_write_table", write_at_second_try)
+
+    def run():
+        with store.segment_writer("model") as writer:
+            for number in range(1, 6):
+                writer.add(key(number), vector(number))
+
+    with pytest.raises(OSError, match="No space left"):
+        run()
+    known = store.key_index("model")
+    assert key(3) in known
+    assert key(1) not in known
+
+
+def test_rows_are_committed_on_the_way_out_of_an_error(store):
+    def interrupted():
+        with store.segment_writer("model") as writer:
+            writer.add(key(1), vector(1))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert key(1) in store.key_index("model")
+
+
+def test_no_rows_leave_no_segment(store):
+    with store.segment_writer("model"):
+        pass
+    assert store.segment_names("model") == []
+    assert store.model_ids() == []
+    assert len(store.key_index("model")) == 0
+    assert key(1) not in store.key_index("model")
+
+
+def test_a_write_that_fails_leaves_nothing_behind(store, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_segments(store, 1)
+    assert list((store.root / "embeddings/model").iterdir()) == []
+
+
+def test_vectors_are_written_before_the_keys_that_commit_them(store, monkeypatch):
+    written = []
+
+    def full_after_the_first(descriptor):
+        written.append(descriptor)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_after_the_first)
+    with pytest.raises(OSError, match="No space left"):
+        write_segments(store, 2)
+    [vectors] = (store.root / "embeddings/model").iterdir()
+    assert vectors.suffix == ".npy"
+    assert store.segment_names("model") == []
+    assert len(store.key_index("model")) == 0
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 6, 10, 60, 128, 129, 131, 133])
+def test_a_segment_cut_short_anywhere_is_left_out_and_said_so(store, size, caplog):
+    write_segments(store, 1, 2)
+    path = next(
+        path
+        for path in (store.root / "embeddings/model").glob("*.npy")
+        if len(np.load(path)) == 1 + (size > 131)
+    )
+    path.write_bytes(path.read_bytes()[:size])
+    assert len(store.key_index("model")) == (1 if size > 131 else 2)
+    assert f"segment {path.stem} of model is damaged" in caplog.text
+
+
+def test_a_segment_with_more_keys_than_rows_is_left_out(store):
+    write_segments(store, 2)
+    [name] = store.segment_names("model")
+    np.save(store.root / f"embeddings/model/{name}.npy", to_grid(vector(1)[None]))
+    assert len(store.key_index("model")) == 0
+
+
+def test_keys_that_two_writers_committed_are_found_in_one_segment(store):
+    for numbers in (range(1, 101), range(100, 0, -1)):
+        with store.segment_writer("model") as writer:
+            for number in numbers:
+                writer.add(key(number), vector(number))
+    known = store.key_index("model")
+    segment, _ = known.find(as_keys([key(number) for number in range(1, 101)]))
+    assert len(known) == 200
+    assert set(segment) == {0}
+
+
+@given(st.lists(st.lists(content_keys, max_size=6), max_size=4), st.lists(content_keys))
+def test_every_key_is_found_in_the_first_segment_that_has_it(segments, others):
+    with tempfile.TemporaryDirectory() as root:
+        store = Store(root)
+        for keys in segments:
+            with store.segment_writer("model") as writer:
+                for number, one in enumerate(dict.fromkeys(keys)):
+                    writer.add(one, vector(number))
+        expected = {}
+        for name in store.segment_names("model"):
+            keys = pq.read_table(Path(root) / f"embeddings/model/{name}.parquet")["content_key"]
+            for row, one in enumerate(keys.to_pylist()):
+                expected.setdefault(one, (name, row))
+        known = store.key_index("model")
+        asked = [*expected, *others]
+        found = [
+            (known.segments[segment], row) if segment >= 0 else None
+            for segment, row in zip(*known.find(as_keys(asked)), strict=True)
+        ]
+        assert found == [expected.get(one) for one in asked]
+        assert [one in known for one in asked] == [one in expected for one in asked]
+
+
+# --- manifests, indexes, moments ---
+
+
+def manifest(*names):
+    columns = [names, [1] * len(names), ["v"] * len(names), [None] * len(names)]
+    return Manifest.of(pa.table(columns, schema=SCHEMA))
+
+
+def test_the_manifest_written_last_is_the_latest(store):
+    first, second = manifest("a.png"), manifest("a.png", "b.png")
+    for listed in (first, second, first):
+        store.write_manifest("dataset", listed)
+        latest = store.latest_manifest("dataset")
+        assert latest.fingerprint == listed.fingerprint
+        assert latest.table.equals(listed.table)
+
+
+def test_an_index_comes_back_as_it_was_written(store):
+    write_segments(store, 2)
+    index = index_of(store, [key(1), key(2), key(3)])
+    store.write_index("dataset", "model", "f1", index)
+    read = store.read_index("dataset", "model", "f1")
+    assert read.table.to_pylist() == index.table.to_pylist()
+    assert (read.n_images, read.n_failed, read.failures()) == (2, 1, [("2.png", "lost")])
+
+
+def test_the_newest_index_is_found_whatever_model_and_manifest_it_is_of(store):
+    assert store.latest_index("dataset") is None
+    write_segments(store, 3)
+    for number, place in enumerate([("a", "f2"), ("b", "f1"), ("a", "f1")], start=1):
+        path = store.write_index("dataset", *place, index_of(store, [key(1)] * number))
+        os.utime(path, ns=(number, number))
+        assert len(store.latest_index("dataset").table) == number
+
+
+def test_moments_come_back_to_the_last_bit(store):
+    rows = to_grid(np.random.default_rng(0).uniform(-1, 1, (5, 3)).astype(np.float32))
+    sample = Sample.of(rows)
+    moments = sample.moments
+    store.write_moments("dataset", "model", "f1", sample)
+    back = store.read_sample("dataset", "model", "f1")
+    assert back.rows.tobytes() == sample.rows.tobytes()
+    assert (back.keys.tolist(), back.counts.tolist()) == (
+        sample.keys.tolist(),
+        sample.counts.tolist(),
+    )
+    read = store.read_moments("dataset", "model", "f1")
+    assert read.n == 5
+    assert read.total.tobytes() == moments.total.tobytes()
+    assert read.outer.tobytes() == moments.outer.tobytes()
+
+
+def test_what_was_never_made_is_named(store):
+    with pytest.raises(VisdivError, match="dataset were never listed"):
+        store.latest_manifest("dataset")
+    with pytest.raises(VisdivError, match="dataset as last listed were not embedded with model"):
+        store.read_index("dataset", "model", "f1")
+    with pytest.raises(VisdivError, match=r"moments of dataset .* were not computed for model"):
+        store.read_moments("dataset", "model", "f1")
+
+
+@given(st.lists(st.integers(1, 12), max_size=30), st.integers(1, 40))
+def test_each_row_of_an_index_is_handed_out_once_with_its_count(numbers, row_group):
+    with tempfile.TemporaryDirectory() as root:
+        store = Store(root)
+        write_segments(store, 3, 1, 5, 1)
+        index = index_of(store, [key(number) for number in numbers])
+        path = Path(root) / "index.parquet"
+        pq.write_table(index.table, path, row_group_size=row_group)  # as large indexes have many
+        counted = Counter()
+        for rows, counts in Contents.of(EmbeddingIndex(pq.read_table(path))).blocks(store, "model"):
+            for row, count in zip(rows, counts, strict=True):
+                counted[round(float(row[0]) / GRID)] += int(count)
+        assert counted == Counter(number for number in numbers if number <= 10)
+
+
+def test_the_fingerprint_of_contents_depends_on_contents_and_their_number_only(store):
+    write_segments(store, 2, 2)
+    one = index_of(store, [key(1), key(2), key(2), key(9)]).content_fingerprint()
+    same = index_of(store, [key(2), key(1), key(2)]).content_fingerprint()
+    fewer = index_of(store, [key(1), key(2)]).content_fingerprint()
+    assert one == same != fewer
+
+
+@given(st.lists(content_keys, max_size=12), st.integers(0, 12), st.integers(0, 12))
+def test_keys_leave_arrow_whole_from_any_slice_and_chunk(keys, start, cut):
+    array = pa.array(keys, pa.binary(KEY_BYTES))
+    chunked = pa.chunked_array([array[:cut], array[cut:]], pa.binary(KEY_BYTES))[start:]
+    assert to_keys(chunked).tobytes() == b"".join(keys[start:])
+
+
+def test_no_chunks_give_no_keys():
+    assert len(to_keys(pa.chunked_array([], pa.binary(KEY_BYTES)))) == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), unique=True, max_size=20))
+def test_keys_that_begin_alike_are_told_apart(halves):
+    made = [bytes([head]) * 8 + bytes([tail]) * 8 for head, tail in halves]
+    with tempfile.TemporaryDirectory() as root:
+        store = Store(root)
+        with store.segment_writer("model") as writer:
+            for each in made:
+                writer.add(each, vector(1))
+        known = store.key_index("model")
+        asked = [bytes([head]) * 8 + bytes([tail]) * 8 for head in range(4) for tail in range(6)]
+        _, row = known.find(as_keys(asked))
+        assert row.tolist() == [made.index(each) if each in made else -1 for each in asked]

@@ -1,0 +1,316 @@
+"""From a folder to a row in `evaluations`, and that bad input leaves none."""
+
+import os
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from visdiv_assets import SSCDEmbedder, VisdivError, evaluate_diversity
+from visdiv_assets.embedding.weights import ONNX_CHECKPOINT
+from visdiv_assets.settings.model import ColumnSlices
+from visdiv_assets.sources.directory import DirectorySource
+from visdiv_assets.sources.opening import open_source
+from visdiv_assets.store import store as store_module
+from visdiv_assets.store.contents import Contents
+from visdiv_assets.store.index import EmbeddingIndex
+from visdiv_assets.store.store import Store
+from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows import moments as accumulation
+from visdiv_assets.workflows.evaluate import dataset_name_for, evaluate
+from visdiv_assets.workflows.moments import accumulate_moments
+from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image, write_images
+
+PHOTOS = Path(__file__).parents[2] / "examples/demo/photos"
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A store, its warehouse, and a folder of six images."""
+    return SimpleNamespace(
+        store=Store(tmp_path / "store"),
+        warehouse=Warehouse(tmp_path / "store/visdiv.duckdb"),
+        images=write_images(tmp_path / "images", 6),
+    )
+
+
+def score(home):
+    source = DirectorySource(home.images)
+    return evaluate("dataset", source, FakeEmbedder(), home.store, home.warehouse)
+
+
+def test_an_evaluation_says_what_was_scored(home):
+    (home.images / "fake.png").write_text("text")
+    evaluation, embedded = score(home)
+    assert home.warehouse.history("dataset") == [evaluation]
+    assert (evaluation.n_images, evaluation.n_failed, embedded.n_new) == (6, 1, 6)
+    assert (evaluation.model_id, evaluation.dimension) == ("fake", 48)
+    assert evaluation.manifest_fingerprint == home.store.latest_manifest("dataset").fingerprint
+    assert evaluation.run_id is None
+    ranks = evaluation.effective_rank * evaluation.participation_ratio
+    assert evaluation.diversity_score == pytest.approx(ranks**0.5 / 48, rel=1e-12)
+    assert evaluation.seconds > 0
+    assert datetime.now(UTC) - evaluation.evaluated_at < timedelta(minutes=5)
+
+
+def test_a_second_evaluation_has_the_same_score_and_stands_beside_the_first(home):
+    first, _ = score(home)
+    second, embedded = score(home)
+    assert embedded.n_new == 0
+    assert second.diversity_score == first.diversity_score
+    assert home.warehouse.history("dataset") == [first, second]
+
+
+def test_one_image_many_times_scores_exactly_0(home):
+    for path in sorted(home.images.iterdir())[1:]:
+        write_image(path, seed=0)
+    evaluation, _ = score(home)
+    assert evaluation.n_images == 6
+    assert (evaluation.diversity_score, evaluation.rating) == (0.0, "too few to tell")
+
+
+def nothing(folder):
+    shutil.rmtree(folder)
+
+
+def a_file(folder):
+    shutil.rmtree(folder)
+    folder.write_text("text")
+
+
+def an_empty_folder(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def text_files(folder):
+    an_empty_folder(folder)
+    (folder / "readme.txt").write_text("text")
+
+
+def no_decodable_image(folder):
+    for path in folder.iterdir():
+        path.write_text("text")
+
+
+def one_image(folder):
+    an_empty_folder(folder)
+    write_image(folder / "0.png", seed=0)
+
+
+def one_decodable_image(folder):
+    no_decodable_image(folder)
+    write_image(folder / "000.png", seed=0)
+
+
+BAD_INPUT = {
+    nothing: "there is nothing at",
+    a_file: "is not a directory",
+    an_empty_folder: "it is empty",
+    text_files: r"1 other files?: 1 × \.txt",
+    no_decodable_image: "not one of the 6 images in .* can be decoded",
+    one_image: "only 1 decodable image; diversity needs at least 2",
+    one_decodable_image: "only 1 decodable image; diversity needs at least 2",
+}
+
+
+@pytest.mark.parametrize("spoil", BAD_INPUT)
+def test_bad_input_is_one_clear_sentence_and_no_evaluation(home, spoil):
+    spoil(home.images)
+    with pytest.raises(VisdivError, match=BAD_INPUT[spoil]) as caught:
+        score(home)
+    assert "\n" not in str(caught.value)
+    assert home.warehouse.latest_evaluations() == []
+
+
+@pytest.mark.parametrize("spoil", BAD_INPUT)
+def test_a_dataset_that_goes_bad_keeps_the_evaluations_it_has(home, spoil):
+    evaluation, _ = score(home)
+    spoil(home.images)
+    with pytest.raises(VisdivError):
+        score(home)
+    assert home.warehouse.history("dataset") == [evaluation]
+
+
+def test_a_folder_is_scored_in_one_call(tmp_path):
+    for photograph in sorted(PHOTOS.glob("*.jpg"))[:12]:
+        shutil.copy(photograph, tmp_path)
+    embedder = SSCDEmbedder(ONNX_CHECKPOINT)
+    warehouse = Warehouse(tmp_path / "visdiv.duckdb")
+    stored, _ = evaluate(
+        "photos", DirectorySource(tmp_path), embedder, Store(tmp_path / "store"), warehouse
+    )
+    assert evaluate_diversity(tmp_path, embedder) == pytest.approx(stored.diversity_score, abs=1e-5)
+
+
+def test_folders_of_one_name_are_kept_apart():
+    names = {dataset_name_for(Path(path)) for path in ("/a/images", "/b/images", "/a/images/")}
+    assert len(names) == 2
+    assert all(name.startswith("images-") for name in names)
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/…/a b/ü%/", "/x/" + "long" * 60, "/x/.hidden", "/x/\udcff"]
+)
+def test_the_name_of_any_folder_is_fit_for_a_file(path):
+    name = dataset_name_for(Path(path))
+    assert len(name) < 100
+    assert name[0] not in ".-"
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+def moments_kept(store, fingerprint):
+    """All that is kept of the moments of a manifest, as bytes; norms as they are."""
+    place = ("dataset", "fake", fingerprint)
+    whole, parts = store.read_sample(*place), store.read_slices(*place)
+    samples = {"": whole, **parts}
+    return {
+        name: (each.moments.n, *(
+            array.tobytes()
+            for array in (
+                each.moments.total, each.moments.outer, each.keys, each.rows, each.counts
+            )
+        ))
+        for name, each in samples.items()
+    }  # fmt: skip
+
+
+def count_rows(monkeypatch):
+    """Counts the rows that moments are made of."""
+    rows = []
+    blocks = Contents.blocks
+
+    def counted(self, *arguments):
+        rows.append(len(self))
+        return blocks(self, *arguments)
+
+    monkeypatch.setattr(Contents, "blocks", counted)
+    return rows
+
+
+def add_some(images):
+    write_image(images / "b/900.png", seed=900)
+    write_image(images / "a/901.png", seed=901)
+    write_image(images / "a/copy.png", seed=3)
+
+
+def remove_some(images):
+    for number in (2, 17, 33):
+        next(images.rglob(f"{number:03}.png")).unlink()
+
+
+def change_some(images):
+    add_some(images)
+    remove_some(images)
+    write_image(images / "a/005.png", seed=905)
+
+
+def move_some(images):
+    (images / "b").mkdir(exist_ok=True)
+    (images / "a/006.png").rename(images / "b/006.png")
+
+
+def a_new_folder(images):
+    write_image(images / "c/900.png", seed=900)
+
+
+@pytest.mark.parametrize("change", [add_some, remove_some, change_some, move_some, a_new_folder])
+@pytest.mark.parametrize("folders", ["aab", "aaa"], ids=["slices", "whole"])
+def test_moments_that_follow_a_change_are_those_of_a_sum_from_scratch(
+    home, change, folders, monkeypatch
+):
+    monkeypatch.setattr(store_module, "PIECE_ROWS", 7)
+    shutil.rmtree(home.images)
+    for number in range(40):
+        write_image(home.images / folders[number % 3] / f"{number:03}.png", seed=number)
+    score(home)
+    change(home.images)
+    read = count_rows(monkeypatch)
+    score(home)
+    # A second folder divides what was one.
+    followed = len(set(folders)) > 1 or change is remove_some
+    assert (sum(read) <= 20) == followed
+    fingerprint = home.store.latest_manifest("dataset").fingerprint
+    kept = moments_kept(home.store, fingerprint)
+    norm_error = home.store.read_norm_error("dataset", "fake", fingerprint)
+    shutil.rmtree(home.store.root / "moments")
+    accumulate_moments("dataset", "fake", home.store)
+    assert moments_kept(home.store, fingerprint) == kept
+    assert home.store.read_norm_error("dataset", "fake", fingerprint) == norm_error
+
+
+@pytest.mark.parametrize(
+    ("slices", "names"),
+    [
+        (None, {"kinds/0", "kinds/1", "kinds/2", "kinds/3"}),
+        (ColumnSlices(column="label"), {"(none)", "cat", "dog"}),
+    ],
+    ids=["folder", "column"],
+)
+@pytest.mark.parametrize("step", [1, 4], ids=["everything", "a_sample"])
+def test_moments_do_not_depend_on_how_much_of_an_index_is_read_at_a_time(
+    tmp_path, home, slices, names, step, monkeypatch
+):
+    rows = ["path,label"]
+    for number in range(50):
+        name = f"kinds/{number % 4}/{number:03}.png"
+        write_image(tmp_path / name, seed=number)
+        rows.append(f"{name},{['', 'cat', 'dog'][number % 3]}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    source = open_source(str(tmp_path / "labels.csv"))
+    evaluate("dataset", source, FakeEmbedder(), home.store, home.warehouse)
+    where = "dataset", "fake", home.store.latest_manifest("dataset").fingerprint
+    index = home.store.read_index(*where)
+    part = index.table.take(list(range(0, 50, step)))
+    home.store.write_index(*where, EmbeddingIndex(part))
+    found = []
+    for piece in (131_072, 1, 7, 49):
+        monkeypatch.setattr(store_module, "PIECE_ROWS", piece)
+        shutil.rmtree(home.store.root / "moments")
+        accumulate_moments("dataset", "fake", home.store, slices=slices)
+        found.append(moments_kept(home.store, where[2]))
+    assert set(found[0]) == {"", *names}
+    assert all(kept == found[0] for kept in found)
+
+
+def test_more_changes_than_can_be_noted_are_summed_anew(home, monkeypatch):
+    score(home)
+    write_image(home.images / "900.png", seed=900)
+    write_image(home.images / "901.png", seed=901)
+    monkeypatch.setattr(accumulation, "MOST_CHANGES", 1)
+    read = count_rows(monkeypatch)
+    score(home)
+    assert sum(read) == 8
+
+
+def test_moments_of_an_unchanged_dataset_are_not_summed_again(home, monkeypatch):
+    score(home)
+    read = count_rows(monkeypatch)
+    score(home)
+    assert sum(read) == 0
+
+
+@pytest.mark.parametrize("slices", [None, ColumnSlices(column="label")], ids=["folder", "column"])
+def test_moments_are_summed_anew_when_a_segment_was_written_anew(home, slices, monkeypatch):
+    score(home)
+    accumulate_moments("dataset", "fake", home.store, slices=slices)
+    [segment] = home.store.root.glob("embeddings/fake/*.npy")
+    later = segment.stat().st_mtime_ns + 10**10
+    os.utime(segment, ns=(later, later))
+    read = count_rows(monkeypatch)
+    accumulate_moments("dataset", "fake", home.store, slices=slices)
+    assert sum(read) == 6
+
+
+def test_moments_are_summed_anew_when_their_index_was_written_anew(home, monkeypatch):
+    """As after a sample: the same manifest, other images of it."""
+    score(home)
+    manifest = home.store.latest_manifest("dataset")
+    index = home.store.read_index("dataset", "fake", manifest.fingerprint)
+    part = EmbeddingIndex(index.table.slice(0, 5))
+    home.store.write_index("dataset", "fake", manifest.fingerprint, part)
+    read = count_rows(monkeypatch)
+    assert accumulate_moments("dataset", "fake", home.store).moments.n == 5
+    assert sum(read) == 5
