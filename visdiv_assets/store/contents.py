@@ -1,16 +1,11 @@
 """What a dataset, or a part of it, is made of: rows of the store, and how often each occurs.
 
-Here: reading that off an index, comparing and joining them, drawing the sample, moments from rows.
-Not here: which moments are kept (`accumulation.py`), how they are multiplied out (`exact.py`).
+Here: reading that off an index, joining it, drawing the sample, moments of the rows.
+Not here: parts of a dataset and which moments are kept (`workflows/moments.py`).
 """
 
 import hashlib
-import itertools
-import math
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-from visdiv_assets.embedding.cpus import usable_cpus
-from visdiv_assets.embedding.exact import IntegerMoments, Scratch, integers_pay
 from visdiv_assets.spectral.moments import BLOCK_ROWS, Moments
 from visdiv_assets.spectral.sample import CAPACITY, Sample
 from visdiv_assets.store.index import EmbeddingIndex, sample_keys, to_keys
@@ -30,9 +22,6 @@ from visdiv_assets.store.store import Store
 # A place is the number of a segment and of a row in it: segment << 32 | row.
 ROW_BITS = 32
 ROW_MASK = (1 << ROW_BITS) - 1
-
-# Of moments: each has 4 MB for each part of a dataset.
-MOST_THREADS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,39 +48,28 @@ class Contents:
     @classmethod
     def union(cls, parts: Sequence["Contents"]) -> "Contents":
         """Of several together: what occurs in more than one counts as often as in all of them."""
-        return cls._signed([(part, 1) for part in parts])[0]
-
-    @classmethod
-    def _signed(cls, parts: Sequence[tuple["Contents", int]]) -> "tuple[Contents, Contents]":
-        """What is left where counts are added or taken away, and what is wanting."""
-        names = tuple(sorted({name for part, _ in parts for name in part.segments}))
+        names = tuple(sorted({name for part in parts for name in part.segments}))
         number = {name: at for at, name in enumerate(names)}
-        placed, keys, counts = [np.empty(0, np.int64)], [np.empty(0, np.uint64)], []
-        for part, sign in parts:
+        placed, keys, counts = (
+            [np.empty(0, np.int64)],
+            [np.empty(0, np.uint64)],
+            [np.empty(0, np.int64)],
+        )
+        for part in parts:
             numbers = np.array([number[name] for name in part.segments], dtype=np.int64)
             own = part.places >> ROW_BITS
             placed.append(part.places + ((numbers[own] - own) << ROW_BITS))
             keys.append(part.keys)
-            counts.append(sign * part.counts)
+            counts.append(part.counts)
         places, first, inverse = np.unique(
             np.concatenate(placed), return_index=True, return_inverse=True
         )
-        change = np.zeros(len(places), dtype=np.int64)
-        np.add.at(change, inverse, np.concatenate([np.empty(0, np.int64), *counts]))
-        of_first = np.concatenate(keys)[first]
-
-        def those(sign: int) -> Contents:
-            chosen = np.flatnonzero(sign * change > 0)
-            return cls(names, places[chosen], sign * change[chosen], of_first[chosen])
-
-        return those(1), those(-1)
+        together = np.zeros(len(places), dtype=np.int64)
+        np.add.at(together, inverse, np.concatenate(counts))
+        return cls(names, places, together, np.concatenate(keys)[first])
 
     def __len__(self) -> int:
         return len(self.places)
-
-    def minus(self, other: "Contents") -> "tuple[Contents, Contents]":
-        """What is in this and not in the other, and what is in the other and not in this."""
-        return self._signed([(self, 1), (other, -1)])
 
     def smallest(self, count: int) -> "Contents":
         """The rows with the smallest keys, so many at most, and only the segments they are in."""
@@ -158,17 +136,14 @@ class Contents:
 
     def moments(self, store: Store, model_id: str) -> tuple[Moments | None, float]:
         """Moments of the rows, and their largest | ‖x‖ − 1 |; None and 0 where there are none."""
-        with closing(Accumulator(store, model_id, len(self))) as accumulator:
-            accumulator.add({"": self})
-            return accumulator.moments(""), accumulator.norm_error
-
-    def shares(self, count: int) -> "list[Contents]":
-        """So many parts of about the same size, one after the other."""
-        ends = [len(self) * at // count for at in range(count + 1)]
-        return [
-            Contents(self.segments, self.places[own], self.counts[own], self.keys[own])
-            for own in (slice(*pair) for pair in itertools.pairwise(ends))
-        ]
+        moments, norm_error = None, 0.0
+        for rows, counts in self.blocks(store, model_id):
+            exact = rows.astype(np.float32)
+            norms = np.sqrt(np.einsum("ij,ij->i", exact, exact))
+            norm_error = max(norm_error, float(np.abs(norms - 1).max()))
+            block = Moments.of(rows, counts)
+            moments = block if moments is None else moments + block
+        return moments, norm_error
 
     def sample(self, store: Store, model_id: str, moments: Moments) -> Sample:
         """The sample that goes with these moments: keys say which rows, and only those are read."""
@@ -191,100 +166,6 @@ def _read(stored: NDArray[np.float16], start: int, into: NDArray[np.float16]) ->
 
 
 EMPTY = Contents.union([])
-
-
-class Accumulator:
-    """Moments of contents that come in pieces, kept apart by part; holds no rows.
-
-    To the last bit the same on every road and in every order, for rows on the store's grid.
-    To be closed after use.
-
-    Args:
-        store: holds the rows.
-        model_id: of the rows.
-        expected: rows to come, of all parts; a guess will do. It decides on the road.
-    """
-
-    def __init__(self, store: Store, model_id: str, expected: int) -> None:
-        self._store, self._model_id = store, model_id
-        self._in_float64: dict[str, Moments] = {}
-        # By part and number of the share of it: each is added to by one thread at a time.
-        self._in_integers: dict[tuple[str, int], IntegerMoments] = {}
-        self._threads = 1
-        self._pool: ThreadPoolExecutor | None = None
-        self._own = threading.local()
-        if integers_pay(expected):
-            self._threads = min(usable_cpus(), MOST_THREADS)
-            self._pool = ThreadPoolExecutor(
-                self._threads, thread_name_prefix="moments", initializer=_limit_to_this_thread
-            )
-        self._adding: list[Future[float]] = []
-        self._norm_error = 0.0
-
-    def close(self) -> None:
-        """End the threads."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def add(self, parts: Mapping[str, Contents]) -> None:
-        """Read the rows of one or several parts and add them up; may return before it is done."""
-        if self._pool is None:
-            for part, contents in parts.items():
-                self._add_in_float64(part, contents)
-            return
-        own = sum(map(len, parts.values())) / self._threads  # what each thread has to do
-        self._wait()  # no two threads add to one share
-        self._adding = [
-            self._pool.submit(self._add_in_integers, (part, number), share)
-            for part, contents in parts.items()
-            if len(contents)
-            for number, share in enumerate(contents.shares(math.ceil(len(contents) / own)))
-        ]
-
-    def _wait(self) -> None:
-        adding, self._adding = self._adding, []
-        self._norm_error = max([self._norm_error, *(each.result() for each in adding)])
-
-    def _add_in_float64(self, part: str, contents: Contents) -> None:
-        """NumPy's product has threads of its own."""
-        for rows, counts in contents.blocks(self._store, self._model_id):
-            exact = rows.astype(np.float32)
-            norms = np.sqrt(np.einsum("ij,ij->i", exact, exact))
-            self._norm_error = max(self._norm_error, float(np.abs(norms - 1).max()))
-            moments, so_far = Moments.of(rows, counts), self._in_float64.get(part)
-            self._in_float64[part] = moments if so_far is None else so_far + moments
-
-    def _add_in_integers(self, share: tuple[str, int], contents: Contents) -> float:
-        error = 0.0
-        for rows, counts in contents.blocks(self._store, self._model_id):
-            if not hasattr(self._own, "scratch"):
-                self._own.scratch = Scratch(rows.shape[1])
-            if share not in self._in_integers:
-                self._in_integers[share] = IntegerMoments(rows.shape[1])
-            error = max(error, self._in_integers[share].add(rows, counts, self._own.scratch))
-        return error
-
-    @property
-    def norm_error(self) -> float:
-        """Largest | ‖x‖ − 1 | of all rows so far."""
-        self._wait()
-        return self._norm_error
-
-    def moments(self, part: str) -> Moments | None:
-        """Of all rows of a part so far; None where there were none."""
-        if self._pool is None:
-            return self._in_float64.get(part)
-        self._wait()
-        shares = [sums.moments() for (its, _), sums in self._in_integers.items() if its == part]
-        return Moments.sum(shares) if shares else None
-
-
-def _limit_to_this_thread() -> None:
-    """Let torch use no other threads than the one that calls."""
-    import torch
-
-    torch.get_num_threads()  # it takes what it may use at its first call
-    threadpool_limits(1, user_api="openmp")
 
 
 def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -257,14 +257,6 @@ class Store:
         except FileNotFoundError as error:
             raise _not_embedded(dataset, model_id) from error
 
-    def index_length(self, dataset: str, model_id: str, fingerprint: str) -> int:
-        """Images of an index; raises as `read_index`."""
-        try:
-            metadata = pq.read_metadata(self._index(dataset, model_id, fingerprint))
-        except FileNotFoundError as error:
-            raise _not_embedded(dataset, model_id) from error
-        return int(metadata.num_rows)
-
     def index_pieces(
         self, dataset: str, model_id: str, fingerprint: str, columns: Sequence[str]
     ) -> Iterator[pa.Table]:
@@ -393,21 +385,20 @@ class Store:
         with np.load(path) as arrays:
             return float(arrays["norm_error"]) if "norm_error" in arrays else float("nan")
 
-    def newest_moments(self, dataset: str, model_id: str) -> tuple[str, str, int] | None:
-        """Of the moments that a dataset was given last.
+    def moments_digest(
+        self, dataset: str, model_id: str, fingerprint: str
+    ) -> tuple[str, int] | None:
+        """Of which contents the moments of a manifest are, and when they were written, in ns.
 
-        Returns:
-            fingerprint of their manifest, digest of their contents, and when they were written,
-            in ns; None where there are none.
+        None where there are none.
         """
-        folder = self._moments(dataset, model_id, "").parent
-        found = {path: path.stat().st_mtime_ns for path in folder.glob("[!.]*.npz")}
-        if not found:
+        path = self._moments(dataset, model_id, fingerprint)
+        try:
+            with np.load(path) as arrays:
+                digest = str(arrays["contents"]) if "contents" in arrays else ""
+            return digest, path.stat().st_mtime_ns
+        except FileNotFoundError:
             return None
-        newest = max(found, key=lambda path: (found[path], path))
-        with np.load(newest) as arrays:
-            contents = str(arrays["contents"]) if "contents" in arrays else ""
-        return newest.stem, contents, found[newest]
 
     def _moments(self, dataset: str, model_id: str, fingerprint: str) -> Path:
         return self.root / "moments" / dataset / model_id / f"{fingerprint}.npz"
