@@ -46,7 +46,9 @@ def imported_by(statement: str) -> set[str]:
     return set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
 
 
-HEAVY = {"torch", "torchvision", "onnxruntime", "pandas", "dagster", "duckdb", "matplotlib"}
+HEAVY = {
+    *("torch", "torchvision", "onnxruntime", "pandas", "dagster", "duckdb", "matplotlib", "faiss")
+}
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -34,10 +34,6 @@ from visdiv_assets.similarity.exact import (
 from visdiv_assets.similarity.sketch import Sketch, margin
 from visdiv_assets.similarity.units import Rows, Units, evenly, units
 
-# Nanoseconds to fetch a row of the store, make it a unit row, and multiply it.
-CANDIDATE = 4000.0
-# Share of pairs in the lists looked into, for estimates of cost.
-SCANNED = 0.02
 # An index of SHARD numbers (1 GiB) at a time; larger sets are searched shard by shard.
 SHARD = 2**28
 LISTS_PER_ROOT, ROWS_PER_LIST, ITERATIONS = 2, 32, 8

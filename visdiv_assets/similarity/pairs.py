@@ -4,10 +4,12 @@ Here: what a similarity is, to the last bit, and the functions that find pairs a
 Not here: clusters of pairs, images, files.
 """
 
+import logging
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Literal
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +23,6 @@ from visdiv_assets.similarity.exact import (
     blas_threads,
     exact_pairs,
 )
-from visdiv_assets.similarity.ivf import CANDIDATE as INDEX_CANDIDATE
-from visdiv_assets.similarity.ivf import SCANNED, Recall, index_pairs
 from visdiv_assets.similarity.sketch import Sketch, choose_sketch
 from visdiv_assets.similarity.units import (
     Rows,
@@ -33,6 +33,11 @@ from visdiv_assets.similarity.units import (
     units,
 )
 
+if TYPE_CHECKING:
+    from visdiv_assets.similarity.ivf import Recall
+
+logger = logging.getLogger(__name__)
+
 OnPairs = Callable[[Pairs, Similarities], None]
 Method = Literal["auto", "exact", "index"]
 
@@ -40,8 +45,11 @@ Method = Literal["auto", "exact", "index"]
 MAX_PAIRS = 20_000_000
 # Rows that a sketch is chosen by, and as many pairs as make it worth the choice.
 SAMPLE_ROWS, SKETCH_FROM_PAIRS = 8192, 10**8
-# Seconds that an exact search may take before an index is thought of.
+# Seconds that an exact search may take before an index is considered.
 PATIENCE = 900.0
+# To estimate the cost of an index: nanoseconds to fetch a row of the store, make it a unit row and
+# multiply it; share of the pairs in the lists that are searched.
+INDEX_CANDIDATE, INDEX_SCANNED = 4000.0, 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +124,8 @@ def similar_pairs(
         rows: shape (N, D), any real dtype, read in parts.
         threshold: 0 to 1.
         others: shape (M, D): look for pairs (row, other) instead of pairs of rows.
-        method: "exact", "index" (FAISS; recall is measured), or the cheaper of both.
+        method: "exact"; "index" (FAISS, from the extra `faiss`; recall is measured); or "auto":
+            exact, unless that takes over 15 minutes and FAISS is installed and much faster.
         device: where products are computed: "cpu", or a device of PyTorch's such as "cuda".
         on_pairs: given (pairs, similarities), block by block, in the calling thread, each pair
             once, in no stated order; nothing is collected then, so that memory stays bounded
@@ -125,8 +134,8 @@ def similar_pairs(
 
     Raises:
         ValueError: a matrix is not finite and real, or has no row, or they differ in dimension;
-            threshold not between 0 and 1; method unknown; more than 20 million pairs, and no
-            `on_pairs`.
+            threshold not between 0 and 1; method unknown, or "index" without FAISS; more than 20
+            million pairs, and no `on_pairs`.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be between 0 and 1; got {threshold}")
@@ -135,10 +144,12 @@ def similar_pairs(
     _check_sets(rows, others)
     least = np.float32(threshold)
     used, sketch = _plan(rows, others, threshold, method, device)
-    recall = Recall(1, 1)
+    recall: Recall | None = None
     if used == "index":
-        recall = Recall()
-        blocks = index_pairs(rows, others, least, sketch, recall, on_progress=on_progress)
+        from visdiv_assets.similarity import ivf
+
+        recall = ivf.Recall()
+        blocks = ivf.index_pairs(rows, others, least, sketch, recall, on_progress=on_progress)
     else:
         processor = None if device == "cpu" else _torch_processor(device)
         blocks = exact_pairs(
@@ -158,7 +169,9 @@ def similar_pairs(
     pairs = np.concatenate([np.empty((0, 2), np.int64), *(each for each, _ in kept)])
     similarities = np.concatenate([np.empty(0, np.float32), *(each for _, each in kept)])
     order = np.lexsort(pairs.T[::-1])
-    return SimilarPairs(pairs[order], similarities[order], count, used, recall.value)
+    return SimilarPairs(
+        pairs[order], similarities[order], count, used, 1.0 if recall is None else recall.value
+    )
 
 
 def nearest(rows: Rows, queries: NDArray[Any], k: int) -> tuple[Pairs, Similarities]:
@@ -210,6 +223,9 @@ def _plan(
         if method == "index":
             raise ValueError("an index is searched on the CPU: leave the device, or the method")
         return "exact", Sketch()
+    installed = find_spec("faiss") is not None
+    if method == "index" and not installed:
+        raise ValueError("an index needs FAISS: pip install 'visdiv_assets[faiss]'")
     if method != "index" and compared < SKETCH_FROM_PAIRS:
         return "exact", Sketch()
     left, right = _sample(rows), None if others is None else _sample(others)
@@ -218,7 +234,14 @@ def _plan(
         seconds = exact.cost * compared * 1e-9 / blas_threads()
         if method == "exact" or seconds < PATIENCE:
             return "exact", exact
-    index = choose_sketch(left, right, threshold, scanned=SCANNED, candidate=INDEX_CANDIDATE)
+        if not installed:
+            logger.warning(
+                "comparing all pairs takes about %.0f minutes; pip install 'visdiv_assets[faiss]' "
+                "may be faster",
+                seconds / 60,
+            )
+            return "exact", exact
+    index = choose_sketch(left, right, threshold, scanned=INDEX_SCANNED, candidate=INDEX_CANDIDATE)
     if method != "index" and 2 * index.cost > exact.cost:
         return "exact", exact
     return "index", index

@@ -142,6 +142,16 @@ def test_a_set_that_takes_long_is_searched_with_an_index(many, monkeypatch):
     assert similar_pairs(rows, 0.9, method="exact").method == "exact"
 
 
+def test_without_faiss_a_long_search_is_exact_and_says_what_would_help(many, monkeypatch, caplog):
+    monkeypatch.setattr(pairs, "find_spec", lambda name: None)
+    monkeypatch.setattr(pairs, "SKETCH_FROM_PAIRS", 0)
+    monkeypatch.setattr(pairs, "PATIENCE", 0.0)
+    assert similar_pairs(many.rows[:2000], 0.9).method == "exact"
+    assert "pip install 'visdiv_assets[faiss]'" in caplog.text
+    with pytest.raises(ValueError, match="an index needs FAISS"):
+        similar_pairs(many.rows[:2000], 0.9, method="index")
+
+
 def test_recall_without_any_known_pair_is_not_a_number():
     found = similar_pairs(np.eye(64), 0.9, method="index")
     assert found.count == 0
