@@ -34,7 +34,7 @@ import onnxruntime
 from visdiv_assets.embedding.cpus import usable_cpus
 from visdiv_assets.embedding.decoders import Decoders
 from visdiv_assets.embedding.embedder import SSCDEmbedder
-from visdiv_assets.embedding.pipeline import embed_manifest
+from visdiv_assets.embedding.incremental import embed_manifest
 from visdiv_assets.embedding.preprocess import Decoding, Pixels, decode_image
 from visdiv_assets.embedding.weights import installed_onnx_model
 from visdiv_assets.sources.directory import DirectorySource

@@ -32,7 +32,7 @@ from visdiv_assets.embedding.cpus import usable_cpus
 from visdiv_assets.embedding.decoders import Decoders
 from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.gpu_decode import GpuDecoder
-from visdiv_assets.embedding.pipeline import embed_manifest
+from visdiv_assets.embedding.incremental import embed_manifest
 from visdiv_assets.embedding.preprocess import Decoding, Pixels, decode_image
 from visdiv_assets.embedding.runtime import Vectors
 from visdiv_assets.embedding.runtime_torch import TorchRuntime

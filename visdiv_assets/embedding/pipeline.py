@@ -1,9 +1,9 @@
-"""Manifest → committed embeddings: read, hash, decode, infer, write; only what is missing.
+"""Images → vectors: read, hash, decode and infer at the same time, in bounded memory.
 
-Here: the order of the work, what overlaps with what, and what is skipped. Not here: model, file
-formats, where images are.
+Here: the order of the work, and what overlaps with what. Not here: what can be skipped and where
+vectors go (`incremental.py`), the model, file formats.
 
-    source's threads → threads that hash, with decoder processes → model's threads → writer's thread
+    source's threads → threads that hash, with decoder processes → model's threads → consumer
 
 All of them work at the same time, each a bounded number of images ahead of the next. The thread
 that called hands images from one stage to the next, in order; what it waits for is the bottleneck.
@@ -18,36 +18,21 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from visdiv_assets.embedding.cpus import usable_cpus
-from visdiv_assets.embedding.decoders import PASSING, Decoders
+from visdiv_assets.embedding.decoders import Decoders
 from visdiv_assets.embedding.preprocess import DecodeError, Decoding, Pixels
 from visdiv_assets.embedding.runtime import Vectors
-from visdiv_assets.sources.manifest import Manifest
 from visdiv_assets.sources.source import Read, Source
 from visdiv_assets.store.index import (
-    INDEX_SCHEMA,
-    JUDGE,
-    KEY_BYTES,
-    EmbeddingIndex,
-    Keys,
     content_key,
-    to_keys,
 )
-from visdiv_assets.store.store import KeyIndex, Store
 
 if TYPE_CHECKING:
     from visdiv_assets.embedding.gpu_decode import GpuDecoder
 
-NO_KEY = b""  # in an array of keys: content not read
-
 MAX_DECODERS = 32  # 40 MB each
-
-# Longer than a decoder process takes to start, so that the first alone starts no second.
-STARVED_SECONDS = 0.3
 
 # Outcomes held back while a batch fills; reached only where most content is known already.
 MAX_WAITING = 1024
@@ -216,12 +201,6 @@ class _Model:
             return list(self._embedder.embed(np.stack(pixels)))
         return self._embedder.embed_encoded(images, self._decoders.decode)
 
-    def has_nothing_in_line(self) -> bool:
-        """Whether it is loaded, and works on all that it was given."""
-        if self._loading is None or not self._loading.done():
-            return False
-        return self._count_unfinished() <= self._loaded()[1]
-
     def _count_unfinished(self) -> int:
         self._unfinished = [future for future in self._unfinished if not future.done()]
         return len(self._unfinished)
@@ -326,35 +305,21 @@ def _decode_ahead(
     model: _Model,
     waits: Waits,
 ) -> Generator[_Decoded]:
-    """`_decode` of each image as it is read, a bounded number ahead of the consumer.
-
-    One process decodes to begin with; as many again join when the model had to wait for images.
-    """
-    most = min(MAX_DECODERS, usable_cpus())
-    working, starved = 1, 0.0
-    permits = threading.Semaphore(working)
+    """`_decode` of each image as it is read, a bounded number ahead of the consumer."""
+    workers = min(MAX_DECODERS, usable_cpus())
     ahead: deque[Future[_Decoded]] = deque()
 
     def decode(read: Read) -> _Decoded:
-        return _decode(read, decoders, wanted, model, permits)
+        return _decode(read, decoders, wanted, model)
 
     def next_decoded() -> _Decoded:
-        nonlocal working, starved
         with waits.on("decoding"):
-            while working < most and not ahead[0].done():
-                model_waits, since = model.has_nothing_in_line(), time.monotonic()
-                wait([ahead[0]], timeout=STARVED_SECONDS)
-                starved += time.monotonic() - since if model_waits else 0.0
-                if starved >= STARVED_SECONDS:
-                    more = min(working, most - working)
-                    permits.release(more)
-                    working, starved = working + more, 0.0
             return ahead.popleft().result()
 
     # First the reader stops, then the threads end, then the processes that they talk to.
     with (
-        Decoders(decoding, most) as decoders,
-        _threads(most) as pool,
+        Decoders(decoding, workers) as decoders,
+        _threads(workers) as pool,
         contextlib.closing(_as_generator(source.read_all(image_ids))) as reads,
     ):
         while True:
@@ -363,7 +328,7 @@ def _decode_ahead(
             if read is None:
                 break
             ahead.append(pool.submit(decode, read))
-            if len(ahead) >= 16 * most:
+            if len(ahead) >= 16 * workers:
                 yield next_decoded()
         while ahead:
             yield next_decoded()
@@ -387,7 +352,6 @@ def _decode(
     decoders: Decoders,
     wanted: Callable[[bytes], bool],
     model: _Model,
-    permits: threading.Semaphore,
 ) -> _Decoded:
     at, data = read
     if isinstance(data, OSError):
@@ -399,161 +363,6 @@ def _decode(
     if model.decodes(data):
         return _Decoded(at, key, data, None)
     try:
-        with permits:
-            return _Decoded(at, key, decoders.decode(data), None)
+        return _Decoded(at, key, decoders.decode(data), None)
     except DecodeError as error:
         return _Decoded(at, key, None, Failure(error.reason, error.exception))
-
-
-def embed_manifest(
-    dataset: str,
-    manifest: Manifest,
-    source: Source,
-    embedder: Embedder,
-    store: Store,
-    *,
-    on_progress: OnProgress | None = None,
-) -> tuple[EmbeddingIndex, int]:
-    """See to it that every image of a manifest that can be decoded is embedded in the store.
-
-    Unchanged images are not opened; content that was embedded before, in any dataset, is not
-    embedded again; what could not be decoded before is not tried again. Rows are committed as
-    they come, so an interrupted call loses little.
-
-    Returns:
-        the index, which is also written to the store, and how many images went through the model.
-    """
-    model_id = embedder.model_id
-    known = store.key_index(model_id)
-    previous = store.latest_index(dataset)
-    keys = _keys_of_unchanged(manifest, previous)
-    # By content, since one file may stand for many.
-    undecodable = _failures_that_stay(previous, embedder.decoding)
-    missing = known.find(keys)[0] < 0
-    given_up = np.isin(keys, list(undecodable)) if undecodable else np.zeros(len(keys), dtype=bool)
-    to_read = np.flatnonzero((keys == NO_KEY) | (missing & ~given_up))
-    ids = manifest.table["image_id"].take(pa.array(to_read))
-    waits = Waits()
-    stream = embed_stream(
-        source,
-        (value.as_py() for value in ids),
-        embedder,
-        wanted=_Claim(known, undecodable),
-        waits=waits,
-    )
-
-    done, embedded = len(manifest) - len(to_read), 0
-    unreadable: dict[int, Failure] = {}  # by position
-    with store.segment_writer(model_id) as writer, contextlib.closing(stream):
-        for outcome in stream:
-            at = int(to_read[outcome.at])
-            keys[at] = outcome.content_key or NO_KEY
-            if outcome.vector is not None:
-                with waits.on("writing"):
-                    writer.add(outcome.content_key or NO_KEY, outcome.vector)
-                embedded += 1
-            elif outcome.failure is not None and outcome.content_key is None:
-                unreadable[at] = outcome.failure
-            elif outcome.failure is not None:
-                # NumPy hands out keys without trailing zero bytes, here and below.
-                undecodable[keys[at]] = outcome.failure
-            done += 1
-            if on_progress is not None:
-                on_progress(done, len(manifest), embedded, waits.bottleneck)
-    if embedded:
-        known = store.key_index(model_id)
-
-    gone = Failure("its embedding has gone from the store", "")
-
-    def failure(at: int) -> Failure:
-        return unreadable.get(at) or undecodable.get(keys[at], gone)
-
-    table = _index_table(manifest, keys, failure, known)
-    index = EmbeddingIndex(table.replace_schema_metadata({JUDGE: embedder.decoding.judge.encode()}))
-    store.write_index(dataset, model_id, manifest.fingerprint, index)
-    return index, embedded
-
-
-def _failures_that_stay(
-    previous: EmbeddingIndex | None, decoding: Decoding
-) -> dict[bytes, Failure]:
-    """What the same decoder could not decode before, by content: it would fail again."""
-    if previous is None or previous.judge != decoding.judge:
-        return {}
-    failed = previous.failed()
-    failed = failed.filter(pc.is_valid(failed["content_key"]))
-    columns = (failed[name].to_pylist() for name in ("reason", "exception"))
-    keys = to_keys(failed["content_key"])
-    return {
-        key: Failure(reason, exception)
-        for key, reason, exception in zip(keys, *columns, strict=True)
-        if exception and exception not in PASSING
-    }
-
-
-class _Claim:
-    """Whether content is to be embedded: not in the store, not given up, not asked for before."""
-
-    def __init__(self, known: KeyIndex, given_up: Iterable[bytes]) -> None:
-        self._known = known
-        self._claimed = {key.ljust(KEY_BYTES, b"\0") for key in given_up}
-        self._lock = threading.Lock()
-
-    def __call__(self, key: bytes) -> bool:
-        if key in self._known:
-            return False
-        with self._lock:
-            if key in self._claimed:
-                return False
-            self._claimed.add(key)
-            return True
-
-
-def _keys_of_unchanged(manifest: Manifest, previous: EmbeddingIndex | None) -> Keys:
-    """Content keys of the images whose size and version are as before; NO_KEY for all others."""
-    keys = np.full(len(manifest), NO_KEY, dtype=f"S{KEY_BYTES}")
-    if previous is None:
-        return keys
-    before = previous.table.filter(pc.is_valid(previous.table["content_key"]))
-    at = pc.index_in(manifest.table["image_id"], value_set=before["image_id"])
-    same = pc.is_valid(at)
-    for column in ("size", "version"):
-        now, then = manifest.table[column], before[column].take(at)
-        both_unknown = pc.and_(pc.is_null(now), pc.is_null(then))  # a size, in some sources
-        same = pc.and_(same, pc.or_(pc.fill_null(pc.equal(now, then), False), both_unknown))
-    unchanged = pc.fill_null(same, False).to_numpy()
-    keys[unchanged] = to_keys(before["content_key"].take(at.filter(pa.array(unchanged))))
-    return keys
-
-
-def _index_table(
-    manifest: Manifest, keys: Keys, failure: Callable[[int], Failure], known: KeyIndex
-) -> pa.Table:
-    segment, row = known.find(keys)
-    missing = row < 0
-    failures = [failure(at) for at in np.flatnonzero(missing).tolist()]
-    names = pa.DictionaryArray.from_arrays(
-        pa.array(segment, mask=missing), pa.array(known.segments, type=pa.string())
-    )
-    buffer = pa.Array.from_buffers(
-        pa.binary(KEY_BYTES), len(keys), [None, pa.py_buffer(keys.tobytes())]
-    )
-    return pa.table(
-        {
-            "image_id": manifest.table["image_id"],
-            "size": manifest.table["size"],
-            "version": manifest.table["version"],
-            "content_key": pc.if_else(pa.array(keys != NO_KEY), buffer, None),
-            "segment": names,
-            "row": pa.array(row, mask=missing),
-            "reason": _told([each.reason for each in failures], missing),
-            "exception": _told([each.exception for each in failures], missing),
-        },
-        schema=INDEX_SCHEMA,
-    )
-
-
-def _told(texts: Sequence[str], missing: NDArray[np.bool_]) -> pa.Array:
-    """A text for each image that is missing, in their order; null for the others."""
-    at = np.cumsum(missing) - 1
-    return pa.array(texts, type=pa.string()).take(pa.array(at, mask=~missing))

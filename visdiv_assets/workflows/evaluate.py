@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from visdiv_assets.embedding.embedder import SSCDEmbedder
-from visdiv_assets.embedding.pipeline import Embedder, OnProgress, embed_manifest
+from visdiv_assets.embedding.incremental import embed_manifest
+from visdiv_assets.embedding.pipeline import Embedder, OnProgress
 from visdiv_assets.embedding.preprocess import Decoding
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.model import Settings, Slices

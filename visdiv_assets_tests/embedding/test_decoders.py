@@ -16,7 +16,8 @@ import pytest
 
 from visdiv_assets.embedding import pipeline
 from visdiv_assets.embedding.decoders import COMMAND, Decoders
-from visdiv_assets.embedding.pipeline import embed_manifest, embed_stream
+from visdiv_assets.embedding.incremental import embed_manifest
+from visdiv_assets.embedding.pipeline import embed_stream
 from visdiv_assets.embedding.preprocess import DecodeError, Decoding, decode_image
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.directory import DirectorySource

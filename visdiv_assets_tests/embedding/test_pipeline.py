@@ -18,7 +18,8 @@ import pytest
 
 from visdiv_assets.embedding import pipeline
 from visdiv_assets.embedding.decoders import Decoders
-from visdiv_assets.embedding.pipeline import embed_manifest, embed_stream
+from visdiv_assets.embedding.incremental import embed_manifest
+from visdiv_assets.embedding.pipeline import embed_stream
 from visdiv_assets.embedding.preprocess import decode_image
 from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.spectral.moments import Moments
@@ -398,40 +399,8 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_even_if_no_image_comes_to_ne
         run(tmp_path / "images", store, UnloadedEmbedder())
 
 
-def test_one_decoder_works_where_the_model_sets_the_pace(folder, monkeypatch):
-    monkeypatch.setattr(pipeline, "usable_cpus", lambda: 4)
-    working, most = [], []
-    decode = Decoders.decode
-
-    def watched(self, data):
-        working.append(data)
-        most.append(len(working))
-        try:
-            return decode(self, data)
-        finally:
-            working.remove(data)
-
-    class Slow(FakeEmbedder):
-        @property
-        def batch_size(self):
-            while len(most) < 20:  # loads until all is decoded
-                time.sleep(0.01)
-            return 4
-
-        @batch_size.setter
-        def batch_size(self, size):
-            pass
-
-    monkeypatch.setattr(Decoders, "decode", watched)
-    source = WatchedSource(folder)
-    image_ids = sorted(item.image_id for item in source.items())
-    assert len(list(embed_stream(source, image_ids, Slow()))) == 20
-    assert max(most) == 1
-
-
-def test_more_decoders_join_where_the_model_waits_for_them(folder, monkeypatch):
+def test_as_many_decoders_work_at_once_as_there_are_cpus(folder, monkeypatch):
     monkeypatch.setattr(pipeline, "usable_cpus", lambda: 3)
-    monkeypatch.setattr(pipeline, "STARVED_SECONDS", 0.01)
     together = threading.Barrier(3)
     decode = Decoders.decode
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import boto3
 import pytest
 
-from visdiv_assets.embedding.pipeline import embed_manifest
+from visdiv_assets.embedding.incremental import embed_manifest
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.model import SourceSettings
 from visdiv_assets.sources.manifest import list_images

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from visdiv_assets.embedding.pipeline import embed_manifest
+from visdiv_assets.embedding.incremental import embed_manifest
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.store.rows import DatasetRows

@@ -1,0 +1,185 @@
+"""Manifest → committed embeddings: only what is missing goes through the model.
+
+Here: what need not be read, decoded or embedded again, and the index that results.
+Not here: how images are read, decoded and embedded at the same time (`pipeline.py`).
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from visdiv_assets.embedding.decoders import PASSING
+from visdiv_assets.embedding.pipeline import Embedder, Failure, OnProgress, Waits, embed_stream
+from visdiv_assets.embedding.preprocess import Decoding
+from visdiv_assets.sources.manifest import Manifest
+from visdiv_assets.sources.source import Source
+from visdiv_assets.store.index import (
+    INDEX_SCHEMA,
+    JUDGE,
+    KEY_BYTES,
+    EmbeddingIndex,
+    Keys,
+    to_keys,
+)
+from visdiv_assets.store.store import KeyIndex, Store
+
+NO_KEY = b""  # in an array of keys: content not read
+
+
+def embed_manifest(
+    dataset: str,
+    manifest: Manifest,
+    source: Source,
+    embedder: Embedder,
+    store: Store,
+    *,
+    on_progress: OnProgress | None = None,
+) -> tuple[EmbeddingIndex, int]:
+    """See to it that every image of a manifest that can be decoded is embedded in the store.
+
+    Unchanged images are not opened; content that was embedded before, in any dataset, is not
+    embedded again; what could not be decoded before is not tried again. Rows are committed as
+    they come, so an interrupted call loses little.
+
+    Returns:
+        the index, which is also written to the store, and how many images went through the model.
+    """
+    model_id = embedder.model_id
+    known = store.key_index(model_id)
+    previous = store.latest_index(dataset)
+    keys = _keys_of_unchanged(manifest, previous)
+    # By content, since one file may stand for many.
+    undecodable = _failures_that_stay(previous, embedder.decoding)
+    missing = known.find(keys)[0] < 0
+    given_up = np.isin(keys, list(undecodable)) if undecodable else np.zeros(len(keys), dtype=bool)
+    to_read = np.flatnonzero((keys == NO_KEY) | (missing & ~given_up))
+    ids = manifest.table["image_id"].take(pa.array(to_read))
+    waits = Waits()
+    stream = embed_stream(
+        source,
+        (value.as_py() for value in ids),
+        embedder,
+        wanted=_Claim(known, undecodable),
+        waits=waits,
+    )
+
+    done, embedded = len(manifest) - len(to_read), 0
+    unreadable: dict[int, Failure] = {}  # by position
+    with store.segment_writer(model_id) as writer, contextlib.closing(stream):
+        for outcome in stream:
+            at = int(to_read[outcome.at])
+            keys[at] = outcome.content_key or NO_KEY
+            if outcome.vector is not None:
+                with waits.on("writing"):
+                    writer.add(outcome.content_key or NO_KEY, outcome.vector)
+                embedded += 1
+            elif outcome.failure is not None and outcome.content_key is None:
+                unreadable[at] = outcome.failure
+            elif outcome.failure is not None:
+                # NumPy hands out keys without trailing zero bytes, here and below.
+                undecodable[keys[at]] = outcome.failure
+            done += 1
+            if on_progress is not None:
+                on_progress(done, len(manifest), embedded, waits.bottleneck)
+    if embedded:
+        known = store.key_index(model_id)
+
+    gone = Failure("its embedding has gone from the store", "")
+
+    def failure(at: int) -> Failure:
+        return unreadable.get(at) or undecodable.get(keys[at], gone)
+
+    table = _index_table(manifest, keys, failure, known)
+    index = EmbeddingIndex(table.replace_schema_metadata({JUDGE: embedder.decoding.judge.encode()}))
+    store.write_index(dataset, model_id, manifest.fingerprint, index)
+    return index, embedded
+
+
+def _failures_that_stay(
+    previous: EmbeddingIndex | None, decoding: Decoding
+) -> dict[bytes, Failure]:
+    """What the same decoder could not decode before, by content: it would fail again."""
+    if previous is None or previous.judge != decoding.judge:
+        return {}
+    failed = previous.failed()
+    failed = failed.filter(pc.is_valid(failed["content_key"]))
+    columns = (failed[name].to_pylist() for name in ("reason", "exception"))
+    keys = to_keys(failed["content_key"])
+    return {
+        key: Failure(reason, exception)
+        for key, reason, exception in zip(keys, *columns, strict=True)
+        if exception and exception not in PASSING
+    }
+
+
+class _Claim:
+    """Whether content is to be embedded: not in the store, not given up, not asked for before."""
+
+    def __init__(self, known: KeyIndex, given_up: Iterable[bytes]) -> None:
+        self._known = known
+        self._claimed = {key.ljust(KEY_BYTES, b"\0") for key in given_up}
+        self._lock = threading.Lock()
+
+    def __call__(self, key: bytes) -> bool:
+        if key in self._known:
+            return False
+        with self._lock:
+            if key in self._claimed:
+                return False
+            self._claimed.add(key)
+            return True
+
+
+def _keys_of_unchanged(manifest: Manifest, previous: EmbeddingIndex | None) -> Keys:
+    """Content keys of the images whose size and version are as before; NO_KEY for all others."""
+    keys = np.full(len(manifest), NO_KEY, dtype=f"S{KEY_BYTES}")
+    if previous is None:
+        return keys
+    before = previous.table.filter(pc.is_valid(previous.table["content_key"]))
+    at = pc.index_in(manifest.table["image_id"], value_set=before["image_id"])
+    same = pc.is_valid(at)
+    for column in ("size", "version"):
+        now, then = manifest.table[column], before[column].take(at)
+        both_unknown = pc.and_(pc.is_null(now), pc.is_null(then))  # a size, in some sources
+        same = pc.and_(same, pc.or_(pc.fill_null(pc.equal(now, then), False), both_unknown))
+    unchanged = pc.fill_null(same, False).to_numpy()
+    keys[unchanged] = to_keys(before["content_key"].take(at.filter(pa.array(unchanged))))
+    return keys
+
+
+def _index_table(
+    manifest: Manifest, keys: Keys, failure: Callable[[int], Failure], known: KeyIndex
+) -> pa.Table:
+    segment, row = known.find(keys)
+    missing = row < 0
+    failures = [failure(at) for at in np.flatnonzero(missing).tolist()]
+    names = pa.DictionaryArray.from_arrays(
+        pa.array(segment, mask=missing), pa.array(known.segments, type=pa.string())
+    )
+    buffer = pa.Array.from_buffers(
+        pa.binary(KEY_BYTES), len(keys), [None, pa.py_buffer(keys.tobytes())]
+    )
+    return pa.table(
+        {
+            "image_id": manifest.table["image_id"],
+            "size": manifest.table["size"],
+            "version": manifest.table["version"],
+            "content_key": pc.if_else(pa.array(keys != NO_KEY), buffer, None),
+            "segment": names,
+            "row": pa.array(row, mask=missing),
+            "reason": _told([each.reason for each in failures], missing),
+            "exception": _told([each.exception for each in failures], missing),
+        },
+        schema=INDEX_SCHEMA,
+    )
+
+
+def _told(texts: Sequence[str], missing: NDArray[np.bool_]) -> pa.Array:
+    """A text for each image that is missing, in their order; null for the others."""
+    at = np.cumsum(missing) - 1
+    return pa.array(texts, type=pa.string()).take(pa.array(at, mask=~missing))
