@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from visdiv_assets.embedding.cpus import usable_cpus
 from visdiv_assets.sources.manifest import SCHEMA, Manifest
 from visdiv_assets.store.index import INDEX_SCHEMA, KEY_BYTES, EmbeddingIndex, Keys
-from visdiv_assets.store.store import SEGMENT_ROWS, Store
+from visdiv_assets.store.segments import SEGMENT_ROWS
+from visdiv_assets.store.store import Store
 
 MODEL, DIMENSION = "made-up", 512
 REAL = Path(__file__).parents[1] / "visdiv_assets_tests/data/embeddings_icons.npy"

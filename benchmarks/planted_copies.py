@@ -20,7 +20,7 @@ from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.preprocess import decode_image
 from visdiv_assets.embedding.weights import ONNX_CHECKPOINT
 from visdiv_assets.similarity.pairs import find_near_duplicates
-from visdiv_assets.store.store import to_grid
+from visdiv_assets.store.segments import to_grid
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT / "examples" / "demo" / "photos"

@@ -26,7 +26,8 @@ from visdiv_assets.store.index import (
     Keys,
     to_keys,
 )
-from visdiv_assets.store.store import KeyIndex, Store
+from visdiv_assets.store.key_index import KeyIndex
+from visdiv_assets.store.store import Store
 
 NO_KEY = b""  # in an array of keys: content not read
 

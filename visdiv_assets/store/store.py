@@ -13,15 +13,9 @@ file does; it is never edited.
 """
 
 import logging
-import os
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,74 +26,16 @@ from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.manifest import Manifest
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.sample import Sample
+from visdiv_assets.store.files import read_pieces, write_atomically, write_table
 from visdiv_assets.store.index import (
-    KEY_BYTES,
     EmbeddingIndex,
     Keys,
-    content_key,
     to_keys,
 )
+from visdiv_assets.store.key_index import KeyIndex
+from visdiv_assets.store.segments import SegmentWriter
 
 logger = logging.getLogger(__name__)
-
-# Rows are kept on a grid of 2⁻¹⁵, in float16. Products of two such numbers are multiples of 2⁻³⁰,
-# which float64 adds up without any rounding: moments come out the same in every order. That moves
-# a unit vector by about 3e-4, as float16 alone does, and a score by less than 1e-6.
-GRID = 2.0**-15
-
-SEGMENT_ROWS = 4096
-SEGMENT_SECONDS = 30.0
-
-# Rows of a manifest or an index in memory at a time, where they are read in pieces.
-PIECE_ROWS = 131_072
-
-
-def to_grid(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Round vectors with entries in [-1, 1] to the store's grid, as float16; same shape.
-
-    Example:
-        >>> to_grid(np.array([0.1, -1.0], dtype=np.float32)).tolist()
-        [0.0999755859375, -1.0]
-    """
-    return (np.round(vectors.astype(np.float64) / GRID) * GRID).astype(np.float16)
-
-
-@dataclass(frozen=True, eq=False)
-class KeyIndex:
-    """Where in the segments of one model each content key is. Holds 32 bytes a key."""
-
-    segments: tuple[str, ...]
-    _keys: Keys  # sorted
-    _heads: NDArray[np.uint64]  # the first halves of the keys: numbers are found faster than texts
-    _segment: NDArray[np.int32]
-    _row: NDArray[np.int32]
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def __contains__(self, key: bytes) -> bool:
-        return bool(self.find(np.array([key], dtype=f"S{KEY_BYTES}"))[0][0] >= 0)
-
-    def find(self, keys: Keys) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """For each key, the position of its segment in `segments` and its row; -1 where unknown."""
-        if not len(self._keys):
-            missing = np.full(len(keys), -1, dtype=np.int32)
-            return missing, missing
-        heads, last = _heads(keys), len(self._keys) - 1
-        at = np.minimum(np.searchsorted(self._heads, heads), last)
-        found = self._keys[at] == keys
-        if len(alike := np.flatnonzero(~found & (self._heads[at] == heads))):
-            at[alike] = np.minimum(np.searchsorted(self._keys, keys[alike]), last)
-            found[alike] = self._keys[at[alike]] == keys[alike]
-        return (
-            np.where(found, self._segment[at], -1).astype(np.int32),
-            np.where(found, self._row[at], -1).astype(np.int32),
-        )
-
-
-def _heads(keys: Keys) -> NDArray[np.uint64]:
-    """The first 8 bytes of each key as a number; in the order of the keys."""
-    return np.frombuffer(keys.tobytes(), dtype=">u8")[::2].astype(np.uint64)
 
 
 class Store:
@@ -115,8 +51,8 @@ class Store:
         folder = self.root / "manifests" / dataset
         path = self._manifest(dataset, manifest.fingerprint)
         if not path.exists():
-            _write_table(path, manifest.table)
-        _write_atomically(folder / "latest", lambda f: f.write(manifest.fingerprint.encode()))
+            write_table(path, manifest.table)
+        write_atomically(folder / "latest", lambda f: f.write(manifest.fingerprint.encode()))
         return path
 
     def latest_manifest(self, dataset: str) -> Manifest:
@@ -157,7 +93,7 @@ class Store:
     ) -> Iterator[pa.Table]:
         """Some columns of a manifest, PIECE_ROWS at a time; raises as `read_manifest`."""
         try:
-            yield from _pieces(self._manifest(dataset, fingerprint), columns)
+            yield from read_pieces(self._manifest(dataset, fingerprint), columns)
         except FileNotFoundError as error:
             raise VisdivError(f"{dataset} has no manifest {fingerprint}") from error
 
@@ -193,8 +129,7 @@ class Store:
 
     def key_index(self, model_id: str) -> KeyIndex:
         """Read the keys of all segments. Damaged segments are left out, so their images return."""
-        names: list[str] = []
-        keys, segment, row = [], [], []
+        keys: dict[str, Keys] = {}
         for name in self.segment_names(model_id):
             try:
                 table = pq.read_table(self._segments(model_id) / f"{name}.parquet")
@@ -203,24 +138,8 @@ class Store:
             except (OSError, EOFError, ValueError, pa.ArrowException) as error:
                 logger.warning("segment %s of %s is damaged: %s", name, model_id, error)
                 continue
-            segment.append(np.full(len(table), len(names), dtype=np.int32))
-            row.append(np.arange(len(table), dtype=np.int32))
-            keys.append(to_keys(table["content_key"]))
-            names.append(name)
-        if not names:
-            nothing, no_keys = np.empty(0, dtype=np.int32), np.empty(0, dtype=f"S{KEY_BYTES}")
-            return KeyIndex((), no_keys, _heads(no_keys), nothing, nothing)
-        all_keys = np.concatenate(keys)
-        # Stable, so that of two rows with one key the one in the first segment is found.
-        order = np.argsort(all_keys, kind="stable")
-        all_keys = all_keys[order]
-        return KeyIndex(
-            tuple(names),
-            all_keys,
-            _heads(all_keys),
-            np.concatenate(segment)[order],
-            np.concatenate(row)[order],
-        )
+            keys[name] = to_keys(table["content_key"])
+        return KeyIndex.of(keys)
 
     def segment_time(self, model_id: str, segment: str) -> int:
         """When the vectors of a segment were written, in ns; OSError where there is none."""
@@ -240,7 +159,7 @@ class Store:
     ) -> Path:
         """Keep which row belongs to each image of a manifest."""
         path = self._index(dataset, model_id, fingerprint)
-        _write_table(path, index.table)
+        write_table(path, index.table)
         return path
 
     def read_index(
@@ -262,7 +181,7 @@ class Store:
     ) -> Iterator[pa.Table]:
         """Some columns of an index, PIECE_ROWS at a time; raises as `read_index`."""
         try:
-            yield from _pieces(self._index(dataset, model_id, fingerprint), columns)
+            yield from read_pieces(self._index(dataset, model_id, fingerprint), columns)
         except FileNotFoundError as error:
             raise _not_embedded(dataset, model_id) from error
 
@@ -309,7 +228,7 @@ class Store:
             "sample_counts": sample.counts,
             "contents": np.str_(contents),
         }
-        _write_atomically(path, lambda file: np.savez(file, **arrays))
+        write_atomically(path, lambda file: np.savez(file, **arrays))
         return path
 
     def read_moments(self, dataset: str, model_id: str, fingerprint: str) -> Moments:
@@ -357,7 +276,7 @@ class Store:
             "sample_rows": np.concatenate([part.rows for part in parts]).astype(np.float16),
             "sample_counts": np.concatenate([part.counts for part in parts]),
         }
-        _write_atomically(path, lambda file: np.savez(file, **arrays))
+        write_atomically(path, lambda file: np.savez(file, **arrays))
 
     def read_slices(self, dataset: str, model_id: str, fingerprint: str) -> dict[str, Sample]:
         """The parts of a dataset by name; none where it was not divided."""
@@ -404,92 +323,5 @@ class Store:
         return self.root / "moments" / dataset / model_id / f"{fingerprint}.npz"
 
 
-class SegmentWriter:
-    """Collects rows and commits them as segments of up to SEGMENT_ROWS, in a thread of its own.
-
-    Also commits when rows have waited SEGMENT_SECONDS, and on leaving the `with` block for
-    whatever reason, so an interrupted run keeps everything it has finished.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._waiting: list[tuple[bytes, NDArray[np.float32]]] = []
-        self._oldest = 0.0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
-        self._committing: Future[None] | None = None
-
-    def add(self, key: bytes, vector: NDArray[np.float32]) -> None:
-        """Take one row, shape (D,); raises what went wrong with the segment before."""
-        now = time.monotonic()
-        if not self._waiting:
-            self._oldest = now
-        self._waiting.append((key, vector))
-        if len(self._waiting) >= SEGMENT_ROWS or now - self._oldest >= SEGMENT_SECONDS:
-            self._commit_soon()
-
-    def _commit_soon(self) -> None:
-        """Begin to write the collected rows, once those before them are written."""
-        before, self._committing = self._committing, None
-        if before is not None:
-            before.result()
-        waiting, self._waiting = self._waiting, []
-        self._committing = self._thread.submit(self._commit, waiting)
-
-    def _commit(self, waiting: Sequence[tuple[bytes, NDArray[np.float32]]]) -> None:
-        """Write rows as one segment, named by its keys."""
-        keys, vectors = zip(*waiting, strict=True)
-        rows = to_grid(np.stack(vectors))
-        column = pa.array(keys, type=pa.binary(KEY_BYTES))
-        name = content_key(b"".join(keys)).hex()
-        _write_atomically(self._folder / f"{name}.npy", lambda file: np.save(file, rows))
-        _write_table(self._folder / f"{name}.parquet", pa.table({"content_key": column}))
-
-    def close(self) -> None:
-        """Commit what is left, and wait until all is on disk."""
-        with self._thread:
-            if self._waiting:
-                self._commit_soon()
-            if self._committing is not None:
-                self._committing.result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
 def _not_embedded(dataset: str, model_id: str) -> VisdivError:
     return VisdivError(f"the images of {dataset} as last listed were not embedded with {model_id}")
-
-
-def _pieces(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
-    with pq.ParquetFile(path, pre_buffer=False) as file:  # else all that was read stays
-        for batch in file.iter_batches(PIECE_ROWS, columns=list(columns)):
-            yield pa.Table.from_batches([batch])
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    _write_atomically(path, lambda file: pq.write_table(table, file, row_group_size=PIECE_ROWS))
-
-
-def _write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write under a hidden temporary name in the same folder, flush to disk, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -17,7 +17,8 @@ from visdiv_assets.embedding.preprocess import DecodeError, Decoding, Pixels
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.similarity.pairs import nearest
 from visdiv_assets.store.index import content_key
-from visdiv_assets.store.store import Store, to_grid
+from visdiv_assets.store.segments import to_grid
+from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Evaluation
 from visdiv_assets.workflows.catalogue import Catalogue, rows_of
 

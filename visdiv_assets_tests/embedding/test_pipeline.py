@@ -24,10 +24,11 @@ from visdiv_assets.embedding.preprocess import decode_image
 from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.score import diversity
-from visdiv_assets.store import store as store_module
+from visdiv_assets.store import segments
 from visdiv_assets.store.contents import Contents
 from visdiv_assets.store.index import KEY_BYTES, content_key
-from visdiv_assets.store.store import SegmentWriter, Store, to_grid
+from visdiv_assets.store.segments import SegmentWriter, to_grid
+from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.evaluate import evaluate
 from visdiv_assets_tests.embedding.fakes import (
@@ -54,7 +55,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def small_segments(monkeypatch):
-    monkeypatch.setattr(store_module, "SEGMENT_ROWS", 3)
+    monkeypatch.setattr(segments, "SEGMENT_ROWS", 3)
 
 
 def run(source, store, embedder=None, dataset="dataset", **options):
@@ -518,12 +519,12 @@ def test_what_a_killed_writer_left_behind_is_ignored(folder, store, caplog):
 SLOW_RUN = """
 import sys, time
 from pathlib import Path
-from visdiv_assets.store import store as store_module
+from visdiv_assets.store import segments
 from visdiv_assets.store.store import Store
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder
 from visdiv_assets_tests.embedding.test_pipeline import run
 
-store_module.SEGMENT_ROWS = 5
+segments.SEGMENT_ROWS = 5
 
 class SlowEmbedder(FakeEmbedder):
     def embed(self, pixels):
@@ -590,7 +591,7 @@ def test_the_score_is_the_same_to_the_last_bit_however_the_work_is_cut(
     scores = set()
     cuts = [(folder, 4096, 4, 1), (folder, 1, 1, 4), (renamed, 3, 8, 4), (renamed, 7, 21, 1)]
     for number, (path, segment_rows, batch_size, threads) in enumerate(cuts):
-        monkeypatch.setattr(store_module, "SEGMENT_ROWS", segment_rows)
+        monkeypatch.setattr(segments, "SEGMENT_ROWS", segment_rows)
         monkeypatch.setattr(pipeline, "usable_cpus", lambda threads=threads: threads)
         root = tmp_path / f"store-{number}"
         evaluation, _ = evaluate(

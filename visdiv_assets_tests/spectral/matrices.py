@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from visdiv_assets.store.store import to_grid
+from visdiv_assets.store.segments import to_grid
 
 seeds = st.integers(0, 2**32 - 1)
 

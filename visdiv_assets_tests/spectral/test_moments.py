@@ -18,7 +18,8 @@ from visdiv_assets.sources.manifest import SCHEMA, Manifest
 from visdiv_assets.spectral.moments import BLOCK_ROWS, Moments, check_embeddings
 from visdiv_assets.spectral.score import diversity
 from visdiv_assets.store.index import INDEX_SCHEMA, KEY_BYTES, EmbeddingIndex
-from visdiv_assets.store.store import GRID, SEGMENT_ROWS, Store, to_grid
+from visdiv_assets.store.segments import GRID, SEGMENT_ROWS, to_grid
+from visdiv_assets.store.store import Store
 from visdiv_assets_tests.spectral.matrices import grid_rows, matrices, power_law
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,8 @@ from visdiv_assets.embedding.incremental import embed_manifest
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.store.rows import DatasetRows
-from visdiv_assets.store.store import Store, to_grid
+from visdiv_assets.store.segments import to_grid
+from visdiv_assets.store.store import Store
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image, write_images
 
 

@@ -19,10 +19,11 @@ from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.manifest import SCHEMA, Manifest
 from visdiv_assets.spectral.sample import Sample
 from visdiv_assets.spectral.score import DiversityCalculator
-from visdiv_assets.store import store as store_module
+from visdiv_assets.store import segments
 from visdiv_assets.store.contents import Contents
 from visdiv_assets.store.index import INDEX_SCHEMA, KEY_BYTES, EmbeddingIndex, to_keys
-from visdiv_assets.store.store import GRID, Store, to_grid
+from visdiv_assets.store.segments import GRID, to_grid
+from visdiv_assets.store.store import Store
 
 # Keys of few different bytes, so that many end in zeros and many share a beginning.
 content_keys = st.lists(st.sampled_from([0, 1, 127, 255]), min_size=KEY_BYTES, max_size=KEY_BYTES)
@@ -126,7 +127,7 @@ def until(holds):
 
 
 def test_a_segment_is_committed_when_it_is_full(store, monkeypatch):
-    monkeypatch.setattr(store_module, "SEGMENT_ROWS", 2)
+    monkeypatch.setattr(segments, "SEGMENT_ROWS", 2)
     with store.segment_writer("model") as writer:
         for number, expected in [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2)]:
             writer.add(key(number), vector(number))
@@ -136,21 +137,21 @@ def test_a_segment_is_committed_when_it_is_full(store, monkeypatch):
 
 
 def test_a_segment_is_committed_when_its_rows_have_waited_long(store, monkeypatch):
-    monkeypatch.setattr(store_module, "SEGMENT_SECONDS", 0.0)
+    monkeypatch.setattr(segments, "SEGMENT_SECONDS", 0.0)
     with store.segment_writer("model") as writer:
         writer.add(key(1), vector(1))
         until(lambda: len(store.key_index("model")) == 1)
 
 
 def test_rows_are_taken_while_a_segment_is_written(store, monkeypatch):
-    monkeypatch.setattr(store_module, "SEGMENT_ROWS", 2)
-    taken, write = threading.Event(), store_module._write_table
+    monkeypatch.setattr(segments, "SEGMENT_ROWS", 2)
+    taken, write = threading.Event(), segments.write_table
 
     def write_once_taken(path, table):
         assert taken.wait(30)
         write(path, table)
 
-    monkeypatch.setattr(store_module, "_write_table", write_once_taken)
+    monkeypatch.setattr(segments, "write_table", write_once_taken)
     with store.segment_writer("model") as writer:
         for number in (1, 2, 3):
             writer.add(key(number), vector(number))
@@ -161,15 +162,15 @@ def test_rows_are_taken_while_a_segment_is_written(store, monkeypatch):
 def test_a_segment_that_cannot_be_written_ends_the_run_and_keeps_the_rows_after_it(
     store, monkeypatch
 ):
-    monkeypatch.setattr(store_module, "SEGMENT_ROWS", 2)
-    write, failures = store_module._write_table, [OSError(28, "No space left on device")]
+    monkeypatch.setattr(segments, "SEGMENT_ROWS", 2)
+    write, failures = segments.write_table, [OSError(28, "No space left on device")]
 
     def write_at_second_try(path, table):
         if failures:
             raise failures.pop()
         write(path, table)
 
-    monkeypatch.setattr(store_module, "_write_table", write_at_second_try)
+    monkeypatch.setattr(segments, "write_table", write_at_second_try)
 
     def run():
         with store.segment_writer("model") as writer:

@@ -13,7 +13,7 @@ from visdiv_assets.embedding.weights import ONNX_CHECKPOINT
 from visdiv_assets.settings.model import ColumnSlices
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.opening import open_source
-from visdiv_assets.store import store as store_module
+from visdiv_assets.store import files
 from visdiv_assets.store.contents import Contents
 from visdiv_assets.store.index import EmbeddingIndex
 from visdiv_assets.store.store import Store
@@ -218,7 +218,7 @@ def a_new_folder(images):
 @pytest.mark.parametrize("change", [add_some, remove_some, change_some, move_some, a_new_folder])
 @pytest.mark.parametrize("folders", ["aab", "aaa"], ids=["slices", "whole"])
 def test_moments_of_a_changed_dataset_are_those_of_a_new_one(home, change, folders, monkeypatch):
-    monkeypatch.setattr(store_module, "PIECE_ROWS", 7)
+    monkeypatch.setattr(files, "PIECE_ROWS", 7)
     shutil.rmtree(home.images)
     for number in range(40):
         write_image(home.images / folders[number % 3] / f"{number:03}.png", seed=number)
@@ -260,7 +260,7 @@ def test_moments_do_not_depend_on_how_much_of_an_index_is_read_at_a_time(
     home.store.write_index(*where, EmbeddingIndex(part))
     found = []
     for piece in (131_072, 1, 7, 49):
-        monkeypatch.setattr(store_module, "PIECE_ROWS", piece)
+        monkeypatch.setattr(files, "PIECE_ROWS", piece)
         shutil.rmtree(home.store.root / "moments")
         accumulate_moments("dataset", "fake", home.store, slices=slices)
         found.append(moments_kept(home.store, where[2]))

@@ -1,0 +1,65 @@
+"""Where in the segments of a model each content key is.
+
+Not here: reading the keys of segments (`store.py`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visdiv_assets.store.index import KEY_BYTES, Keys
+
+
+@dataclass(frozen=True, eq=False)
+class KeyIndex:
+    """Where in the segments of one model each content key is. Holds 32 bytes a key."""
+
+    segments: tuple[str, ...]
+    _keys: Keys  # sorted
+    _heads: NDArray[np.uint64]  # the first halves of the keys: numbers are found faster than texts
+    _segment: NDArray[np.int32]
+    _row: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, keys_by_segment: Mapping[str, Keys]) -> "KeyIndex":
+        """Of the content keys of each segment, row after row.
+
+        Of two rows with one key, the one in the first segment is found.
+        """
+        lengths = [len(keys) for keys in keys_by_segment.values()]
+        all_keys = np.concatenate([np.empty(0, dtype=f"S{KEY_BYTES}"), *keys_by_segment.values()])
+        segment = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+        rows = [np.arange(length, dtype=np.int32) for length in lengths]
+        row = np.concatenate([np.empty(0, dtype=np.int32), *rows])
+        order = np.argsort(all_keys, kind="stable")
+        keys = all_keys[order]
+        return cls(tuple(keys_by_segment), keys, _heads(keys), segment[order], row[order])
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __contains__(self, key: bytes) -> bool:
+        return bool(self.find(np.array([key], dtype=f"S{KEY_BYTES}"))[0][0] >= 0)
+
+    def find(self, keys: Keys) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """For each key, the position of its segment in `segments` and its row; -1 where unknown."""
+        if not len(self._keys):
+            missing = np.full(len(keys), -1, dtype=np.int32)
+            return missing, missing
+        heads, last = _heads(keys), len(self._keys) - 1
+        at = np.minimum(np.searchsorted(self._heads, heads), last)
+        found = self._keys[at] == keys
+        if len(alike := np.flatnonzero(~found & (self._heads[at] == heads))):
+            at[alike] = np.minimum(np.searchsorted(self._keys, keys[alike]), last)
+            found[alike] = self._keys[at[alike]] == keys[alike]
+        return (
+            np.where(found, self._segment[at], -1).astype(np.int32),
+            np.where(found, self._row[at], -1).astype(np.int32),
+        )
+
+
+def _heads(keys: Keys) -> NDArray[np.uint64]:
+    """The first 8 bytes of each key as a number; in the order of the keys."""
+    return np.frombuffer(keys.tobytes(), dtype=">u8")[::2].astype(np.uint64)
