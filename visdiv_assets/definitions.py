@@ -15,7 +15,6 @@ from visdiv_assets.defs.assets import (
     portfolio,
     redundancy,
     score,
-    selection,
 )
 from visdiv_assets.defs.checks import diversity_checks, leakage_checks, near_duplicate_checks
 from visdiv_assets.defs.jobs import analyze_dataset, compare_datasets, evaluate_dataset
@@ -61,9 +60,7 @@ def build_defs(
     if unknown := overrides.keys() - resources.keys():
         raise ValueError(f"there is no resource {', '.join(sorted(unknown))}")
     return dg.Definitions(
-        assets=dg.load_assets_from_modules(
-            [ingest, embed, score, redundancy, selection, guidance, portfolio]
-        ),
+        assets=dg.load_assets_from_modules([ingest, embed, score, redundancy, guidance, portfolio]),
         asset_checks=[diversity_checks, near_duplicate_checks, leakage_checks],
         jobs=[evaluate_dataset, analyze_dataset, compare_datasets],
         schedules=[nightly_reevaluation, nightly_comparison],

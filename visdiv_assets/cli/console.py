@@ -1,11 +1,9 @@
-"""How every command speaks: two consoles, errors, exit codes, progress, the option --config.
+"""How every command speaks: consoles, errors, exit codes, tables, common options.
 
-Here: what all commands share. Not here: any command (`cli.py`, `cli_datasets.py`).
+Here: what all commands share. Not here: progress bars (`progress.py`), any command.
 """
 
-import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,30 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
 from visdiv_assets.errors import VisdivError
 
 if TYPE_CHECKING:
-    from visdiv_assets.settings.model import Settings, SourceSettings
-    from visdiv_assets.store.store import Store
-    from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+    from visdiv_assets.warehouse.warehouse import Evaluation
+    from visdiv_assets.workflows.project import Project
 
 EXIT_ERROR = 1
 EXIT_BELOW = 3
 EXIT_INTERRUPTED = 130
-
-# Between two lines that tell of progress where there is no terminal.
-PROGRESS_SECONDS = 30.0
 
 
 # Names of files are shown as they are: no markup, no emoji codes.
@@ -51,6 +37,17 @@ Config = Annotated[
         metavar="FILE",
     ),
 ]
+
+
+Name = Annotated[str, typer.Argument(help="Name of the dataset.", metavar="NAME")]
+AnyDataset = Annotated[
+    str,
+    typer.Argument(help="Name of a dataset, or a source that was scored.", metavar="NAME"),
+]
+Sheet = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Draw them as a contact sheet, a PNG.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", metavar="")]
 
 
 @contextmanager
@@ -71,28 +68,14 @@ def clear_errors() -> Iterator[None]:
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
-def dataset_at(path: str, settings: "Settings") -> "tuple[str, SourceSettings]":
-    """Name and source of what a user calls a dataset: a registered name, a path or a URI."""
-    from visdiv_assets.settings.model import SourceSettings, absolute_path
-    from visdiv_assets.sources.places import scheme_of
-    from visdiv_assets.workflows.evaluate import dataset_name_for
-
-    path = path.removeprefix("file://")
-    if scheme_of(path):
-        return dataset_name_for(path), SourceSettings.model_construct(uri=path)
-    folder = absolute_path(path)
-    if path in settings.datasets and not folder.exists():
-        return path, settings.datasets[path].source
-    for name, dataset in settings.datasets.items():
-        if os.path.realpath(dataset.source.uri) == os.path.realpath(folder):
-            return name, dataset.source
-    # Unchecked, since the path may hold bytes that are not Unicode.
-    return dataset_name_for(folder), SourceSettings.model_construct(uri=str(folder))
-
-
 def print_error(message: str) -> None:
     """One sentence on stderr, as every error of the command begins."""
     err.print("[red]error:[/]", Text(visible(message)), soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """A sentence on stdout, which may hold names from outside."""
+    out.print(text, markup=False, soft_wrap=True)
 
 
 def compact_table() -> Table:
@@ -146,42 +129,20 @@ def visible(text: str) -> str:
     )
 
 
-def progress_bar(what: str, *columns: ProgressColumn) -> Progress:
-    """A bar that shows on a terminal, and goes when it is done."""
-    return Progress(
-        TextColumn(what, markup=False),
-        BarColumn(),
-        *columns,
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    )
+def write_file(path: Path, content: bytes) -> None:
+    """Write what a user asked for; VisdivError where that is not possible."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise VisdivError(f"cannot write {path}: {error.strerror}") from error
 
 
-@contextmanager
-def counted(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Progress as done of total: a bar on a terminal; in a log, a line now and then."""
-    said = time.monotonic()
-    with progress_bar(what, MofNCompleteColumn()) as progress:
-        task = progress.add_task("", total=None)
-
-        def on_progress(done: int, total: int) -> None:
-            nonlocal said
-            progress.update(task, completed=done, total=total)
-            if not err.is_terminal and time.monotonic() - said >= PROGRESS_SECONDS:
-                said = time.monotonic()
-                err.print(f"{what}: {done:,} of {total:,}", markup=False, soft_wrap=True)
-
-        yield on_progress
-
-
-def opened(config: Path | None) -> "tuple[Settings, Store, Warehouse]":
-    """The settings, and what they say is kept where."""
+def open_project(config: Path | None) -> "Project":
+    """The datasets of the settings, and where their results are kept."""
     from visdiv_assets.settings.model import load_settings
     from visdiv_assets.store.store import Store
     from visdiv_assets.warehouse.warehouse import Warehouse
+    from visdiv_assets.workflows.project import Project
 
     settings = load_settings(config)
-    return settings, Store(settings.store), Warehouse(settings.store / "visdiv.duckdb")
+    return Project(settings, Store(settings.store), Warehouse(settings.store / "visdiv.duckdb"))

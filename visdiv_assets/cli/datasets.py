@@ -1,11 +1,11 @@
-"""The commands about registered datasets: `visdiv init`, `add`, `list`, `failures`, `alerts`.
+"""The commands about registered datasets: `visdiv init`, `add`, `list`, `history`, `failures` ….
 
-Here: arguments and tables. Not here: editing the file (`registry.py`), reading results
-(`warehouse/`); heavy modules are imported by the command that needs them.
+Here: arguments and tables. Not here: editing the file (`settings/editing.py`), reading results
+(`warehouse/`).
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -13,25 +13,20 @@ from rich.text import Text
 
 from visdiv_assets.cli.console import (
     Config,
+    Name,
     clear_errors,
     compact_table,
     err,
+    open_project,
     out,
     score_text,
     visible,
 )
 from visdiv_assets.errors import VisdivError
 
-if TYPE_CHECKING:
-    from visdiv_assets.warehouse.warehouse import Warehouse
-
 SPARKS = "▁▂▃▄▅▆▇█"
 
 commands = typer.Typer()
-alerts = typer.Typer(no_args_is_help=True, help="See the alerts, or try whether they arrive.")
-commands.add_typer(alerts, name="alerts")
-
-Name = Annotated[str, typer.Argument(help="Name of the dataset.", metavar="NAME")]
 
 
 @commands.command()
@@ -102,11 +97,11 @@ def add(
 def list_datasets(config: Config = None) -> None:
     """List the registered datasets and their newest scores."""
     with clear_errors():
-        from visdiv_assets.settings.model import load_settings
         from visdiv_assets.sources.places import without_secrets
 
-        settings = load_settings(config)
-        latest = {each.dataset: each for each in _warehouse(config).latest_evaluations()}
+        project = open_project(config)
+        settings = project.settings
+        latest = {each.dataset: each for each in project.warehouse.latest_evaluations()}
     if not settings.datasets:
         err.print("no datasets are registered; visdiv add NAME SOURCE adds one")
         return
@@ -163,7 +158,7 @@ def history(
 ) -> None:
     """Print a dataset's evaluations, oldest first, and a sparkline of the scores."""
     with clear_errors():
-        evaluations = _warehouse(config).history(name)
+        evaluations = open_project(config).warehouse.history(name)
         if not evaluations:
             raise VisdivError(f"there are no evaluations of {name!r}")
         if plot is not None:
@@ -226,7 +221,7 @@ def failures(
     with clear_errors():
         from visdiv_assets.quality.verdicts import count_reasons
 
-        warehouse = _warehouse(config)
+        warehouse = open_project(config).warehouse
         failed = warehouse.failures(name)
         if not failed and not warehouse.history(name):
             raise VisdivError(f"{name!r} was never evaluated")
@@ -263,52 +258,6 @@ def schema() -> None:
     print(json_schema())
 
 
-@alerts.command("list")
-def list_alerts(
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="The newest N.")] = 20,
-    config: Config = None,
-) -> None:
-    """Show the outbox: what people were told, and what they are still to be told."""
-    with clear_errors():
-        from visdiv_assets.notify.messages import headline
-
-        rows = _warehouse(config).alerts(limit)
-    if not rows:
-        out.print("there were no alerts")
-        return
-    table = Table()
-    table.add_column("at (UTC)", no_wrap=True)
-    table.add_column("alert")
-    table.add_column("score", justify="right", no_wrap=True)
-    table.add_column("delivered", overflow="fold")
-    for alert, targets, delivered, error in rows:
-        score = "" if alert.diversity_score is None else f"{alert.diversity_score:.4f}"
-        state = f"{delivered} of {targets}" if targets else "waiting"
-        if delivered < targets and error:
-            state += f": {error}".replace("[", "\\[")
-        table.add_row(f"{alert.created_at:%Y-%m-%d %H:%M}", headline(alert), score, state)
-    out.print(table)
-
-
-@alerts.command("test")
-def send_test(config: Config = None) -> None:
-    """Send a test message to every alert URL of the settings."""
-    with clear_errors():
-        from visdiv_assets.notify.delivery import Target
-        from visdiv_assets.notify.messages import Message
-        from visdiv_assets.settings.model import load_settings
-
-        urls = load_settings(config).alerts.resolved_urls()
-        if not urls:
-            raise VisdivError("there are no alert URLs in the settings (alerts, urls)")
-        message = Message("visdiv: test", "This is what an alert of visdiv looks like.")
-        outcomes = [(target.label, target.send(message)) for target in map(Target, urls)]
-    for label, error in outcomes:
-        out.print(f"{label}: {error or 'accepted'}", markup=False, soft_wrap=True)
-    if any(error for _, error in outcomes):
-        raise typer.Exit(1)
-
-
 def sparkline(values: list[float]) -> str:
     """A bar for each value, between the least and the greatest of them.
 
@@ -330,10 +279,3 @@ def _settings_file(config: Path | None) -> Path:
     if path is None:
         raise VisdivError("there is no visdiv.yaml here; visdiv init writes one")
     return path
-
-
-def _warehouse(config: Path | None) -> "Warehouse":
-    from visdiv_assets.settings.model import load_settings
-    from visdiv_assets.warehouse.warehouse import Warehouse
-
-    return Warehouse(load_settings(config).store / "visdiv.duckdb")

@@ -1,55 +1,48 @@
-"""The commands about what a dataset repeats: `visdiv duplicates`, `leakage`, `similar`.
+"""The commands `visdiv duplicates` and `visdiv leakage`.
 
-Here: arguments, progress, tables, lists. Not here: any computation (`redundancy.py`).
+Here: arguments, progress, tables, lists. Not here: the search (`workflows/`, modules of the same
+names).
 """
 
 import csv
 import io
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import TaskProgressColumn
 from rich.table import Table
 from rich.text import Text
 
 from visdiv_assets.cli.console import (
-    PROGRESS_SECONDS,
+    AnyDataset,
     Config,
+    Json,
+    Sheet,
     clear_errors,
-    dataset_at,
     err,
-    opened,
+    open_project,
     out,
-    progress_bar,
+    say,
     visible,
+    write_file,
 )
+from visdiv_assets.cli.progress import by_steps
 from visdiv_assets.errors import VisdivError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from visdiv_assets.embedding.preprocess import Decoding
-    from visdiv_assets.settings.model import DatasetSettings, Settings
-    from visdiv_assets.sources.source import Source
-    from visdiv_assets.store.store import Store
-    from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
     from visdiv_assets.workflows.duplicates import Duplicates, Score
     from visdiv_assets.workflows.leakage import Overlap
+    from visdiv_assets.workflows.project import EvaluatedDataset
 
 CLUSTERS_SHOWN = 10
 LISTS = (".csv", ".jsonl", ".txt")
 
 commands = typer.Typer()
 
-Name = Annotated[
-    str,
-    typer.Argument(help="Name of a dataset, or a source that was scored.", metavar="NAME"),
-]
 Threshold = Annotated[
     float | None,
     typer.Option(
@@ -63,10 +56,6 @@ Export = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Write the images as .csv or .jsonl, or their ids as .txt."),
 ]
-Sheet = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Draw them as a contact sheet, a PNG.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", metavar="")]
 
 
 @commands.command(
@@ -85,7 +74,7 @@ is recorded in the tables duplicates and redundancy.
 """
 )
 def duplicates(
-    name: Name,
+    name: AnyDataset,
     threshold: Threshold = None,
     against: Annotated[
         list[str] | None,
@@ -108,53 +97,45 @@ def duplicates(
 ) -> None:
     """Find exact copies and near-duplicates, and say which image of each cluster to keep."""
     with clear_errors():
-        from visdiv_assets.workflows.catalogue import device_for
-        from visdiv_assets.workflows.duplicates import find_duplicates
-        from visdiv_assets.workflows.records import known_sizes, record_duplicates
+        from visdiv_assets.workflows.duplicates import duplicates_of
+        from visdiv_assets.workflows.leakage import overlaps_of
         from visdiv_assets.workflows.sheets import duplicates_sheet
 
         _check_list(export)
-        project = _Project.open(config)
-        dataset = project.dataset(name)
-        level = dataset.settings.near_duplicates.threshold if threshold is None else threshold
+        project = open_project(config)
+        dataset = project.dataset_at(name)
         if against:
             if split:
                 raise VisdivError("--split divides the clusters of one dataset, not of several")
-            others = [project.dataset(other) for other in dict.fromkeys(against)]
+            others = [project.dataset_at(other) for other in dict.fromkeys(against)]
             if dataset.name in [other.name for other in others]:
                 raise VisdivError(f"{name} has all its images itself; leave it out of --against")
-            overlaps = _overlaps(project, dataset, others, level)
-            _tell_overlaps(project, dataset, others, overlaps, export, sheet, json_output)
+            wanted = dataset.settings.near_duplicates.threshold
+            with by_steps(dataset.name) as on_progress:
+                overlaps = overlaps_of(
+                    dataset,
+                    [other.evaluation for other in others],
+                    wanted if threshold is None else threshold,
+                    on_progress,
+                )
+            _tell_overlaps(dataset, others, overlaps, export, sheet, json_output)
             return
-        with _progress(dataset.name) as on_progress:
-            found = find_duplicates(
-                dataset.evaluation,
-                project.store,
-                dataset.source,
-                dataset.decoding,
-                threshold=level,
-                split=split or dataset.settings.near_duplicates.split,
-                known=known_sizes(dataset.name, project.warehouse),
-                device=device_for(
-                    project.settings.embedder_of(dataset.name), dataset.evaluation.n_images
-                ),
-                on_progress=on_progress,
+        with by_steps(dataset.name) as on_progress:
+            found = duplicates_of(
+                dataset, threshold=threshold, split=split, on_progress=on_progress
             )
-        wanted = dataset.settings.near_duplicates
-        if (found.threshold, found.split) == (wanted.threshold, wanted.split):
-            record_duplicates(found, project.store, project.warehouse)
         if export is not None:
             _write_list(export, found.to_drop())
         if sheet is not None and found.clusters:
-            _write(sheet, duplicates_sheet(found, dataset.source, dataset.decoding))
+            write_file(sheet, duplicates_sheet(found, dataset.source, dataset.decoding))
     if json_output:
         print(json.dumps(_as_json(found)))
         return
     _print_duplicates(found)
     if export is not None:
-        _say(f"the {found.n_exact + found.n_near:,} images that may go are in {export}")
+        say(f"the {found.n_exact + found.n_near:,} images that may go are in {export}")
     if sheet is not None:
-        _say(f"drawn in {sheet}" if found.clusters else "there is nothing to draw")
+        say(f"drawn in {sheet}" if found.clusters else "there is nothing to draw")
 
 
 @commands.command(
@@ -166,7 +147,7 @@ def duplicates(
 """
 )
 def leakage(
-    name: Name,
+    name: AnyDataset,
     threshold: Threshold = None,
     export: Export = None,
     sheet: Sheet = None,
@@ -175,161 +156,31 @@ def leakage(
 ) -> None:
     """Find the images of a dataset that benchmarks have, too."""
     with clear_errors():
-        from visdiv_assets.workflows.leakage import benchmarks_of, comparable
-        from visdiv_assets.workflows.records import record_leakage
+        from visdiv_assets.workflows.leakage import benchmarks_of, leakage_of
 
         _check_list(export)
-        project = _Project.open(config)
-        dataset = project.dataset(name)
-        names = benchmarks_of(project.settings, dataset.name)
-        if not names:
+        project = open_project(config)
+        dataset = project.dataset_at(name)
+        if not benchmarks_of(project.settings, dataset.name):
             if dataset.settings.role == "benchmark":
                 raise VisdivError(
                     f"{name} is a benchmark itself; name one that must not leak into it"
                 )
             raise VisdivError("no dataset of the settings has role: benchmark to leak into")
-        known, not_compared = comparable(dataset.evaluation, names, project.warehouse)
-        benchmarks = [project.dataset(each.dataset) for each in known]
-        level = dataset.settings.leakage.threshold if threshold is None else threshold
-        overlaps = _overlaps(project, dataset, benchmarks, level)
-        if level == dataset.settings.leakage.threshold:
-            record_leakage(dataset.name, overlaps, not_compared, project.store, project.warehouse)
-        for other, why in not_compared.items():
+        with by_steps(dataset.name) as on_progress:
+            found = leakage_of(dataset, threshold=threshold, on_progress=on_progress)
+        for other, why in found.not_compared.items():
             err.print(Text(f"{visible(other)} was not compared: {why}", style="yellow"))
-        if not overlaps:
+        if not found.overlaps:
             raise VisdivError("there is no benchmark that could be compared")
-        _tell_overlaps(project, dataset, benchmarks, overlaps, export, sheet, json_output)
-
-
-@commands.command(
-    epilog="""[bold]Examples[/]
-
-  visdiv similar birds owls/17.jpg                    like an image of the dataset, by its id
-  visdiv similar birds ~/unknown.jpg -k 5             like any image file
-  visdiv similar birds ~/unknown.jpg --sheet out.png
-"""
-)
-def similar(
-    name: Name,
-    image: Annotated[
-        str, typer.Argument(help="An image's id in the dataset, or an image file.", metavar="IMAGE")
-    ],
-    k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="How many to find.")] = 10,
-    sheet: Sheet = None,
-    json_output: Json = False,
-    config: Config = None,
-) -> None:
-    """Find the images of a dataset that are most like an image."""
-    with clear_errors():
-        from visdiv_assets.embedding.pictures import pictures_of
-        from visdiv_assets.embedding.preprocess import Pixels
-        from visdiv_assets.workflows.evaluate import embedder_of
-        from visdiv_assets.workflows.sheets import neighbours_sheet
-        from visdiv_assets.workflows.similar import decoded, query_from, query_in, similar_images
-
-        project = _Project.open(config)
-        dataset = project.dataset(name)
-        query, data = query_in(dataset.evaluation, project.store, image), b""
-        if query is None:
-            data = _read_image(image, dataset.name)
-            query = query_from(
-                data,
-                dataset.evaluation,
-                project.store,
-                lambda: embedder_of(project.settings, dataset.name),
-            )
-        found = similar_images(dataset.evaluation, project.store, query, k)
-        if sheet is not None:
-            own: Pixels | None
-            if data:
-                own = decoded(data, dataset.decoding)
-            else:
-                pictures = pictures_of(dataset.source, [image], dataset.decoding)
-                own = next((picture.pixels for _, _, picture in pictures), None)
-            png = neighbours_sheet(own, image, found, dataset.source, dataset.decoding)
-            _write(sheet, png)
-    if json_output:
-        print(json.dumps([each._asdict() for each in found]))
-        return
-    table = Table()
-    table.add_column("similarity", justify="right", no_wrap=True)
-    table.add_column("image", overflow="fold")
-    for each in found:
-        told = "same bytes" if each.exact else f"{each.similarity:.4f}"
-        table.add_row(told, Text(visible(each.image_id)))
-    out.print(table)
-    if sheet is not None:
-        _say(f"drawn in {sheet}")
-
-
-class _Dataset(NamedTuple):
-    """What is known of a dataset that was evaluated."""
-
-    name: str
-    settings: "DatasetSettings"
-    source: "Source"
-    decoding: "Decoding"
-    evaluation: "Evaluation"
-
-
-class _Project(NamedTuple):
-    settings: "Settings"
-    store: "Store"
-    warehouse: "Warehouse"
-
-    @classmethod
-    def open(cls, config: Path | None) -> "_Project":
-        return cls(*opened(config))
-
-    def dataset(self, called: str) -> _Dataset:
-        """A dataset by its name, or by where it is."""
-        from visdiv_assets.settings.model import DatasetSettings, absolute_path
-        from visdiv_assets.sources.opening import open_source
-        from visdiv_assets.sources.places import scheme_of
-        from visdiv_assets.workflows.evaluate import decoding_of
-
-        latest = {each.dataset: each for each in self.warehouse.latest_evaluations()}
-        name, source = dataset_at(called, self.settings)
-        if name not in latest:
-            if not scheme_of(called) and not absolute_path(called).exists():
-                self.settings.dataset(called)  # says which there are
-            raise VisdivError(f"{called} was never evaluated; visdiv score {called} does that")
-        registered = self.settings.datasets.get(name)
-        return _Dataset(
-            name,
-            registered or DatasetSettings.model_construct(source=source),
-            open_source(source),
-            decoding_of(self.settings, name),
-            latest[name],
-        )
-
-
-def _overlaps(
-    project: _Project, dataset: _Dataset, others: list[_Dataset], threshold: float
-) -> "list[Overlap]":
-    from visdiv_assets.workflows.catalogue import device_for
-    from visdiv_assets.workflows.leakage import find_overlap
-
-    device = device_for(project.settings.embedder_of(dataset.name), dataset.evaluation.n_images)
-    with _progress(dataset.name) as on_progress:
-        return [
-            find_overlap(
-                dataset.evaluation,
-                other.evaluation,
-                project.store,
-                threshold=threshold,
-                device=device,
-                on_progress=on_progress,
-            )
-            for other in others
-        ]
+        benchmarks = [project.dataset_at(each.other.dataset) for each in found.overlaps]
+        _tell_overlaps(dataset, benchmarks, found.overlaps, export, sheet, json_output)
 
 
 def _tell_overlaps(
-    project: _Project,
-    dataset: _Dataset,
-    others: list[_Dataset],
-    overlaps: "list[Overlap]",
+    dataset: "EvaluatedDataset",
+    others: "Sequence[EvaluatedDataset]",
+    overlaps: "Sequence[Overlap]",
     export: Path | None,
     sheet: Path | None,
     json_output: bool,
@@ -348,7 +199,7 @@ def _tell_overlaps(
         _write_list(export, pa.concat_tables(listed or [overlaps[0].images]))
     if sheet is not None and found:
         places = {each.name: (each.source, each.decoding) for each in [dataset, *others]}
-        _write(sheet, overlaps_sheet(found, places))
+        write_file(sheet, overlaps_sheet(found, places))
     if json_output:
         print(json.dumps([_overlap_as_json(each) for each in overlaps]))
         return
@@ -370,16 +221,16 @@ def _tell_overlaps(
             *(f"{each.counts[level]:,}" for level in levels),
         )
     out.print(table)
-    _say(
+    say(
         f"Images of {dataset.name} that others have, too, at a similarity of "
         f"{as_text(overlaps[0].threshold)}; 'its images': those of the other that it has."
     )
     for each in overlaps:
         _print_recall(each.method, each.recall)
     if export is not None:
-        _say(f"the images are in {export}")
+        say(f"the images are in {export}")
     if sheet is not None:
-        _say(f"drawn in {sheet}" if found else "there is nothing to draw")
+        say(f"drawn in {sheet}" if found else "there is nothing to draw")
 
 
 def _print_duplicates(found: "Duplicates") -> None:
@@ -387,7 +238,7 @@ def _print_duplicates(found: "Duplicates") -> None:
 
     dataset = found.evaluation.dataset
     of = f" of {found.evaluation.n_listed:,}" if found.evaluation.is_sample else ""
-    _say(f"{dataset}: {found.n_images:,} images{of}, {found.n_distinct:,} different contents")
+    say(f"{dataset}: {found.n_images:,} images{of}, {found.n_distinct:,} different contents")
     table = Table()
     table.add_column("what may go")
     for heading in ("images", "share of all"):
@@ -415,29 +266,29 @@ def _print_duplicates(found: "Duplicates") -> None:
         out.print(shown)
         more = len(found.clusters) - CLUSTERS_SHOWN
         if more > 0:
-            _say(f"… and {more:,} more; --export FILE.csv lists all")
+            say(f"… and {more:,} more; --export FILE.csv lists all")
         chains = sum(each.smallest < found.threshold for each in found.near_clusters)
         if chains and not found.split:
-            _say(
+            say(
                 f"{_plural(chains, 'cluster is a chain', 'clusters are chains')}: "
                 "not all their images are alike; --split divides them"
             )
     if found.n_exact + found.n_near:
         plain = f"{_plain(found.after)} instead of {_plain(found.before)}"
         if found.before.corrected is None and found.after.corrected is None:
-            _say(
+            say(
                 f"Without them the plain score is {plain}; there are too few to tell the corrected."
             )
         else:
             fair = f"{_fair(found.after)} instead of {_fair(found.before)}"
-            _say(f"Without them the score is {fair}; plain, {plain}.")
+            say(f"Without them the score is {fair}; plain, {plain}.")
     _print_recall(found.method, found.recall)
 
 
 def _print_recall(method: str, recall: float | None) -> None:
     if method != "exact":
         share = "an unknown share" if recall is None else f"{recall:.1%}, as measured,"
-        _say(f"An index was used, which finds {share} of all pairs.")
+        say(f"An index was used, which finds {share} of all pairs.")
 
 
 def _plural(count: int, one: str, many: str) -> str:
@@ -525,54 +376,9 @@ def _write_list(path: Path, images: "pa.Table") -> None:
             # A name may hold line breaks; one a line is all that a list of names can be.
             line = json.dumps(row) if suffix == ".jsonl" else visible_lines(row["image_id"])
             text.write(line + "\n")
-    _write(path, text.getvalue().encode())
+    write_file(path, text.getvalue().encode())
 
 
 def visible_lines(name: str) -> str:
     """A name as it is, but for line breaks, which stand in it in escaped form."""
     return name if len(name.splitlines()) <= 1 else visible(name)
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise VisdivError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _read_image(image: str, dataset: str) -> bytes:
-    from visdiv_assets.settings.model import absolute_path
-    from visdiv_assets.sources.source import read_limited
-
-    try:
-        with absolute_path(image).open("rb") as file:
-            return read_limited(file)
-    except FileNotFoundError:
-        raise VisdivError(f"{image} is neither an image of {dataset} nor a file") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise VisdivError(f"cannot read {image}: {reason}") from error
-
-
-@contextmanager
-def _progress(name: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on a terminal for whatever is being done; in a log, a line now and then."""
-    said = time.monotonic()
-    with progress_bar("{task.description}", TaskProgressColumn()) as progress:
-        task, current = progress.add_task(name, total=None), ""
-
-        def on_progress(what: str, done: int, total: int) -> None:
-            nonlocal current, said
-            if what != current:
-                current = what
-                progress.reset(task, total=total, description=f"{name}: {what}")
-            progress.update(task, completed=done, total=total)
-            if not err.is_terminal and time.monotonic() - said >= PROGRESS_SECONDS:
-                said = time.monotonic()
-                err.print(f"{name}: {what}, {done / max(total, 1):.0%}", soft_wrap=True)
-
-        yield on_progress
-
-
-def _say(text: str) -> None:
-    out.print(text, markup=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """The commands that say what and why: `visdiv axes`, `augment`, `acquire`.
 
-Here: arguments, progress, tables. Not here: any computation (`advice.py`).
+Here: arguments, progress, tables. Not here: any computation (`workflows/`, modules of the
+same names).
 """
 
 import json
@@ -15,27 +16,29 @@ from rich.text import Text
 
 from visdiv_assets.cli.console import (
     Config,
+    Json,
+    Name,
     clear_errors,
-    counted,
     err,
-    opened,
+    open_project,
     out,
     visible,
+    write_file,
 )
+from visdiv_assets.cli.progress import counted
 from visdiv_assets.errors import VisdivError
 
 if TYPE_CHECKING:
-    from visdiv_assets.settings.model import Settings
-    from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
-    from visdiv_assets.workflows.advice import Acquisition, DatasetAxes, Measured
+    from visdiv_assets.warehouse.warehouse import Evaluation
+    from visdiv_assets.workflows.acquire import Acquisition
+    from visdiv_assets.workflows.augment import Measured
+    from visdiv_assets.workflows.axes import DatasetAxes
+    from visdiv_assets.workflows.project import Project
 
 # From this width on, there is room to say what each augmentation does.
 DESCRIBED_WIDTH = 110
 
 commands = typer.Typer()
-
-Name = Annotated[str, typer.Argument(help="Name of the dataset.", metavar="NAME")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", metavar="")]
 
 
 @commands.command(
@@ -60,19 +63,17 @@ def axes(
     with clear_errors():
         from visdiv_assets.guidance.axes import describe
         from visdiv_assets.report.sheets import contact_sheet_png
-        from visdiv_assets.sources.opening import open_source
-        from visdiv_assets.workflows.advice import axes_of, axes_sheet, record_axes
-        from visdiv_assets.workflows.evaluate import decoding_of
+        from visdiv_assets.workflows.axes import axes_of, axes_sheet, record_axes
 
-        settings, store, warehouse = opened(config)
-        [evaluation] = warehouse.newest_evaluations([name])
-        source = open_source(settings.dataset(name).source) if sheet else None
+        project = open_project(config)
+        [evaluation] = project.warehouse.newest_evaluations([name])
+        dataset = project.dataset(name) if sheet else None
         with err.status("looking"):
-            found = axes_of(evaluation, store, count=count)
-            record_axes(found, store, warehouse)
-            if sheet and source:
-                rows = axes_sheet(found, source, decoding_of(settings, name))
-                sheet.write_bytes(contact_sheet_png(rows))
+            found = axes_of(evaluation, project.store, count=count)
+            record_axes(found, project.store, project.warehouse)
+            if sheet and dataset:
+                rows = axes_sheet(found, dataset.source, dataset.decoding)
+                write_file(sheet, contact_sheet_png(rows))
     said = describe(found.axes)
     if json_output:
         print(json.dumps(_axes_as_json(found, said)))
@@ -163,34 +164,33 @@ def augment(
         from visdiv_assets.guidance.augmentation import advise
         from visdiv_assets.report.charts import effects_png
         from visdiv_assets.report.sheets import contact_sheet_png
-        from visdiv_assets.sources.opening import open_source
-        from visdiv_assets.workflows import advice
-        from visdiv_assets.workflows.evaluate import decoding_of, embedder_of
+        from visdiv_assets.workflows.augment import (
+            augmentations_sheet,
+            measure_augmentations,
+            record_augmentations,
+            sample_images,
+        )
 
         augmentations = CATALOGUE if only is None else chosen(only.split(","))
-        settings, store, warehouse = opened(config)
-        [evaluation] = warehouse.newest_evaluations([name])
-        source = open_source(settings.dataset(name).source)
-        embedder = embedder_of(settings, name)
-        decoding = decoding_of(settings, name)
-        images = advice.sample_images(evaluation, store, source, decoding, sample)
+        project = open_project(config)
+        dataset = project.dataset(name)
+        evaluation, embedder = dataset.evaluation, dataset.embedder()
+        images = sample_images(evaluation, project.store, dataset.source, dataset.decoding, sample)
         measured: list[Measured] = []
         try:
             with counted(name) as on_progress:
-                for each in advice.measure_augmentations(
-                    images, embedder, augmentations, on_progress
-                ):
+                for each in measure_augmentations(images, embedder, augmentations, on_progress):
                     measured.append(each)  # one by one, so that Ctrl-C leaves what is done
         except KeyboardInterrupt:
             if not json_output and measured:
                 _print_effects(measured)
             raise
-        advice.record_augmentations(measured, evaluation, store, warehouse)
+        record_augmentations(measured, evaluation, project.store, project.warehouse)
         if sheet:
-            sheet.write_bytes(contact_sheet_png(advice.augmentations_sheet(images, measured)))
+            write_file(sheet, contact_sheet_png(augmentations_sheet(images, measured)))
         effects = {each.augmentation.name: each.effect for each in measured}
         if chart:
-            chart.write_bytes(effects_png(effects))
+            write_file(chart, effects_png(effects))
     said = advise(effects)
     if json_output:
         print(json.dumps(_effects_as_json(evaluation, measured, said)))
@@ -279,10 +279,11 @@ def acquire(
 ) -> None:
     """Find which other dataset would make one most diverse, and how many of its images to add."""
     with clear_errors():
-        from visdiv_assets.workflows.advice import acquisitions_of, record_acquisitions
+        from visdiv_assets.workflows.acquire import acquisitions_of, record_acquisitions
 
-        settings, store, warehouse = opened(config)
-        chosen = _others(name, others, settings, warehouse)
+        project = open_project(config)
+        store, warehouse = project.store, project.warehouse
+        chosen = _others(name, others, project)
         with err.status("searching"):
             evaluation, found = acquisitions_of(name, chosen, store, warehouse)
             record_acquisitions(evaluation, found, store, warehouse)
@@ -314,11 +315,10 @@ def acquire(
     )
 
 
-def _others(
-    name: str, others: list[str] | None, settings: "Settings", warehouse: "Warehouse"
-) -> list[str]:
+def _others(name: str, others: list[str] | None, project: "Project") -> list[str]:
     """Those named, or all that can be mixed; benchmarks are not to be trained on."""
-    benchmarks = {key for key, each in settings.datasets.items() if each.role == "benchmark"}
+    datasets = project.settings.datasets
+    benchmarks = {key for key, each in datasets.items() if each.role == "benchmark"}
     if others:
         for other in others:
             if other == name:
@@ -326,11 +326,11 @@ def _others(
             if other in benchmarks:
                 raise VisdivError(f"{other} is a benchmark, and not to be trained on")
         return list(others)
-    latest = {each.dataset: each for each in warehouse.latest_evaluations()}
+    latest = {each.dataset: each for each in project.warehouse.latest_evaluations()}
     own = latest.get(name)
     return [
         other
-        for other in settings.datasets
+        for other in datasets
         if other in latest
         and other != name
         and other not in benchmarks

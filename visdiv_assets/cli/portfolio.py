@@ -1,10 +1,10 @@
 """The commands about datasets beside each other: `visdiv compare`, `mix`, `slices`, `drift`.
 
-Here: arguments and tables. Not here: any computation (`portfolio.py`).
+Here: arguments and tables. Not here: what they compute (`workflows/`, modules of the same
+names).
 """
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,9 +12,10 @@ from rich.table import Table
 
 from visdiv_assets.cli.console import (
     Config,
+    Name,
     clear_errors,
     err,
-    opened,
+    open_project,
     out,
     visible,
 )
@@ -22,11 +23,10 @@ from visdiv_assets.errors import VisdivError
 
 if TYPE_CHECKING:
     from visdiv_assets.spectral.corrected import CorrectedScore
-    from visdiv_assets.warehouse.warehouse import Warehouse
+    from visdiv_assets.warehouse.warehouse import Evaluation
+    from visdiv_assets.workflows.project import Project
 
 commands = typer.Typer()
-
-Name = Annotated[str, typer.Argument(help="Name of the dataset.", metavar="NAME")]
 
 
 @commands.command(
@@ -45,11 +45,9 @@ def compare(
     """Rank datasets by corrected score, beside published ones, and say which differ for sure."""
     with clear_errors():
         from visdiv_assets.guidance.comparison import published_scores
-        from visdiv_assets.workflows.portfolio import leaderboard
+        from visdiv_assets.workflows.compare import leaderboard
 
-        _, _, warehouse = opened(config)
-        chosen = names or _registered(config, warehouse)
-        ranked, differences = leaderboard(warehouse.newest_evaluations(chosen))
+        ranked, differences = leaderboard(_newest(names, open_project(config)))
     table = Table()
     table.add_column("dataset", overflow="fold")
     for heading in ("score", "95 %", "images", "plain"):
@@ -106,13 +104,12 @@ def mix(
 ) -> None:
     """Find the weights at which datasets together are most diverse, from their moments alone."""
     with clear_errors():
-        from visdiv_assets.workflows.portfolio import plan_mixture
+        from visdiv_assets.workflows.mix import plan_mixture
 
-        _, store, warehouse = opened(config)
-        chosen = names or _registered(config, warehouse)
-        evaluations = warehouse.newest_evaluations(chosen)
+        project = open_project(config)
+        evaluations = _newest(names, project)
         with err.status("searching"):
-            plan = plan_mixture(evaluations, store, budget=budget)
+            plan = plan_mixture(evaluations, project.store, budget=budget)
     table = Table()
     table.add_column("dataset", overflow="fold")
     for heading in ("own score", "weight", "images", "without it"):
@@ -139,11 +136,11 @@ def mix(
 def slices(name: Name, config: Config = None) -> None:
     """Show what each part of a dataset is like, and what it does to the whole."""
     with clear_errors():
-        from visdiv_assets.workflows.portfolio import slices_of
+        from visdiv_assets.workflows.slices import slices_of
 
-        _, store, warehouse = opened(config)
-        [evaluation] = warehouse.newest_evaluations([name])
-        parts = slices_of(evaluation, store)
+        project = open_project(config)
+        [evaluation] = project.warehouse.newest_evaluations([name])
+        parts = slices_of(evaluation, project.store)
         if not parts:
             raise VisdivError(
                 f"{name} has one part only; name a column of its source with slices: "
@@ -194,10 +191,10 @@ def drift(
 ) -> None:
     """Tell how far a dataset has moved, and whether that is more than chance."""
     with clear_errors():
-        from visdiv_assets.workflows.judge import drift_between
-        from visdiv_assets.workflows.portfolio import DatasetDrift, drift_of
+        from visdiv_assets.workflows.drift import DatasetDrift, drift_between, drift_of
 
-        _, store, warehouse = opened(config)
+        project = open_project(config)
+        store, warehouse = project.store, project.warehouse
         [newest] = warehouse.newest_evaluations([name])
         if pin and unpin:
             raise VisdivError("--pin and --unpin exclude each other")
@@ -255,11 +252,11 @@ def _signed(change: float) -> str:
     return f"[{colour}]{change:+.4f}[/]"
 
 
-def _registered(config: Path | None, warehouse: "Warehouse") -> list[str]:
-    from visdiv_assets.settings.model import load_settings
-
-    evaluated = {each.dataset for each in warehouse.latest_evaluations()}
-    names = [name for name in load_settings(config).datasets if name in evaluated]
-    if not names:
+def _newest(names: list[str] | None, project: "Project") -> "list[Evaluation]":
+    """The newest evaluations of those named, or of all that are registered."""
+    if names:
+        return project.warehouse.newest_evaluations(names)
+    evaluated = project.evaluated()
+    if not evaluated:
         raise VisdivError("no registered dataset was evaluated yet; visdiv score does that")
-    return names
+    return evaluated

@@ -1,6 +1,6 @@
 """The command that chooses images: `visdiv select`.
 
-Here: arguments, files, tables. Not here: any computation (`selection.py`).
+Here: arguments, files, tables. Not here: any computation (`workflows/select.py`).
 """
 
 import json
@@ -12,12 +12,14 @@ from rich.table import Table
 
 from visdiv_assets.cli.console import (
     Config,
+    Json,
     clear_errors,
-    counted,
     err,
-    opened,
+    open_project,
     visible,
+    write_file,
 )
+from visdiv_assets.cli.progress import counted
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.model import SelectionMethod
 
@@ -70,9 +72,7 @@ def select(
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the first 64, as a PNG.")
     ] = None,
-    json_output: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object.", metavar="")
-    ] = False,
+    json_output: Json = False,
     config: Config = None,
 ) -> None:
     """Choose the K images of a dataset that represent the others best, or differ most.
@@ -82,15 +82,15 @@ def select(
     with clear_errors():
         from visdiv_assets.workflows.select import core_set_sheet, select_core_set
 
-        settings, store, warehouse = opened(config)
-        if sheet is not None and name not in settings.datasets:
+        project = open_project(config)
+        if sheet is not None and name not in project.settings.datasets:
             raise VisdivError(f"{name} is not registered, so its images cannot be shown")
         wanted, unwanted = _ids(include), _ids(exclude)
         with counted("choosing") as on_progress:
             found = select_core_set(
                 name,
-                store,
-                warehouse,
+                project.store,
+                project.warehouse,
                 k,
                 method,
                 include=wanted,
@@ -101,11 +101,8 @@ def select(
         if list_file is not None:
             _write_ids(list_file, found.image_ids)
         if sheet is not None:
-            from visdiv_assets.sources.opening import open_source
-            from visdiv_assets.workflows.evaluate import decoding_of
-
-            source = open_source(settings.datasets[name].source)
-            sheet.write_bytes(core_set_sheet(found, source, decoding_of(settings, name)))
+            dataset = project.dataset(name)
+            write_file(sheet, core_set_sheet(found, dataset.source, dataset.decoding))
     if json_output:
         print(json.dumps(_as_json(found)))
         return

@@ -19,10 +19,10 @@ from visdiv_assets.guidance.slices import Slice
 from visdiv_assets.quality.verdicts import count_reasons
 from visdiv_assets.spectral.score import TOO_FEW
 from visdiv_assets.warehouse.warehouse import Evaluation
-from visdiv_assets.workflows.advice import Measured
+from visdiv_assets.workflows.augment import Measured
+from visdiv_assets.workflows.drift import DatasetDrift
 from visdiv_assets.workflows.duplicates import Duplicates
 from visdiv_assets.workflows.leakage import Overlap
-from visdiv_assets.workflows.portfolio import DatasetDrift
 
 FAILURES_SHOWN = 50
 DIFFERENCES_SHOWN = 50

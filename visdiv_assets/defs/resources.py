@@ -12,7 +12,7 @@ from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.settings.model import Settings, load_settings
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets.workflows.evaluate import decoding_of
+from visdiv_assets.workflows.project import EvaluatedDataset, Project, decoding_of
 
 # GPU work and DuckDB writes each happen one at a time; `dagster.yaml` sets the pools' limits.
 GPU_POOL = "gpu"
@@ -52,6 +52,17 @@ class WarehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     def open(self) -> Warehouse:
         """The warehouse; nothing is created yet."""
         return Warehouse(self.path or self.settings.load().store / "visdiv.duckdb")
+
+
+def dataset_of(
+    context: dg.AssetExecutionContext,
+    settings: SettingsResource,
+    store: StoreResource,
+    warehouse: WarehouseResource,
+) -> EvaluatedDataset:
+    """The dataset of a run's partition, with its newest evaluation; VisdivError if it has none."""
+    project = Project(settings.load(), store.open(), warehouse.open())
+    return project.dataset(context.partition_key)
 
 
 class EmbedderResource(dg.ConfigurableResource):  # type: ignore[type-arg]

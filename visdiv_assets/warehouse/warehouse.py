@@ -118,6 +118,11 @@ class Evaluation:
         return self.diversity_score if self.basis == "plain" else self.corrected_score
 
     @property
+    def where(self) -> tuple[str, str, str]:
+        """Dataset, model id and manifest fingerprint: where the store keeps what was scored."""
+        return self.dataset, self.model_id, self.manifest_fingerprint
+
+    @property
     def is_sample(self) -> bool:
         """Whether only some of the images that were listed have been looked at."""
         return self.n_listed is not None and self.n_listed > self.n_images + self.n_failed

@@ -1,6 +1,6 @@
-"""From the rows of a dataset to its images, and what all of `redundancy` shares.
+"""From the rows of a dataset to its images, and what searches for similar images share.
 
-Here: ids and content keys of rows, progress, the device. Not here: finding anything.
+Here: ids and content keys of rows, progress. Not here: finding anything.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from visdiv_assets.settings.model import EmbedderSettings
 from visdiv_assets.similarity.clusters import Members
 from visdiv_assets.store.index import EmbeddingIndex
 from visdiv_assets.store.rows import DatasetRows
@@ -18,9 +17,6 @@ from visdiv_assets.warehouse.warehouse import Evaluation
 
 # Reported beside whatever threshold is set.
 REPORTED = (0.90, 0.95)
-
-# With fewer rows, importing torch takes longer than comparing them on the CPU.
-WORTH_A_GPU = 20_000
 
 OnProgress = Callable[[str, int, int], None]
 """Told what is being done, and how much of how much is done."""
@@ -71,22 +67,8 @@ class Catalogue:
 
 def rows_of(evaluation: Evaluation, store: Store) -> tuple[EmbeddingIndex, DatasetRows]:
     """What an evaluation was made of; VisdivError where it is gone."""
-    index = store.read_index(
-        evaluation.dataset, evaluation.model_id, evaluation.manifest_fingerprint
-    )
+    index = store.read_index(*evaluation.where)
     return index, DatasetRows(store, evaluation.model_id, index)
-
-
-def device_for(embedder: EmbedderSettings, n_rows: int) -> str:
-    """Where so many rows are compared: as the settings say; for `auto`, on a GPU where it pays."""
-    devices = [embedder.device] if isinstance(embedder.device, str) else embedder.device
-    if devices != ["auto"]:
-        return devices[0]
-    if n_rows < WORTH_A_GPU:
-        return "cpu"
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def as_text(threshold: float) -> str:

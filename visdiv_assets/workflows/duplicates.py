@@ -1,11 +1,12 @@
 """Exact copies and near-duplicates inside a dataset, and which image of each cluster to keep.
 
-Here: finding and counting them, the score without them. Not here: other datasets (`overlaps.py`),
-keeping and drawing what was found (`records.py`, `sheets.py`).
+Here: what `visdiv duplicates` and the asset `near_duplicates` share.
+Not here: other datasets (`leakage.py`), contact sheets (`sheets.py`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import numpy as np
@@ -13,16 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from visdiv_assets.embedding.pictures import Size, sizes_of
+from visdiv_assets.embedding.pictures import Size
 from visdiv_assets.embedding.preprocess import Decoding
 from visdiv_assets.similarity.clusters import (
     Components,
-    Members,
     cover,
-    extent_of,
     keep_order,
     members_of,
-    similarities_to,
 )
 from visdiv_assets.similarity.exact import Pairs, Similarities
 from visdiv_assets.similarity.pairs import similar_pairs
@@ -34,7 +32,7 @@ from visdiv_assets.spectral.score import diversity
 from visdiv_assets.store.index import sample_keys
 from visdiv_assets.store.rows import DatasetRows
 from visdiv_assets.store.store import Store
-from visdiv_assets.warehouse.warehouse import Evaluation
+from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
 from visdiv_assets.workflows.catalogue import (
     REPORTED,
     Catalogue,
@@ -43,24 +41,10 @@ from visdiv_assets.workflows.catalogue import (
     rows_of,
     step,
 )
+from visdiv_assets.workflows.clusters import Cluster, list_clusters, sizes_of_rows
+from visdiv_assets.workflows.project import EvaluatedDataset, record
 
 BLOCK_ROWS = 8192
-
-DUPLICATES = pa.schema(
-    [
-        ("cluster", pa.int64()),
-        ("image_id", pa.string()),
-        ("kind", pa.string()),
-        ("keep", pa.bool_()),
-        ("medoid", pa.bool_()),
-        ("similarity_to_kept", pa.float32()),
-        ("similarity_to_medoid", pa.float32()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("bytes", pa.int64()),
-        ("content_key", pa.string()),
-    ]
-)
 
 
 class Score(NamedTuple):
@@ -68,25 +52,6 @@ class Score(NamedTuple):
 
     plain: float | None
     corrected: CorrectedScore | None
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Images of which one is enough.
-
-    Attributes:
-        number: from 1, the cluster of the most contents first.
-        n_contents: different contents; 1 where all its images are exact copies.
-        n_images: images that have them.
-        smallest: the smallest similarity of two of its contents, as `clusters.extent_of` says.
-        begin: where its images begin in the table of images; the one to keep is there.
-    """
-
-    number: int
-    n_contents: int
-    n_images: int
-    smallest: float
-    begin: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +122,41 @@ class Duplicates:
         return self.images.slice(cluster.begin, cluster.n_images)
 
 
+def duplicates_of(
+    dataset: EvaluatedDataset,
+    *,
+    threshold: float | None = None,
+    split: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Duplicates:
+    """What a dataset holds more than once; recorded if found with the thresholds of its settings.
+
+    Args:
+        dataset: what to look at.
+        threshold: cosine similarity, 0 to 1; as in the settings when None.
+        split: divide clusters even if the settings do not ask for it.
+        on_progress: told of progress.
+
+    Raises:
+        VisdivError: index or moments are gone.
+    """
+    project, wanted = dataset.project, dataset.settings.near_duplicates
+    found = find_duplicates(
+        dataset.evaluation,
+        project.store,
+        dataset.source,
+        dataset.decoding,
+        threshold=wanted.threshold if threshold is None else threshold,
+        split=split or wanted.split,
+        known=known_sizes(dataset.name, project.warehouse),
+        device=dataset.device,
+        on_progress=on_progress,
+    )
+    if (found.threshold, found.split) == (wanted.threshold, wanted.split):
+        record_duplicates(found, project.store, project.warehouse)
+    return found
+
+
 def find_duplicates(
     evaluation: Evaluation,
     store: Store,
@@ -207,7 +207,7 @@ def find_duplicates(
     )
     components = {level: members_of(graph.labels()) for level, graph in graphs.items()}
     catalogue = Catalogue(index, rows)
-    sizes = _sizes(
+    sizes = sizes_of_rows(
         catalogue,
         np.concatenate([np.empty(0, np.int64), *components[threshold]]),
         source,
@@ -228,10 +228,10 @@ def find_duplicates(
             near[level] = sum(len(group) - 1 for parts in divided for group in parts)
             if level == threshold:
                 groups = [group for parts in divided for group in parts if len(group) > 1]
-    clusters, images = _listed(catalogue, groups, sizes, step(on_progress, "measuring clusters"))
-    sample = store.read_sample(
-        evaluation.dataset, evaluation.model_id, evaluation.manifest_fingerprint
+    clusters, images = list_clusters(
+        catalogue, groups, sizes, step(on_progress, "measuring clusters")
     )
+    sample = store.read_sample(*evaluation.where)
     kept = np.ones(len(rows), dtype=np.bool_)
     for group in groups:
         kept[group[1:]] = False
@@ -283,100 +283,43 @@ def _score(sample: Sample) -> Score:
     return Score(diversity(sample.moments).score, None if fair.too_few else fair)
 
 
-class _Sizes(NamedTuple):
-    """Of each row: width and height, 0 where not looked at or gone; and bytes."""
-
-    width: NDArray[np.int64]
-    height: NDArray[np.int64]
-    bytes: NDArray[np.int64]
-
-    @property
-    def pixels(self) -> NDArray[np.int64]:
-        return self.width * self.height
-
-
-def _sizes(
-    catalogue: Catalogue,
-    wanted: Members,
-    source: Source,
-    decoding: Decoding,
-    known: Mapping[str, Size],
-    on_progress: Callable[[int, int], None] | None,
-) -> _Sizes:
-    """Sizes of the rows that are wanted; each is read once, and not where it is known."""
-    width, height = np.zeros((2, len(catalogue.rows)), dtype=np.int64)
-    sizes = _Sizes(width, height, catalogue.bytes.copy())
-    names = catalogue.ids_of(wanted)
-    told = {
-        name: known[key]
-        for name, key in zip(names, catalogue.keys_of(wanted), strict=True)
-        if key in known
+def record_duplicates(found: Duplicates, store: Store, warehouse: Warehouse) -> None:
+    """Replace what the warehouse says of a dataset's duplicates, and export it."""
+    dataset = found.evaluation.dataset
+    smallest = [each.smallest for each in found.near_clusters]
+    before, after = found.before, found.after
+    summary = {
+        "found_at": datetime.now(UTC),
+        "model_id": found.evaluation.model_id,
+        "manifest_fingerprint": found.evaluation.manifest_fingerprint,
+        "threshold": found.threshold,
+        "split": found.split,
+        "n_images": found.n_images,
+        "n_distinct": found.n_distinct,
+        "n_near": found.n_near,
+        "n_clusters": len(smallest),
+        "rate": found.rate(),
+        "rate_090": found.rate(0.90),
+        "rate_095": found.rate(0.95),
+        "smallest_similarity": min(smallest, default=None),
+        "score": before.plain,
+        "score_without": after.plain,
+        "corrected_score": before.corrected and before.corrected.score,
+        "corrected_without": after.corrected and after.corrected.score,
+        "method": found.method,
+        "recall": found.recall,
     }
-    missing = [name for name in names if name not in told]
-    if missing:
-        told |= sizes_of(source, missing, decoding, on_progress)
-    for row, name in zip(wanted, names, strict=True):
-        if name in told:
-            sizes.width[row], sizes.height[row], sizes.bytes[row] = told[name]
-    return sizes
+    findings = {"duplicates": found.images, "redundancy": pa.Table.from_pylist([summary])}
+    record(dataset, findings, store, warehouse)
 
 
-def _listed(
-    catalogue: Catalogue,
-    groups: Sequence[Members],
-    sizes: _Sizes,
-    on_progress: Callable[[int, int], None] | None,
-) -> tuple[list[Cluster], pa.Table]:
-    """The clusters of groups of rows, the kept one first in each, and the table of images.
-
-    What is in no group, but has several images, is a cluster of its own.
-    """
-    grouped = np.zeros(len(catalogue.rows), dtype=np.bool_)
-    for group in groups:
-        grouped[group] = True
-    alone = [np.array([row]) for row in np.flatnonzero((catalogue.counts > 1) & ~grouped)]
-    ordered = sorted(
-        [*groups, *alone],
-        key=lambda group: (-len(group), -int(catalogue.counts[group].sum()), int(group.min())),
+def known_sizes(dataset: str, warehouse: Warehouse) -> dict[str, Size]:
+    """Sizes of images that were found to be duplicates before, by content key in hex."""
+    names = ["content_key", "width", "height", "bytes"]
+    table = warehouse.columns("duplicates", dataset, names)
+    if table is None:
+        return {}
+    keys, *sizes = (
+        table.filter(pc.is_valid(table["width"])).column(name).to_pylist() for name in names
     )
-    clusters, members, parts = [], [], []
-    begin = 0
-    for number, group in enumerate(ordered, start=1):
-        extent = extent_of(catalogue.rows, group)
-        to_kept = extent.to_medoid
-        if len(group) > 1:  # else it is the medoid, and nothing need be read
-            to_kept = similarities_to(catalogue.rows, group, group[0])
-        order = np.r_[0, 1 + np.argsort(-to_kept[1:], kind="stable")]
-        n_images = int(catalogue.counts[group].sum())
-        clusters.append(Cluster(number, len(group), n_images, extent.smallest, begin))
-        begin += n_images
-        members.append(group[order])
-        parts.append((order == extent.medoid, to_kept[order], extent.to_medoid[order]))
-        if on_progress is not None:
-            on_progress(number, len(ordered))
-    if not clusters:
-        return [], DUPLICATES.empty_table()
-    rows = np.concatenate(members)
-    medoid, to_kept, to_medoid = (np.concatenate(each) for each in zip(*parts, strict=True))
-    of, images = catalogue.images_of(rows)
-    first = np.r_[True, of[1:] != of[:-1]]  # of the images that have one row
-    kept = np.zeros(len(images), dtype=np.bool_)
-    kept[[each.begin for each in clusters]] = True
-    unseen, unsized = sizes.width[rows] == 0, sizes.bytes[rows] == 0
-    table = pa.table(
-        [
-            pa.array(np.repeat([e.number for e in clusters], [e.n_images for e in clusters])),
-            catalogue.ids.take(pa.array(images)),
-            pa.array(np.where(first, "near", "exact"), pa.string(), mask=kept),
-            pa.array(kept),
-            pa.array(medoid[of] & first),
-            pa.array(to_kept[of]),
-            pa.array(to_medoid[of]),
-            pa.array(sizes.width[rows][of].astype(np.int32), mask=unseen[of]),
-            pa.array(sizes.height[rows][of].astype(np.int32), mask=unseen[of]),
-            pa.array(sizes.bytes[rows][of], mask=unsized[of]),
-            pa.array(catalogue.keys_of(rows)).take(pa.array(of)),
-        ],
-        schema=DUPLICATES,
-    )
-    return clusters, table
+    return dict(zip(keys, map(Size, *sizes), strict=True))

@@ -5,7 +5,6 @@ Here: what the Dagster assets and the command line share. Not here: how a step w
 """
 
 import hashlib
-import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,11 +18,9 @@ import pyarrow as pa
 from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.incremental import embed_manifest
 from visdiv_assets.embedding.pipeline import Embedder, OnProgress
-from visdiv_assets.embedding.preprocess import Decoding
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.settings.model import Settings, Slices
+from visdiv_assets.settings.model import Slices
 from visdiv_assets.sources.manifest import Manifest, list_images
-from visdiv_assets.sources.places import scheme_of, without_secrets
 from visdiv_assets.sources.source import Source
 from visdiv_assets.spectral.corrected import corrected
 from visdiv_assets.spectral.progressive import precise_enough, sample_sizes
@@ -225,50 +222,6 @@ def evaluate(
         basis=basis,
     )
     return evaluation, embedded
-
-
-def decoding_of(settings: Settings, dataset: str) -> Decoding:
-    """How the images of a dataset are decoded, as the settings say."""
-    embedder = settings.embedder_of(dataset)
-    return Decoding(
-        exif_orientation=embedder.exif_orientation,
-        alpha_background=embedder.alpha_background,
-        jpeg_on_gpu=embedder.decode == "gpu",
-        max_pixels=settings.limits.pixels,
-        max_seconds=settings.limits.seconds,
-    )
-
-
-def embedder_of(settings: Settings, dataset: str) -> SSCDEmbedder:
-    """The model of a dataset, as the settings say; it is loaded at need."""
-    configured = settings.embedder_of(dataset)
-    return SSCDEmbedder(
-        weights=configured.weights,
-        device=configured.device,
-        batch_size=configured.batch_size,
-        precision=configured.precision,
-        decoding=decoding_of(settings, dataset),
-    )
-
-
-def dataset_name_for(place: str | Path) -> str:
-    """The name under which a source that is no registered dataset is kept.
-
-    The folder's own name, and a hash of where it is, so that two folders `images` stay apart.
-
-    Args:
-        place: a path, or a URI, whose secrets leave no trace in the name.
-
-    Example:
-        >>> dataset_name_for(Path("/data/voc/JPEGImages"))
-        'JPEGImages-ef4afe3b'
-    """
-    whole = str(place)
-    whole = without_secrets(whole) if scheme_of(whole) else str(Path(place).absolute())
-    digest = hashlib.blake2b(whole.encode("utf-8", "surrogateescape"), digest_size=4)
-    last = whole.rstrip("/").rpartition("/")[2]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._") or "images"
-    return f"{name[:80]}-{digest.hexdigest()}"
 
 
 def evaluate_diversity(path: str | Path, embedder: SSCDEmbedder | None = None) -> float:

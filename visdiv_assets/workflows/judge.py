@@ -9,7 +9,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.guidance.drift import Drift, measure_drift
 from visdiv_assets.quality.conditions import (
     Condition,
     Facts,
@@ -34,6 +33,7 @@ from visdiv_assets.quality.verdicts import (
 from visdiv_assets.spectral.score import TOO_FEW
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+from visdiv_assets.workflows.drift import baseline_of, drift_between
 
 
 def judge_dataset(
@@ -116,31 +116,6 @@ def _with_both_scores(verdict: Verdict, evaluation: Evaluation) -> Verdict:
             f"{evaluation.corrected_low:.3f} to {evaluation.corrected_high:.3f}"
         )
     return replace(verdict, measured={**verdict.measured, **scores})
-
-
-def baseline_of(
-    newest: Evaluation, earlier: Sequence[Evaluation], warehouse: Warehouse
-) -> Evaluation | None:
-    """What the drift of a dataset is measured from: what was pinned, else the one before."""
-    pinned = warehouse.baseline(newest.dataset)
-    candidates = [pinned] if pinned is not None else earlier
-    same_model = [each for each in candidates if each.model_id == newest.model_id]
-    return same_model[-1] if same_model else None
-
-
-def drift_between(before: Evaluation, now: Evaluation, store: Store) -> Drift:
-    """How far two evaluations are apart, of one dataset or of two.
-
-    Raises:
-        VisdivError: other models, or moments that are gone.
-    """
-    if before.model_id != now.model_id:
-        raise VisdivError(f"{before.dataset} and {now.dataset} were embedded with different models")
-    one, other = (
-        store.read_sample(each.dataset, each.model_id, each.manifest_fingerprint)
-        for each in (before, now)
-    )
-    return measure_drift(one, other)
 
 
 def _judge_drift(

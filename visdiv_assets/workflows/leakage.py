@@ -1,11 +1,12 @@
 """Images of one dataset that another one has, too: near-duplicates across datasets, leakage.
 
-Here: finding them, and which datasets can be compared. Not here: keeping and drawing what was found
-(`records.py`, `sheets.py`).
+Here: what `visdiv leakage`, `visdiv duplicates --against` and the asset `benchmark_leakage` share.
+Not here: contact sheets (`sheets.py`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from visdiv_assets.workflows.catalogue import (
     rows_of,
     step,
 )
+from visdiv_assets.workflows.project import EvaluatedDataset, record
 
 MATCHES = pa.schema(
     [
@@ -72,6 +74,65 @@ class Overlap:
     def other_rate(self) -> float:
         """Share of the images of the other that are in the one."""
         return self.n_other / self.other.n_images
+
+
+@dataclass(frozen=True, eq=False)
+class Leakage:
+    """The images of a dataset that benchmarks have, too.
+
+    Attributes:
+        overlaps: with each benchmark that could be compared.
+        not_compared: why others could not, by name.
+    """
+
+    overlaps: Sequence[Overlap]
+    not_compared: Mapping[str, str]
+
+
+def leakage_of(
+    dataset: EvaluatedDataset,
+    *,
+    threshold: float | None = None,
+    on_progress: OnProgress | None = None,
+) -> Leakage:
+    """Which images of a dataset benchmarks have; recorded if found with the settings' threshold.
+
+    Args:
+        dataset: what to look at.
+        threshold: cosine similarity, 0 to 1; as in the settings when None.
+        on_progress: told of progress.
+
+    Raises:
+        VisdivError: an index is gone.
+    """
+    project, wanted = dataset.project, dataset.settings.leakage.threshold
+    level = wanted if threshold is None else threshold
+    names = benchmarks_of(project.settings, dataset.name)
+    benchmarks, not_compared = comparable(dataset.evaluation, names, project.warehouse)
+    overlaps = overlaps_of(dataset, benchmarks, level, on_progress)
+    if level == wanted:
+        record_leakage(dataset.name, overlaps, not_compared, project.store, project.warehouse)
+    return Leakage(overlaps, not_compared)
+
+
+def overlaps_of(
+    dataset: EvaluatedDataset,
+    others: Sequence[Evaluation],
+    threshold: float,
+    on_progress: OnProgress | None = None,
+) -> list[Overlap]:
+    """`find_overlap` of a dataset with each of others."""
+    return [
+        find_overlap(
+            dataset.evaluation,
+            other,
+            dataset.project.store,
+            threshold=threshold,
+            device=dataset.device,
+            on_progress=on_progress,
+        )
+        for other in others
+    ]
 
 
 def find_overlap(
@@ -182,3 +243,48 @@ def benchmarks_of(settings: Settings, dataset: str) -> list[str]:
     if registered is not None and registered.role == "benchmark":
         return []
     return [name for name, each in settings.datasets.items() if each.role == "benchmark"]
+
+
+def record_leakage(
+    dataset: str,
+    overlaps: Sequence[Overlap],
+    not_compared: Mapping[str, str],
+    store: Store,
+    warehouse: Warehouse,
+) -> None:
+    """Replace what the warehouse says of a dataset's images in benchmarks, and export it."""
+    now = datetime.now(UTC)
+    compared: list[dict[str, object]] = [
+        {
+            "benchmark": each.other.dataset,
+            "found_at": now,
+            "model_id": each.evaluation.model_id,
+            "threshold": each.threshold,
+            "n_images": each.evaluation.n_images,
+            "n_leaked": len(each.images),
+            "n_exact": each.n_exact,
+            "n_benchmark_images": each.other.n_images,
+            "n_benchmark_seen": each.n_other,
+            "method": each.method,
+            "recall": each.recall,
+        }
+        for each in overlaps
+    ]
+    skipped: list[dict[str, object]] = [
+        {"benchmark": name, "found_at": now, "not_compared": reason}
+        for name, reason in not_compared.items()
+    ]
+    leaks = [
+        each.images.rename_columns({"other_image_id": "benchmark_image_id"}).add_column(
+            0, "benchmark", pa.array([each.other.dataset] * len(each.images), pa.string())
+        )
+        for each in overlaps
+        if len(each.images)
+    ]
+    names = list(dict.fromkeys(name for row in [*compared, *skipped] for name in row))
+    rows = [{name: row.get(name) for name in names} for row in [*compared, *skipped]]
+    findings = {
+        "leaks": pa.concat_tables(leaks) if leaks else pa.table({}),
+        "leakage": pa.Table.from_pylist(rows),
+    }
+    record(dataset, findings, store, warehouse)

@@ -27,6 +27,7 @@ from visdiv_assets.spectral.score import diversity
 from visdiv_assets.store.rows import DatasetRows
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.project import record
 
 # Random selections that a core-set is measured against.
 DRAWS = 10
@@ -188,8 +189,8 @@ def _scores(rows: NDArray[Any], radius: float) -> Scores:
     return Scores(plain, None if fair.too_few else fair.score, radius)
 
 
-def record_core_set(core_set: CoreSet, warehouse: Warehouse) -> None:
-    """Keep a core-set in the table `core_sets`, in place of the one before."""
+def record_core_set(core_set: CoreSet, store: Store, warehouse: Warehouse) -> None:
+    """Replace the core-set of a dataset in the table `core_sets`, and export it."""
     n = len(core_set.image_ids)
     table = pa.table(
         {
@@ -200,7 +201,7 @@ def record_core_set(core_set: CoreSet, warehouse: Warehouse) -> None:
             "model_id": pa.array([core_set.model_id] * n, pa.string()),
         }
     )
-    warehouse.replace_rows("core_sets", core_set.dataset, table)
+    record(core_set.dataset, {"core_sets": table}, store, warehouse)
 
 
 def core_set_sheet(core_set: CoreSet, source: Source, decoding: Decoding) -> bytes:

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from visdiv_assets.cli.console import dataset_at
 from visdiv_assets.cli.main import app
 from visdiv_assets.settings.model import load_settings
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.evaluate import evaluate
+from visdiv_assets.workflows.project import dataset_at
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image
 
 SETTINGS = """
@@ -284,7 +284,7 @@ def test_several_datasets_are_not_divided(visdiv, birds, test_set):
 
 
 def test_in_a_log_progress_is_a_line_now_and_then(visdiv, birds, monkeypatch):
-    monkeypatch.setattr("visdiv_assets.cli.duplicates.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("visdiv_assets.cli.progress.PROGRESS_SECONDS", 0.0)
     told = visdiv("duplicates", "birds").stderr
     assert "birds: comparing, 100%\n" in told
     assert "birds: looking at sizes, 50%\n" in told

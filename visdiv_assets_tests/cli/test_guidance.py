@@ -31,7 +31,7 @@ def _a_folder_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.delenv("VISDIV_CONFIG", raising=False)
     monkeypatch.delenv("VISDIV_STORE", raising=False)
     monkeypatch.setattr(
-        "visdiv_assets.workflows.evaluate.embedder_of", lambda *_: FakeEmbedder(batch_size=64)
+        "visdiv_assets.workflows.project.embedder_of", lambda *_: FakeEmbedder(batch_size=64)
     )
     Path("visdiv.yaml").write_text(SETTINGS)
 
@@ -106,7 +106,7 @@ def test_without_a_source_the_axes_can_be_told_but_not_drawn(visdiv, birds):
 
 
 def test_augmentations_are_shown_with_intervals_and_drawn(visdiv, birds, monkeypatch):
-    monkeypatch.setattr("visdiv_assets.cli.console.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("visdiv_assets.cli.progress.PROGRESS_SECONDS", 0.0)
     result = visdiv(
         "augment", "birds", "--only", "flip,jpeg", "--sheet", "a.png", "--chart", "b.png"
     )
@@ -139,14 +139,14 @@ def test_what_cannot_be_measured_is_an_error_in_one_sentence(visdiv, birds, argu
 
 
 def test_ctrl_c_shows_what_was_measured(visdiv, birds, monkeypatch):
-    from visdiv_assets.workflows import advice
+    from visdiv_assets.workflows import augment
 
     def interrupted(*arguments):
         yield next(measure(*arguments))
         raise KeyboardInterrupt
 
-    measure = advice.measure_augmentations
-    monkeypatch.setattr(advice, "measure_augmentations", interrupted)
+    measure = augment.measure_augmentations
+    monkeypatch.setattr(augment, "measure_augmentations", interrupted)
     result = visdiv("augment", "birds", "--only", "flip", code=130)
     assert "mirrored left to right" in result.stdout
     assert "interrupted" in result.stderr

@@ -25,7 +25,8 @@ from visdiv_assets.sources.source import from_image_id, to_image_id
 from visdiv_assets.sources.tables import MAX_VALUE_CHARACTERS
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets.workflows.evaluate import dataset_name_for, evaluate
+from visdiv_assets.workflows.evaluate import evaluate
+from visdiv_assets.workflows.project import dataset_name_for
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image
 
 INJECTIONS = [

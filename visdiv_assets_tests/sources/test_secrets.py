@@ -18,7 +18,8 @@ from visdiv_assets.settings.model import SourceSettings, load_settings
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets.workflows.evaluate import dataset_name_for, evaluate
+from visdiv_assets.workflows.evaluate import evaluate
+from visdiv_assets.workflows.project import dataset_name_for
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_images
 from visdiv_assets_tests.sources.servers import SECRET, http_server, s3_server
 

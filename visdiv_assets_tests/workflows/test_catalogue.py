@@ -1,7 +1,8 @@
 """Devices and thresholds as they are meant."""
 
 from visdiv_assets.settings.model import EmbedderSettings
-from visdiv_assets.workflows.catalogue import as_text, device_for
+from visdiv_assets.workflows.catalogue import as_text
+from visdiv_assets.workflows.project import device_for
 
 
 def test_a_device_is_as_the_settings_say_and_no_gpu_is_asked_for_a_few_rows():

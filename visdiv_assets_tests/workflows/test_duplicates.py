@@ -10,8 +10,7 @@ from visdiv_assets.spectral.score import diversity
 from visdiv_assets.store.index import sample_keys
 from visdiv_assets.store.rows import DatasetRows
 from visdiv_assets.store.store import Store
-from visdiv_assets.workflows.duplicates import find_duplicates, sample_of_kept
-from visdiv_assets.workflows.records import record_duplicates
+from visdiv_assets.workflows.duplicates import find_duplicates, record_duplicates, sample_of_kept
 from visdiv_assets.workflows.sheets import duplicates_sheet
 from visdiv_assets_tests.conftest import PHOTOS
 from visdiv_assets_tests.embedding.fakes import WatchedSource, write_image

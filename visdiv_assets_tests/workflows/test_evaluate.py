@@ -18,8 +18,9 @@ from visdiv_assets.store.contents import Contents
 from visdiv_assets.store.index import EmbeddingIndex
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets.workflows.evaluate import dataset_name_for, evaluate
+from visdiv_assets.workflows.evaluate import evaluate
 from visdiv_assets.workflows.moments import accumulate_moments
+from visdiv_assets.workflows.project import dataset_name_for
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image, write_images
 
 PHOTOS = Path(__file__).parents[2] / "examples/demo/photos"

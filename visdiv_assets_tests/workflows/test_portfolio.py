@@ -12,14 +12,11 @@ from visdiv_assets.settings.model import ColumnSlices
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.compare import leaderboard
+from visdiv_assets.workflows.drift import drift_of
 from visdiv_assets.workflows.evaluate import evaluate
-from visdiv_assets.workflows.portfolio import (
-    drift_of,
-    leaderboard,
-    plan_mixture,
-    sample_of,
-    slices_of,
-)
+from visdiv_assets.workflows.mix import plan_mixture
+from visdiv_assets.workflows.slices import slices_of
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image, write_images
 
 
@@ -119,7 +116,7 @@ def test_folders_are_slices_that_add_up_to_the_whole(home):
     found = slices_of(evaluation, home.store)
     assert [(part.name, part.n) for part in found] == [("owls", 60), ("gulls", 20), ("(none)", 1)]
     parts = home.store.read_slices("birds", "fake", evaluation.manifest_fingerprint)
-    whole = sample_of(evaluation, home.store)
+    whole = home.store.read_sample(*evaluation.where)
     np.testing.assert_array_equal(
         sum(part.moments.outer for part in parts.values()), whole.moments.outer
     )

@@ -3,8 +3,8 @@
 import pyarrow.parquet as pq
 
 from visdiv_assets.embedding.pictures import Size
-from visdiv_assets.workflows.leakage import find_overlap
-from visdiv_assets.workflows.records import known_sizes, record_duplicates, record_leakage
+from visdiv_assets.workflows.duplicates import known_sizes, record_duplicates
+from visdiv_assets.workflows.leakage import find_overlap, record_leakage
 from visdiv_assets_tests.embedding.fakes import WatchedSource
 
 

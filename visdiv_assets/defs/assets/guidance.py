@@ -21,23 +21,20 @@ from visdiv_assets.defs.resources import (
     SettingsResource,
     StoreResource,
     WarehouseResource,
+    dataset_of,
 )
 from visdiv_assets.guidance.augmentation import ENOUGH_IMAGES, advise
 from visdiv_assets.guidance.axes import describe
 from visdiv_assets.report.charts import effects_png
 from visdiv_assets.report.sheets import contact_sheet_png
-from visdiv_assets.sources.opening import open_source
 from visdiv_assets.spectral.score import TOO_FEW
-from visdiv_assets.workflows.advice import (
+from visdiv_assets.workflows.augment import (
     augmentations_sheet,
-    axes_of,
-    axes_sheet,
     measure_augmentations,
     record_augmentations,
-    record_axes,
     sample_images,
 )
-from visdiv_assets.workflows.evaluate import decoding_of
+from visdiv_assets.workflows.axes import axes_of, axes_sheet, record_axes
 
 
 @dg.asset(
@@ -54,14 +51,12 @@ def bias_axes(
     warehouse: WarehouseResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The contrasts that dominate a dataset, and the images at both ends of each."""
-    started, name = time.monotonic(), context.partition_key
+    started = time.monotonic()
     with clear_errors():
-        configured, kept, results = settings.load(), store.open(), warehouse.open()
-        source = open_source(configured.dataset(name).source)
-        [evaluation] = results.newest_evaluations([name])
-        found = axes_of(evaluation, kept)
-        record_axes(found, kept, results)
-        sheet = axes_sheet(found, source, decoding_of(configured, name))
+        dataset = dataset_of(context, settings, store, warehouse)
+        found = axes_of(dataset.evaluation, dataset.project.store)
+        record_axes(found, dataset.project.store, dataset.project.warehouse)
+        sheet = axes_sheet(found, dataset.source, dataset.decoding)
     return dg.MaterializeResult(
         metadata={
             "in words": sentences(describe(found.axes)),
@@ -90,21 +85,18 @@ def augmentation_guidance(
     warehouse: WarehouseResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """What standard augmentations do to the diversity of a dataset, measured on a sample of it."""
-    started, name = time.monotonic(), context.partition_key
+    started = time.monotonic()
     with clear_errors():
-        configured, kept, results = settings.load(), store.open(), warehouse.open()
-        source = open_source(configured.dataset(name).source)
-        [evaluation] = results.newest_evaluations([name])
+        dataset = dataset_of(context, settings, store, warehouse)
+        evaluation, kept = dataset.evaluation, dataset.project.store
         if (evaluation.n_distinct or evaluation.n_images) < ENOUGH_IMAGES:
             few = f"{TOO_FEW} what augmentations add; it takes {ENOUGH_IMAGES} different images"
             return dg.MaterializeResult(metadata={"in words": sentences([few])})
-        sample = sample_images(evaluation, kept, source, decoding_of(configured, name))
-        measured = list(
-            measure_augmentations(
-                sample, embedder.open(name), on_progress=partial(log_steps(context), "embedding")
-            )
-        )
-        record_augmentations(measured, evaluation, kept, results)
+        sample = sample_images(evaluation, kept, dataset.source, dataset.decoding)
+        on_progress = partial(log_steps(context), "embedding")
+        model = embedder.open(dataset.name)
+        measured = list(measure_augmentations(sample, model, on_progress=on_progress))
+        record_augmentations(measured, evaluation, kept, dataset.project.warehouse)
     effects = {each.augmentation.name: each.effect for each in measured}
     examples = contact_sheet_png(augmentations_sheet(sample, measured), side=80)
     return dg.MaterializeResult(

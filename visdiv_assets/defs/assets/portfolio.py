@@ -18,7 +18,9 @@ from visdiv_assets.report.charts import leaderboard_png
 from visdiv_assets.spectral.corrected import CorrectedScore
 from visdiv_assets.spectral.score import TOO_FEW
 from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
-from visdiv_assets.workflows.portfolio import DatasetDrift, drift_of, leaderboard, plan_mixture
+from visdiv_assets.workflows.compare import leaderboard
+from visdiv_assets.workflows.drift import DatasetDrift, drift_of
+from visdiv_assets.workflows.mix import plan_mixture
 
 
 def _evaluated(settings: SettingsResource, warehouse: Warehouse) -> list[Evaluation]:

@@ -1,4 +1,4 @@
-"""Group `redundancy`: what a dataset repeats, and what of it is in benchmarks."""
+"""Group `redundancy`: what a dataset repeats, what is in benchmarks, and which images suffice."""
 
 import time
 
@@ -19,14 +19,13 @@ from visdiv_assets.defs.resources import (
     SettingsResource,
     StoreResource,
     WarehouseResource,
+    dataset_of,
 )
-from visdiv_assets.sources.opening import open_source
 from visdiv_assets.spectral.score import TOO_FEW
-from visdiv_assets.workflows.catalogue import REPORTED, as_text, device_for
-from visdiv_assets.workflows.duplicates import Duplicates, Score, find_duplicates
-from visdiv_assets.workflows.evaluate import decoding_of
-from visdiv_assets.workflows.leakage import benchmarks_of, comparable, find_overlap
-from visdiv_assets.workflows.records import known_sizes, record_duplicates, record_leakage
+from visdiv_assets.workflows.catalogue import REPORTED, as_text
+from visdiv_assets.workflows.duplicates import Duplicates, Score, duplicates_of
+from visdiv_assets.workflows.leakage import leakage_of
+from visdiv_assets.workflows.select import core_set_sheet, record_core_set, select_core_set
 from visdiv_assets.workflows.sheets import duplicates_sheet, overlaps_sheet
 
 # Pictures are kept in Dagster's own database, 25 KB each.
@@ -47,26 +46,13 @@ def near_duplicates(
     warehouse: WarehouseResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Exact copies and near-duplicates in a dataset, and which image of each cluster to keep."""
-    started, name = time.monotonic(), context.partition_key
+    started = time.monotonic()
     with clear_errors():
-        configured = settings.load()
-        wanted = configured.dataset(name)
-        kept, results = store.open(), warehouse.open()
-        [evaluation] = results.newest_evaluations([name])
-        source, decoding = open_source(wanted.source), decoding_of(configured, name)
-        found = find_duplicates(
-            evaluation,
-            kept,
-            source,
-            decoding,
-            threshold=wanted.near_duplicates.threshold,
-            split=wanted.near_duplicates.split,
-            known=known_sizes(name, results),
-            device=device_for(configured.embedder_of(name), evaluation.n_images),
-            on_progress=log_steps(context),
-        )
-        record_duplicates(found, kept, results)
-        sheet = duplicates_sheet(found, source, decoding, ROWS_SHOWN) if found.clusters else None
+        dataset = dataset_of(context, settings, store, warehouse)
+        found = duplicates_of(dataset, on_progress=log_steps(context))
+        sheet = None
+        if found.clusters:
+            sheet = duplicates_sheet(found, dataset.source, dataset.decoding, ROWS_SHOWN)
     return dg.MaterializeResult(
         metadata={
             **_rates(found),
@@ -76,11 +62,11 @@ def near_duplicates(
             "images by cluster": clusters_table(found),
             "score (corrected), as it is": _corrected(found.before),
             "score (corrected), duplicates removed": _corrected(found.after),
-            "score (plain), as it is": _plain(found.before),
-            "score (plain), duplicates removed": _plain(found.after),
+            "score (plain), as it is": _or_few(found.before.plain),
+            "score (plain), duplicates removed": _or_few(found.after.plain),
             "method": found.method,
             "recall": "unknown" if found.recall is None else round(found.recall, 4),
-            "model": evaluation.model_id,
+            "model": dataset.evaluation.model_id,
             "seconds": round(time.monotonic() - started, 3),
         }
     )
@@ -100,42 +86,65 @@ def benchmark_leakage(
     warehouse: WarehouseResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The images of a dataset that are in datasets of the role `benchmark`, too."""
-    started, name = time.monotonic(), context.partition_key
+    started = time.monotonic()
     with clear_errors():
-        configured = settings.load()
-        wanted = configured.dataset(name)
-        kept, results = store.open(), warehouse.open()
-        [evaluation] = results.newest_evaluations([name])
-        benchmarks, not_compared = comparable(evaluation, benchmarks_of(configured, name), results)
-        overlaps = [
-            find_overlap(
-                evaluation,
-                benchmark,
-                kept,
-                threshold=wanted.leakage.threshold,
-                device=device_for(configured.embedder_of(name), evaluation.n_images),
-                on_progress=log_steps(context),
-            )
-            for benchmark in benchmarks
-        ]
-        record_leakage(name, overlaps, not_compared, kept, results)
-        leaking = [each for each in overlaps if len(each.images)]
-        places = {
-            each: (open_source(configured.dataset(each).source), decoding_of(configured, each))
-            for each in [name, *(each.other.dataset for each in leaking)]
-        }
+        dataset = dataset_of(context, settings, store, warehouse)
+        found = leakage_of(dataset, on_progress=log_steps(context))
+        leaking = [each for each in found.overlaps if len(each.images)]
+        others = [dataset.project.dataset(each.other.dataset) for each in leaking]
+        places = {each.name: (each.source, each.decoding) for each in [dataset, *others]}
         sheet = overlaps_sheet(leaking, places, ROWS_SHOWN) if leaking else None
+    not_compared = "; ".join(f"{each}: {why}" for each, why in found.not_compared.items())
+    if not not_compared:
+        benchmark = dataset.settings.role == "benchmark"
+        not_compared = "it is a benchmark itself" if benchmark else "none"
     return dg.MaterializeResult(
         metadata={
-            "images in benchmarks": sum(len(each.images) for each in overlaps),
-            "threshold": wanted.leakage.threshold,
-            "benchmarks": leakage_table(overlaps),
+            "images in benchmarks": sum(len(each.images) for each in leaking),
+            "threshold": dataset.settings.leakage.threshold,
+            "benchmarks": leakage_table(found.overlaps),
             "images": leaks_table(leaking),
             "leaks": picture(sheet, "images and what benchmarks have") if sheet else "none",
-            "not compared": "; ".join(f"{each}: {why}" for each, why in not_compared.items())
-            or ("it is a benchmark itself" if wanted.role == "benchmark" else "none"),
-            "model": evaluation.model_id,
+            "not compared": not_compared,
+            "model": dataset.evaluation.model_id,
             "seconds": round(time.monotonic() - started, 3),
+        }
+    )
+
+
+@dg.asset(
+    partitions_def=datasets, group_name="redundancy", deps=[diversity_metrics], kinds={"numpy"}
+)
+def core_set(
+    context: dg.AssetExecutionContext,
+    settings: SettingsResource,
+    store: StoreResource,
+    warehouse: WarehouseResource,
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """The images of a dataset that represent the others best: rows in `core_sets`."""
+    with clear_errors():
+        dataset = dataset_of(context, settings, store, warehouse)
+        kept, results = dataset.project.store, dataset.project.warehouse
+        wanted = dataset.settings.core_set
+        found = select_core_set(
+            dataset.name, kept, results, wanted.k, wanted.method, trim=wanted.trim
+        )
+        record_core_set(found, kept, results)
+        sheet = core_set_sheet(found, dataset.source, dataset.decoding)
+    plain, fair = found.random_plain(), found.random_corrected()
+    return dg.MaterializeResult(
+        metadata={
+            "images": len(found.image_ids),
+            "of distinct images": found.n_distinct,
+            "method": found.method,
+            "diversity score (plain)": _or_few(found.scores.plain),
+            "of as many at random (plain)": _mean(plain),
+            "diversity score (corrected for size)": _or_few(found.scores.corrected),
+            "of as many at random (corrected)": _mean(fair),
+            "covering radius": round(found.scores.radius, 4),
+            "covering radius at random": round(found.random[0].radius, 4),
+            "first ones": picture(sheet, "the first images, in the order of choice"),
+            "model": found.model_id,
         }
     )
 
@@ -146,8 +155,12 @@ def _rates(found: Duplicates) -> dict[str, float]:
 
 
 def _corrected(score: Score) -> float | str:
-    return TOO_FEW if score.corrected is None else round(score.corrected.score, 6)
+    return _or_few(score.corrected.score if score.corrected else None)
 
 
-def _plain(score: Score) -> float | str:
-    return TOO_FEW if score.plain is None else round(score.plain, 6)
+def _or_few(score: float | None) -> float | str:
+    return TOO_FEW if score is None else round(score, 6)
+
+
+def _mean(drawn: tuple[float, float] | None) -> str:
+    return TOO_FEW if drawn is None else f"{drawn[0]:.4f} ± {drawn[1]:.4f}"

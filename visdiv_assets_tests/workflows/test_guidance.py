@@ -17,16 +17,13 @@ from visdiv_assets.guidance.axes import describe
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets.workflows.advice import (
-    acquisitions_of,
-    axes_of,
-    axes_sheet,
+from visdiv_assets.workflows.acquire import acquisitions_of, record_acquisitions
+from visdiv_assets.workflows.augment import (
     measure_augmentations,
-    record_acquisitions,
     record_augmentations,
-    record_axes,
     sample_images,
 )
+from visdiv_assets.workflows.axes import axes_of, axes_sheet, record_axes
 from visdiv_assets.workflows.evaluate import evaluate
 from visdiv_assets_tests.conftest import PHOTOS
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image

@@ -1,0 +1,59 @@
+"""The commands `visdiv alerts list` and `visdiv alerts test`.
+
+Here: arguments and tables. Not here: what an alert says, and its delivery (`notify/`).
+"""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from visdiv_assets.cli.console import EXIT_ERROR, Config, clear_errors, open_project, out
+from visdiv_assets.errors import VisdivError
+
+commands = typer.Typer(no_args_is_help=True, help="See the alerts, or try whether they arrive.")
+
+
+@commands.command("list")
+def list_alerts(
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="The newest N.")] = 20,
+    config: Config = None,
+) -> None:
+    """Show the outbox: what people were told, and what they are still to be told."""
+    with clear_errors():
+        from visdiv_assets.notify.messages import headline
+
+        rows = open_project(config).warehouse.alerts(limit)
+    if not rows:
+        out.print("there were no alerts")
+        return
+    table = Table()
+    table.add_column("at (UTC)", no_wrap=True)
+    table.add_column("alert")
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("delivered", overflow="fold")
+    for alert, targets, delivered, error in rows:
+        score = "" if alert.diversity_score is None else f"{alert.diversity_score:.4f}"
+        state = f"{delivered} of {targets}" if targets else "waiting"
+        if delivered < targets and error:
+            state += f": {error}".replace("[", "\\[")
+        table.add_row(f"{alert.created_at:%Y-%m-%d %H:%M}", headline(alert), score, state)
+    out.print(table)
+
+
+@commands.command("test")
+def send_test(config: Config = None) -> None:
+    """Send a test message to every alert URL of the settings."""
+    with clear_errors():
+        from visdiv_assets.notify.delivery import Target
+        from visdiv_assets.notify.messages import Message
+
+        urls = open_project(config).settings.alerts.resolved_urls()
+        if not urls:
+            raise VisdivError("there are no alert URLs in the settings (alerts, urls)")
+        message = Message("visdiv: test", "This is what an alert of visdiv looks like.")
+        outcomes = [(target.label, target.send(message)) for target in map(Target, urls)]
+    for label, error in outcomes:
+        out.print(f"{label}: {error or 'accepted'}", markup=False, soft_wrap=True)
+    if any(error for _, error in outcomes):
+        raise typer.Exit(EXIT_ERROR)

@@ -1,0 +1,232 @@
+"""The command `visdiv score`.
+
+Here: arguments, the table or JSON of scores, images that failed. Not here: evaluating
+(`workflows/evaluate.py`).
+"""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import DownloadColumn, TaskID
+from rich.text import Text
+
+from visdiv_assets.cli.console import (
+    EXIT_BELOW,
+    EXIT_ERROR,
+    Config,
+    clear_errors,
+    err,
+    open_project,
+    print_error,
+    print_evaluations,
+    visible,
+)
+from visdiv_assets.cli.progress import of_images, progress_bar
+from visdiv_assets.errors import VisdivError
+
+if TYPE_CHECKING:
+    from visdiv_assets.embedding.embedder import SSCDEmbedder
+    from visdiv_assets.embedding.preprocess import Decoding
+    from visdiv_assets.settings.model import (
+        DatasetSettings,
+        EmbedderSettings,
+        Settings,
+        SourceSettings,
+    )
+    from visdiv_assets.store.index import EmbeddingIndex
+    from visdiv_assets.warehouse.warehouse import Evaluation
+
+FAILURES_SHOWN = 10
+
+commands = typer.Typer()
+
+
+@commands.command(
+    epilog="""[bold]Examples[/]
+
+  visdiv score ~/photos                               score a folder
+  visdiv score ~/photos --json | jq .corrected_score  for scripts
+  visdiv score s3://bucket/all/ --precision 0.01      a large set, from a sample
+  visdiv score ~/photos --fail-under 0.3              for CI
+  visdiv score --config my.yaml                       all datasets of a file
+  visdiv score photos --config my.yaml                one of them
+
+[bold]Exit codes[/]
+
+  0 scored   1 error   2 wrong usage   3 below --fail-under   130 interrupted
+"""
+)
+def score(
+    path: Annotated[
+        str | None,
+        typer.Argument(
+            help="A folder or another source of images, or the name of a dataset in the settings. "
+            "Left out: all datasets of the settings.",
+            metavar="PATH",
+        ),
+    ] = None,
+    config: Config = None,
+    precision: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0001,
+            max=0.5,
+            help="Look at a random sample only, as large as it takes to know the corrected "
+            "score to plus or minus this.",
+            metavar="HALF-WIDTH",
+        ),
+    ] = None,
+    json_output: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON object for each dataset.", metavar=""),
+    ] = False,
+    fail_under: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Exit with code 3 when a score is lower than this, or cannot be told.",
+            metavar="SCORE",
+        ),
+    ] = None,
+) -> None:
+    """Score the visual diversity of a set of images.
+
+    Embeddings are kept, so a second call embeds only what is new.
+    Ctrl-C loses next to nothing.
+    """
+    with clear_errors():
+        from visdiv_assets.sources.opening import open_source
+        from visdiv_assets.workflows.evaluate import evaluate
+        from visdiv_assets.workflows.project import decoding_of
+
+        project = open_project(config)
+        settings = project.settings
+        targets = _targets(path, settings)
+        evaluations: list[Evaluation] = []
+        embedders: dict[str, SSCDEmbedder] = {}
+        failed = False
+        try:
+            for name, source in targets:
+                registered = settings.datasets.get(name)
+                try:
+                    configured = settings.embedder_of(name)
+                    # The model is loaded once for all datasets that share it.
+                    key = configured.model_dump_json()
+                    embedder = embedders[key] = embedders.get(key) or _embedder(
+                        configured, decoding_of(settings, name)
+                    )
+                    with of_images(name) as on_progress:
+                        evaluation, embedded = evaluate(
+                            name,
+                            open_source(source),
+                            embedder,
+                            project.store,
+                            project.warehouse,
+                            threshold=registered.threshold if registered else None,
+                            basis=registered.basis if registered else "corrected",
+                            slices=registered.slices if registered else None,
+                            precision=precision or _precision_of(registered),
+                            on_progress=on_progress,
+                        )
+                except VisdivError as error:
+                    print_error(str(error))
+                    failed = True
+                    continue
+                evaluations.append(evaluation)
+                if json_output:
+                    print(json.dumps(_as_json(evaluation)), flush=True)
+                _print_failures(embedded.index)
+        finally:
+            if evaluations and not json_output:
+                print_evaluations(evaluations)
+    below = [
+        each
+        for each in evaluations
+        if fail_under is not None and (each.judged_score is None or each.judged_score < fail_under)
+    ]
+    for evaluation in below:
+        verdict = "is below" if evaluation.judged_score is not None else "has too few images for"
+        err.print(f"{evaluation.dataset} {verdict} the required score {fail_under}", style="red")
+    if failed:
+        raise typer.Exit(EXIT_ERROR)
+    if below:
+        raise typer.Exit(EXIT_BELOW)
+
+
+def _targets(path: str | None, settings: "Settings") -> "list[tuple[str, SourceSettings]]":
+    """Name and source of each dataset to score."""
+    if path is None:
+        if not settings.datasets:
+            raise VisdivError("name a source to score; the settings register no datasets")
+        return [(name, dataset.source) for name, dataset in settings.datasets.items()]
+    if not path:
+        raise VisdivError("the name of the source to score is empty")
+    from visdiv_assets.workflows.project import dataset_at
+
+    return [dataset_at(path, settings)]
+
+
+def _embedder(configured: "EmbedderSettings", decoding: "Decoding") -> "SSCDEmbedder":
+    from visdiv_assets.embedding.embedder import SSCDEmbedder
+
+    progress = progress_bar("downloading the SSCD weights", DownloadColumn())
+    task: TaskID | None = None
+
+    def on_download(done: int, total: int | None) -> None:
+        nonlocal task
+        if task is None:
+            progress.start()
+            task = progress.add_task("", total=total)
+        progress.update(task, completed=done, total=total)
+
+    try:
+        return SSCDEmbedder(
+            weights=configured.weights,
+            device=configured.device,
+            batch_size=configured.batch_size,
+            precision=configured.precision,
+            decoding=decoding,
+            on_download=on_download,
+        )
+    finally:
+        progress.stop()
+
+
+def _as_json(evaluation: "Evaluation") -> dict[str, object]:
+    return {
+        "dataset": evaluation.dataset,
+        "n_images": evaluation.n_images,
+        "n_failed": evaluation.n_failed,
+        "dimension": evaluation.dimension,
+        "n_listed": evaluation.n_listed,
+        "corrected_score": evaluation.corrected_score,
+        "corrected_low": evaluation.corrected_low,
+        "corrected_high": evaluation.corrected_high,
+        "corrected_effective_rank": evaluation.corrected_effective_rank,
+        "corrected_participation_ratio": evaluation.corrected_participation_ratio,
+        "effective_rank": evaluation.effective_rank,
+        "participation_ratio": evaluation.participation_ratio,
+        "diversity_score": evaluation.diversity_score,
+        "rating": evaluation.rating,
+        "stars": evaluation.stars,
+        "model_id": evaluation.model_id,
+        "seconds": round(evaluation.seconds, 3),
+    }
+
+
+def _precision_of(registered: "DatasetSettings | None") -> float | None:
+    return registered.sample.precision if registered and registered.sample else None
+
+
+def _print_failures(index: "EmbeddingIndex") -> None:
+    if not index.n_failed:
+        return
+    images = "1 image" if index.n_failed == 1 else f"{index.n_failed:,} images"
+    err.print(f"{images} could not be embedded:")
+    shown = FAILURES_SHOWN if err.is_terminal else index.n_failed
+    for image_id, reason in index.failures()[:shown]:
+        err.print(Text(f"  {visible(image_id)}: {visible(reason)}"), soft_wrap=True)
+    if index.n_failed > shown:
+        err.print(f"  … and {index.n_failed - shown:,} more; 2> failures.txt keeps them all")

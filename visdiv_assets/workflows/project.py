@@ -1,0 +1,196 @@
+"""What every workflow starts from: a project's datasets with their sources, models and results.
+
+Here: settings turned into objects, datasets found by name or by place, recording of findings.
+Not here: what is done with them.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+
+from visdiv_assets.embedding.embedder import SSCDEmbedder
+from visdiv_assets.embedding.preprocess import Decoding
+from visdiv_assets.errors import VisdivError
+from visdiv_assets.settings.model import (
+    DatasetSettings,
+    EmbedderSettings,
+    Settings,
+    SourceSettings,
+    absolute_path,
+)
+from visdiv_assets.sources.opening import open_source
+from visdiv_assets.sources.places import scheme_of, without_secrets
+from visdiv_assets.sources.source import Source
+from visdiv_assets.store.store import Store
+from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+
+# With fewer rows, importing torch takes longer than comparing them on the CPU.
+WORTH_A_GPU = 20_000
+
+
+@dataclass(frozen=True)
+class Project:
+    """What one settings file describes, and where its results are kept."""
+
+    settings: Settings
+    store: Store
+    warehouse: Warehouse
+
+    def dataset(self, name: str) -> "EvaluatedDataset":
+        """A registered dataset and its newest evaluation.
+
+        Raises:
+            VisdivError: it is not registered, or was never evaluated.
+        """
+        configured = self.settings.dataset(name)
+        [evaluation] = self.warehouse.newest_evaluations([name])
+        return EvaluatedDataset(self, configured, evaluation)
+
+    def dataset_at(self, called: str) -> "EvaluatedDataset":
+        """A dataset by its name or by where it is, and its newest evaluation.
+
+        Raises:
+            VisdivError: there is no such dataset, or it was never evaluated.
+        """
+        latest = {each.dataset: each for each in self.warehouse.latest_evaluations()}
+        name, source = dataset_at(called, self.settings)
+        if name not in latest:
+            if not scheme_of(called) and not absolute_path(called).exists():
+                self.settings.dataset(called)  # says which there are
+            raise VisdivError(f"{called} was never evaluated; visdiv score {called} does that")
+        configured = self.settings.datasets.get(name)
+        if configured is None:
+            configured = DatasetSettings.model_construct(source=source)
+        return EvaluatedDataset(self, configured, latest[name])
+
+    def evaluated(self) -> list[Evaluation]:
+        """The newest evaluation of each registered dataset that has one."""
+        latest = {each.dataset: each for each in self.warehouse.latest_evaluations()}
+        return [latest[name] for name in self.settings.datasets if name in latest]
+
+
+@dataclass(frozen=True)
+class EvaluatedDataset:
+    """A dataset, how it is set up, and its newest evaluation."""
+
+    project: Project
+    settings: DatasetSettings
+    evaluation: Evaluation
+
+    @property
+    def name(self) -> str:
+        """Its name, registered or made from its place."""
+        return self.evaluation.dataset
+
+    @cached_property
+    def source(self) -> Source:
+        """Where its images are."""
+        return open_source(self.settings.source)
+
+    @cached_property
+    def decoding(self) -> Decoding:
+        """How its images are decoded."""
+        return decoding_of(self.project.settings, self.name)
+
+    def embedder(self) -> SSCDEmbedder:
+        """Its model; loaded when first used."""
+        return embedder_of(self.project.settings, self.name)
+
+    @property
+    def device(self) -> str:
+        """Where its rows are compared."""
+        embedder = self.project.settings.embedder_of(self.name)
+        return device_for(embedder, self.evaluation.n_images)
+
+
+def decoding_of(settings: Settings, dataset: str) -> Decoding:
+    """How the images of a dataset are decoded, as the settings say."""
+    embedder = settings.embedder_of(dataset)
+    return Decoding(
+        exif_orientation=embedder.exif_orientation,
+        alpha_background=embedder.alpha_background,
+        jpeg_on_gpu=embedder.decode == "gpu",
+        max_pixels=settings.limits.pixels,
+        max_seconds=settings.limits.seconds,
+    )
+
+
+def embedder_of(settings: Settings, dataset: str) -> SSCDEmbedder:
+    """The model of a dataset, as the settings say; loaded when first used."""
+    configured = settings.embedder_of(dataset)
+    return SSCDEmbedder(
+        weights=configured.weights,
+        device=configured.device,
+        batch_size=configured.batch_size,
+        precision=configured.precision,
+        decoding=decoding_of(settings, dataset),
+    )
+
+
+def device_for(embedder: EmbedderSettings, n_rows: int) -> str:
+    """Where to compare so many rows: as set; for `auto`, on a GPU if there are enough rows."""
+    devices = [embedder.device] if isinstance(embedder.device, str) else embedder.device
+    if devices != ["auto"]:
+        return devices[0]
+    if n_rows < WORTH_A_GPU:
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def dataset_at(path: str, settings: Settings) -> tuple[str, SourceSettings]:
+    """Name and source of what a user calls a dataset: a registered name, a path or a URI."""
+    path = path.removeprefix("file://")
+    if scheme_of(path):
+        return dataset_name_for(path), SourceSettings.model_construct(uri=path)
+    folder = absolute_path(path)
+    if path in settings.datasets and not folder.exists():
+        return path, settings.datasets[path].source
+    for name, dataset in settings.datasets.items():
+        if os.path.realpath(dataset.source.uri) == os.path.realpath(folder):
+            return name, dataset.source
+    # Not validated, since the path may hold bytes that are not Unicode.
+    return dataset_name_for(folder), SourceSettings.model_construct(uri=str(folder))
+
+
+def dataset_name_for(place: str | Path) -> str:
+    """The name under which results of an unregistered source are kept.
+
+    The folder's own name, and a hash of where it is, so that two folders `images` stay apart.
+
+    Args:
+        place: a path, or a URI, whose secrets leave no trace in the name.
+
+    Example:
+        >>> dataset_name_for(Path("/data/voc/JPEGImages"))
+        'JPEGImages-ef4afe3b'
+    """
+    whole = str(place)
+    whole = without_secrets(whole) if scheme_of(whole) else str(Path(place).absolute())
+    digest = hashlib.blake2b(whole.encode("utf-8", "surrogateescape"), digest_size=4)
+    last = whole.rstrip("/").rpartition("/")[2]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._") or "images"
+    return f"{name[:80]}-{digest.hexdigest()}"
+
+
+def record(
+    dataset: str, findings: Mapping[str, pa.Table], store: Store, warehouse: Warehouse
+) -> None:
+    """Replace what the tables of the warehouse say of a dataset, and export them.
+
+    Args:
+        dataset: whose findings they are.
+        findings: rows by name of their table; no rows where nothing was found.
+        store: gets the exports.
+        warehouse: gets the rows.
+    """
+    for table, rows in findings.items():
+        warehouse.replace_rows(table, dataset, rows)
+    warehouse.export(store.root / "exports")
