@@ -337,7 +337,7 @@ def test_similar_finds_images_like_one_of_the_dataset(visdiv, birds):
 
 def test_similar_finds_images_like_a_file(visdiv, birds, monkeypatch):
     monkeypatch.setattr(
-        "visdiv_assets.workflows.evaluate.SSCDEmbedder", lambda **_: FakeEmbedder(batch_size=8)
+        "visdiv_assets.workflows.project.SSCDEmbedder", lambda **_: FakeEmbedder(batch_size=8)
     )
     enlarge("birds/007.png", "unknown.bmp")
     result = visdiv("similar", "birds", "unknown.bmp", "-k", "3", "--json")
@@ -356,14 +356,14 @@ def test_similar_finds_images_like_a_file(visdiv, birds, monkeypatch):
 )
 def test_similar_to_what_is_no_image_is_an_error(visdiv, birds, image, sentence, monkeypatch):
     monkeypatch.setattr(
-        "visdiv_assets.workflows.evaluate.SSCDEmbedder", lambda **_: FakeEmbedder(batch_size=8)
+        "visdiv_assets.workflows.project.SSCDEmbedder", lambda **_: FakeEmbedder(batch_size=8)
     )
     assert visdiv("similar", "birds", image, code=1).stderr == f"error: {sentence}\n"
 
 
 def test_similar_of_another_model_says_so(visdiv, birds, monkeypatch):
     monkeypatch.setattr(
-        "visdiv_assets.workflows.evaluate.SSCDEmbedder", lambda **_: FakeEmbedder("another")
+        "visdiv_assets.workflows.project.SSCDEmbedder", lambda **_: FakeEmbedder("another")
     )
     enlarge("birds/007.png", "unknown.bmp")
     result = visdiv("similar", "birds", "unknown.bmp", code=1)
