@@ -20,6 +20,7 @@ from visdiv_assets.defs.checks import diversity_checks, leakage_checks, near_dup
 from visdiv_assets.defs.jobs import analyze_dataset, compare_datasets, evaluate_dataset
 from visdiv_assets.defs.resources import (
     EmbedderResource,
+    ProjectResource,
     SettingsResource,
     StoreResource,
     WarehouseResource,
@@ -59,13 +60,15 @@ def build_defs(
     }
     if unknown := overrides.keys() - resources.keys():
         raise ValueError(f"there is no resource {', '.join(sorted(unknown))}")
+    resources |= overrides
+    parts = {name: resources[name] for name in ("settings", "store", "warehouse")}
     return dg.Definitions(
         assets=dg.load_assets_from_modules([ingest, embed, score, redundancy, guidance, portfolio]),
         asset_checks=[diversity_checks, near_duplicate_checks, leakage_checks],
         jobs=[evaluate_dataset, analyze_dataset, compare_datasets],
         schedules=[nightly_reevaluation, nightly_comparison],
         sensors=[dataset_registry_sensor, dataset_change_sensor, failed_run_sensor, alert_sensor],
-        resources={**resources, **overrides},
+        resources={**resources, "project": ProjectResource(**parts)},
         executor=executor,
     )
 

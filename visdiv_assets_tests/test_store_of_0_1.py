@@ -1,8 +1,8 @@
 """A store made by version 0.1: nothing is embedded again, and every score and bit stays.
 
-`data/store_0_1.tar.xz` was made by 0.1.0 with `visdiv score` of a folder: the first 72 of the demo's
-photographs, in turns in folders `b` and `a`, `a/copy.jpg`, and `b/broken.jpg`, which is none. Its
-moments by slice were left out, to keep it small.
+`data/store_0_1.tar.xz` was made by 0.1.0 with `visdiv score` of a folder: the first 72 photographs
+of the demo, in turns in folders `b` and `a`, `a/copy.jpg`, and `b/broken.jpg`, which is no image.
+Its moments by slice were left out, to keep it small.
 """
 
 import shutil

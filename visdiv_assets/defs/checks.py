@@ -12,7 +12,7 @@ from visdiv_assets.defs.assets.redundancy import benchmark_leakage, near_duplica
 from visdiv_assets.defs.assets.score import diversity_metrics
 from visdiv_assets.defs.partitions import datasets
 from visdiv_assets.defs.reporting import clear_errors
-from visdiv_assets.defs.resources import SettingsResource, StoreResource, WarehouseResource
+from visdiv_assets.defs.resources import ProjectResource
 from visdiv_assets.quality.verdicts import Verdict
 from visdiv_assets.workflows.judge import judge_dataset, judge_duplicates_of, judge_leakage_of
 
@@ -55,15 +55,14 @@ def _specs(checks: Mapping[str, str], asset: dg.AssetsDefinition) -> list[dg.Ass
 @dg.multi_asset_check(name="diversity_checks", specs=_specs(CHECKS, diversity_metrics))
 def diversity_checks(
     context: dg.AssetCheckExecutionContext,
-    settings: SettingsResource,
-    store: StoreResource,
-    warehouse: WarehouseResource,
+    project: ProjectResource,
 ) -> Iterator[dg.AssetCheckResult]:
     """Judge the newest evaluation of a dataset."""
     name = context.partition_key
     with clear_errors():
-        threshold = settings.load().dataset(name).threshold
-        verdicts = judge_dataset(name, threshold, store.open(), warehouse.open())
+        opened = project.open()
+        threshold = opened.settings.dataset(name).threshold
+        verdicts = judge_dataset(name, threshold, opened.store, opened.warehouse)
     for check in CHECKS:
         yield check_result(diversity_metrics, check, verdicts[check])
 
@@ -73,28 +72,28 @@ def diversity_checks(
 )
 def near_duplicate_checks(
     context: dg.AssetCheckExecutionContext,
-    settings: SettingsResource,
-    warehouse: WarehouseResource,
+    project: ProjectResource,
 ) -> dg.AssetCheckResult:
     """Judge how much of a dataset only repeats the rest."""
     name = context.partition_key
     with clear_errors():
-        warn_rate = settings.load().dataset(name).near_duplicates.warn_rate
-        verdict = judge_duplicates_of(name, warn_rate, warehouse.open())
+        opened = project.open()
+        warn_rate = opened.settings.dataset(name).near_duplicates.warn_rate
+        verdict = judge_duplicates_of(name, warn_rate, opened.warehouse)
     return check_result(near_duplicates, "near_duplicate_rate", verdict)
 
 
 @dg.multi_asset_check(name="leakage_checks", specs=_specs(NO_LEAKAGE, benchmark_leakage))
 def leakage_checks(
     context: dg.AssetCheckExecutionContext,
-    settings: SettingsResource,
-    warehouse: WarehouseResource,
+    project: ProjectResource,
 ) -> dg.AssetCheckResult:
     """Judge whether images of a dataset are in benchmarks."""
     name = context.partition_key
     with clear_errors():
-        threshold = settings.load().dataset(name).leakage.threshold
-        verdict = judge_leakage_of(name, threshold, warehouse.open())
+        opened = project.open()
+        threshold = opened.settings.dataset(name).leakage.threshold
+        verdict = judge_leakage_of(name, threshold, opened.warehouse)
     return check_result(benchmark_leakage, "no_leakage", verdict)
 
 

@@ -1,4 +1,4 @@
-"""What assets are given: settings, store, warehouse, embedder.
+"""What assets are given: settings, store, warehouse, all three as a project, and the embedder.
 
 Here: turning settings into objects when an asset runs. Nothing is read or opened before that.
 """
@@ -12,7 +12,7 @@ from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.settings.model import Settings, load_settings
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets.workflows.project import EvaluatedDataset, Project, decoding_of
+from visdiv_assets.workflows.project import Project, decoding_of
 
 # GPU work and DuckDB writes each happen one at a time; `dagster.yaml` sets the pools' limits.
 GPU_POOL = "gpu"
@@ -54,15 +54,16 @@ class WarehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         return Warehouse(self.path or self.settings.load().store / "visdiv.duckdb")
 
 
-def dataset_of(
-    context: dg.AssetExecutionContext,
-    settings: SettingsResource,
-    store: StoreResource,
-    warehouse: WarehouseResource,
-) -> EvaluatedDataset:
-    """The dataset of a run's partition, with its newest evaluation; VisdivError if it has none."""
-    project = Project(settings.load(), store.open(), warehouse.open())
-    return project.dataset(context.partition_key)
+class ProjectResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Settings, store and warehouse together: what most assets start from."""
+
+    settings: dg.ResourceDependency[SettingsResource]
+    store: dg.ResourceDependency[StoreResource]
+    warehouse: dg.ResourceDependency[WarehouseResource]
+
+    def open(self) -> Project:
+        """The project; VisdivError when the settings cannot be read."""
+        return Project(self.settings.load(), self.store.open(), self.warehouse.open())
 
 
 class EmbedderResource(dg.ConfigurableResource):  # type: ignore[type-arg]

@@ -18,10 +18,7 @@ from visdiv_assets.defs.resources import (
     DUCKDB_WRITER_POOL,
     GPU_POOL,
     EmbedderResource,
-    SettingsResource,
-    StoreResource,
-    WarehouseResource,
-    dataset_of,
+    ProjectResource,
 )
 from visdiv_assets.guidance.augmentation import ENOUGH_IMAGES, advise
 from visdiv_assets.guidance.axes import describe
@@ -44,16 +41,11 @@ from visdiv_assets.workflows.axes import axes_of, axes_sheet, record_axes
     pool=DUCKDB_WRITER_POOL,
     kinds={"numpy"},
 )
-def bias_axes(
-    context: dg.AssetExecutionContext,
-    settings: SettingsResource,
-    store: StoreResource,
-    warehouse: WarehouseResource,
-) -> dg.MaterializeResult:  # type: ignore[type-arg]
+def bias_axes(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The contrasts that dominate a dataset, and the images at both ends of each."""
     started = time.monotonic()
     with clear_errors():
-        dataset = dataset_of(context, settings, store, warehouse)
+        dataset = project.open().dataset(context.partition_key)
         found = axes_of(dataset.evaluation, dataset.project.store)
         record_axes(found, dataset.project.store, dataset.project.warehouse)
         sheet = axes_sheet(found, dataset.source, dataset.decoding)
@@ -79,15 +71,13 @@ def bias_axes(
 )
 def augmentation_guidance(
     context: dg.AssetExecutionContext,
-    settings: SettingsResource,
-    store: StoreResource,
+    project: ProjectResource,
     embedder: EmbedderResource,
-    warehouse: WarehouseResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """What standard augmentations do to the diversity of a dataset, measured on a sample of it."""
     started = time.monotonic()
     with clear_errors():
-        dataset = dataset_of(context, settings, store, warehouse)
+        dataset = project.open().dataset(context.partition_key)
         evaluation, kept = dataset.evaluation, dataset.project.store
         if (evaluation.n_distinct or evaluation.n_images) < ENOUGH_IMAGES:
             few = f"{TOO_FEW} what augmentations add; it takes {ENOUGH_IMAGES} different images"

@@ -11,21 +11,15 @@ from visdiv_assets.defs.reporting import (
     mixture_table,
     picture,
 )
-from visdiv_assets.defs.resources import SettingsResource, StoreResource, WarehouseResource
+from visdiv_assets.defs.resources import ProjectResource
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.guidance.comparison import published_scores
 from visdiv_assets.report.charts import leaderboard_png
 from visdiv_assets.spectral.corrected import CorrectedScore
 from visdiv_assets.spectral.score import TOO_FEW
-from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
 from visdiv_assets.workflows.compare import leaderboard
 from visdiv_assets.workflows.drift import DatasetDrift, drift_of
 from visdiv_assets.workflows.mix import plan_mixture
-
-
-def _evaluated(settings: SettingsResource, warehouse: Warehouse) -> list[Evaluation]:
-    registered = settings.load().datasets
-    return [each for each in warehouse.latest_evaluations() if each.dataset in registered]
 
 
 def _score(fair: CorrectedScore) -> float | str:
@@ -38,11 +32,11 @@ def _interval(fair: CorrectedScore) -> str:
 
 @dg.asset(group_name="portfolio", deps=[diversity_metrics], kinds={"duckdb"})
 def dataset_leaderboard(
-    settings: SettingsResource, warehouse: WarehouseResource
+    project: ProjectResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """All datasets by corrected score, beside published ones, and which differ for sure."""
     with clear_errors():
-        ranked, differences = leaderboard(_evaluated(settings, warehouse.open()))
+        ranked, differences = leaderboard(project.open().evaluated())
     return dg.MaterializeResult(
         metadata={
             "datasets": len(ranked),
@@ -55,21 +49,18 @@ def dataset_leaderboard(
 
 @dg.asset(group_name="portfolio", deps=[diversity_metrics], kinds={"scipy"})
 def mixture_plan(
-    settings: SettingsResource, store: StoreResource, warehouse: WarehouseResource
+    project: ProjectResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The weights at which the registered datasets together are most diverse."""
     with clear_errors():
-        evaluations = [
-            each
-            for each in _evaluated(settings, warehouse.open())
-            if each.corrected_score is not None
-        ]
+        opened = project.open()
+        evaluations = [each for each in opened.evaluated() if each.corrected_score is not None]
         if not evaluations:
             raise VisdivError("no registered dataset has enough evaluated images yet")
         models = [each.model_id for each in evaluations]
         common = max(sorted(set(models)), key=models.count)
         chosen = [each for each in evaluations if each.model_id == common]
-        plan = plan_mixture(chosen, store.open())
+        plan = plan_mixture(chosen, opened.store)
     return dg.MaterializeResult(
         metadata={
             "diversity score (corrected for size)": _score(plan.corrected),
@@ -84,19 +75,19 @@ def mixture_plan(
 
 @dg.asset(group_name="portfolio", deps=[diversity_metrics], kinds={"numpy"})
 def dataset_drift(
-    settings: SettingsResource, store: StoreResource, warehouse: WarehouseResource
+    project: ProjectResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """How far each dataset has moved from its baseline, and whether that is more than chance."""
-    kept, results = store.open(), warehouse.open()
     found: list[DatasetDrift] = []
     problems: list[str] = []
     with clear_errors():
-        names = [each.dataset for each in _evaluated(settings, results)]
-    for name in names:
+        opened = project.open()
+        evaluated = opened.evaluated()
+    for each in evaluated:
         try:
-            drift = drift_of(name, kept, results)
+            drift = drift_of(each.dataset, opened.store, opened.warehouse)
         except VisdivError as error:
-            problems.append(f"{name}: {error}")
+            problems.append(f"{each.dataset}: {error}")
             continue
         if drift is not None:
             found.append(drift)

@@ -16,10 +16,7 @@ from visdiv_assets.defs.reporting import (
 )
 from visdiv_assets.defs.resources import (
     GPU_POOL,
-    SettingsResource,
-    StoreResource,
-    WarehouseResource,
-    dataset_of,
+    ProjectResource,
 )
 from visdiv_assets.spectral.score import TOO_FEW
 from visdiv_assets.workflows.catalogue import REPORTED, as_text
@@ -40,15 +37,12 @@ ROWS_SHOWN = 5
     kinds={"scipy", "duckdb"},
 )
 def near_duplicates(
-    context: dg.AssetExecutionContext,
-    settings: SettingsResource,
-    store: StoreResource,
-    warehouse: WarehouseResource,
+    context: dg.AssetExecutionContext, project: ProjectResource
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Exact copies and near-duplicates in a dataset, and which image of each cluster to keep."""
     started = time.monotonic()
     with clear_errors():
-        dataset = dataset_of(context, settings, store, warehouse)
+        dataset = project.open().dataset(context.partition_key)
         found = duplicates_of(dataset, on_progress=log_steps(context))
         sheet = None
         if found.clusters:
@@ -80,15 +74,12 @@ def near_duplicates(
     kinds={"scipy", "duckdb"},
 )
 def benchmark_leakage(
-    context: dg.AssetExecutionContext,
-    settings: SettingsResource,
-    store: StoreResource,
-    warehouse: WarehouseResource,
+    context: dg.AssetExecutionContext, project: ProjectResource
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The images of a dataset that are in datasets of the role `benchmark`, too."""
     started = time.monotonic()
     with clear_errors():
-        dataset = dataset_of(context, settings, store, warehouse)
+        dataset = project.open().dataset(context.partition_key)
         found = leakage_of(dataset, on_progress=log_steps(context))
         leaking = [each for each in found.overlaps if len(each.images)]
         others = [dataset.project.dataset(each.other.dataset) for each in leaking]
@@ -115,15 +106,10 @@ def benchmark_leakage(
 @dg.asset(
     partitions_def=datasets, group_name="redundancy", deps=[diversity_metrics], kinds={"numpy"}
 )
-def core_set(
-    context: dg.AssetExecutionContext,
-    settings: SettingsResource,
-    store: StoreResource,
-    warehouse: WarehouseResource,
-) -> dg.MaterializeResult:  # type: ignore[type-arg]
+def core_set(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The images of a dataset that represent the others best: rows in `core_sets`."""
     with clear_errors():
-        dataset = dataset_of(context, settings, store, warehouse)
+        dataset = project.open().dataset(context.partition_key)
         kept, results = dataset.project.store, dataset.project.warehouse
         wanted = dataset.settings.core_set
         found = select_core_set(

@@ -10,9 +10,7 @@ from visdiv_assets.defs.reporting import clear_errors, picture, slices_table
 from visdiv_assets.defs.resources import (
     DUCKDB_WRITER_POOL,
     EmbedderResource,
-    SettingsResource,
-    StoreResource,
-    WarehouseResource,
+    ProjectResource,
 )
 from visdiv_assets.guidance.slices import judge_slices
 from visdiv_assets.report.charts import spectrum_png
@@ -25,16 +23,16 @@ from visdiv_assets.workflows.moments import accumulate_moments
 @dg.asset(partitions_def=datasets, group_name="score", deps=[sscd_embeddings], kinds={"numpy"})
 def embedding_moments(
     context: dg.AssetExecutionContext,
-    settings: SettingsResource,
-    store: StoreResource,
+    project: ProjectResource,
     embedder: EmbedderResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Moments (n, Σx, Σxxᵀ) and a sample of a dataset's embeddings, whole and by slice."""
     started = time.monotonic()
     name = context.partition_key
     with clear_errors():
-        model_id, kept = embedder.open(name).model_id, store.open()
-        slices = settings.load().dataset(name).slices
+        opened = project.open()
+        model_id, kept = embedder.open(name).model_id, opened.store
+        slices = opened.settings.dataset(name).slices
         moments = accumulate_moments(name, model_id, kept, slices=slices).moments
         fingerprint = kept.latest_manifest(name).fingerprint
         parts = kept.read_slices(name, model_id, fingerprint)
@@ -58,19 +56,18 @@ def embedding_moments(
 )
 def diversity_metrics(
     context: dg.AssetExecutionContext,
-    settings: SettingsResource,
-    store: StoreResource,
+    project: ProjectResource,
     embedder: EmbedderResource,
-    warehouse: WarehouseResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The diversity score of a dataset: a row in `evaluations`, and the spectrum behind it."""
     with clear_errors():
-        configured = settings.load().dataset(context.partition_key)
+        opened, name = project.open(), context.partition_key
+        configured = opened.settings.dataset(name)
         evaluation, measured = score_dataset(
-            context.partition_key,
-            embedder.open(context.partition_key).model_id,
-            store.open(),
-            warehouse.open(),
+            name,
+            embedder.open(name).model_id,
+            opened.store,
+            opened.warehouse,
             started=_run_started(context),
             threshold=configured.threshold,
             basis=configured.basis,
