@@ -27,7 +27,6 @@ from benchmarks.made_up import (
     seconds,
     write_segments,
 )
-from visdiv_assets.embedding import exact
 from visdiv_assets.settings.model import ColumnSlices
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.store.store import Store
@@ -75,11 +74,6 @@ def do(step: str, root: Path) -> None:
             threshold=0.3,
         ),
     }
-    if step == "moments":
-        # Loaded at every size: by itself only a large dataset would, and memory seem to grow.
-        import torch  # noqa: F401
-
-        exact.integers_pay(LARGE)  # finds out about the processor
     before = peak_megabytes()
     print(seconds(works[step]), peak_megabytes(), before)
 

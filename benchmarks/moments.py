@@ -34,13 +34,12 @@ from benchmarks.made_up import (
 )
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.score import diversity
-from visdiv_assets.store import contents
 from visdiv_assets.store.contents import Contents
 from visdiv_assets.store.store import Store
 from visdiv_assets.workflows.moments import accumulate_moments
 
 SYRK, GEMM = "float32, SYRK: X.T @ X", "float32, GEMM: X.T @ Y"
-FROM_STORE, IN_FLOAT64 = "from the store", "from the store, float64"
+FROM_STORE = "from the store"
 PIECE = 1_000_000  # rows of the matrix in memory: 2 GB
 
 
@@ -97,14 +96,10 @@ def in_turns(root: Path, rows: int, rounds: int) -> dict[str, list[Took]]:
     fingerprint, _ = store.latest_fingerprint("dataset")
     whole = Contents.of(store.read_index("dataset", MODEL, fingerprint or ""))
     x = whole.read(store, MODEL, slice(0, piece)).astype(np.float32)
-    found: dict[str, list[Took]] = {SYRK: [], FROM_STORE: [], IN_FLOAT64: [], GEMM: []}
-    pays = contents.integers_pay
+    found: dict[str, list[Took]] = {SYRK: [], FROM_STORE: [], GEMM: []}
     for _ in range(rounds):
         found[SYRK].append(took(lambda: x.T @ x, rows / piece))
         found[FROM_STORE].append(took(lambda: sum_up(root)))
-        contents.integers_pay = lambda rows: False
-        found[IN_FLOAT64].append(took(lambda: sum_up(root)))
-        contents.integers_pay = pays
     half, other = x[: piece // 2], x[: piece // 2].copy()
     for _ in range(rounds):
         found[GEMM].append(took(lambda: half.T @ other, rows / len(half)))
@@ -132,13 +127,11 @@ def main() -> None:
             small = Path(folder) / "half"
             prepare(Store(small), rows // 2)
             memory.insert(0, peak(small))
-        import torch  # noqa: F401  # loaded before, as where images are embedded by it
-
-        sum_up(root)  # warms the page cache, and finds out about the processor
+        sum_up(root)  # warms the page cache
         found = in_turns(root, rows, arguments.rounds)
         moments, exact = sum_up(root), in_float64(root)
     bare = Took(*(statistics.median(each) for each in zip(*found[SYRK], strict=True)))
-    print(f"{rows:,} rows of {DIMENSION}, integer products: {contents.integers_pay(rows)}")
+    print(f"{rows:,} rows of {DIMENSION}")
     for name, measured in found.items():
         wall, cpu = (list(each) for each in zip(*measured, strict=True))
         print(
