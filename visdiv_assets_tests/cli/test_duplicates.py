@@ -8,15 +8,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from visdiv_assets.cli.main import app
-from visdiv_assets.settings.model import load_settings
-from visdiv_assets.sources.opening import open_source
-from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets.workflows.evaluate import evaluate
-from visdiv_assets.workflows.project import dataset_at
+from visdiv_assets_tests.cli.conftest import cells, copy_here, prepared, score
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image
 
 SETTINGS = """
@@ -29,35 +23,7 @@ datasets:
 ODD = "line\nbreak [red].png"
 
 
-@pytest.fixture(autouse=True)
-def _a_folder_of_ones_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("VISDIV_CONFIG", raising=False)
-    monkeypatch.delenv("VISDIV_STORE", raising=False)
-    Path("visdiv.yaml").write_text(SETTINGS)
-
-
-@pytest.fixture
-def visdiv(monkeypatch):
-    from visdiv_assets.cli import console
-
-    monkeypatch.setattr(console.out, "width", 200)
-    monkeypatch.setattr(console.err, "width", 200)
-
-    def run(*arguments, code=0):
-        result = CliRunner().invoke(app, list(arguments))
-        assert result.exit_code == code, result.output
-        return result
-
-    return run
-
-
-def score(name, model="fake"):
-    called, source = dataset_at(name, load_settings(None))
-    store = Path("store")
-    embedder, warehouse = FakeEmbedder(model, batch_size=64), Warehouse(store / "visdiv.duckdb")
-    evaluation, _ = evaluate(called, open_source(source), embedder, Store(store), warehouse)
-    return evaluation
+pytestmark = pytest.mark.usefixtures("project_folder")
 
 
 def enlarge(source, target):
@@ -65,23 +31,23 @@ def enlarge(source, target):
         image.resize((16, 16), Image.Resampling.NEAREST).save(target)
 
 
+def make_birds():
+    for seed in range(12):
+        write_image(Path(f"birds/{seed:03}.png"), seed)
+    enlarge("birds/000.png", "birds/large.png")
+    shutil.copy("birds/001.png", Path("birds", ODD))
+    score("birds")
+
+
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     """Twelve birds, a larger one of 000, a copy of 001 with an odd name; evaluated once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("evaluated"))
-        Path("visdiv.yaml").write_text(SETTINGS)
-        for seed in range(12):
-            write_image(Path(f"birds/{seed:03}.png"), seed)
-        enlarge("birds/000.png", "birds/large.png")
-        shutil.copy("birds/001.png", Path("birds", ODD))
-        score("birds")
-        return Path.cwd()
+    return prepared(tmp_path_factory, SETTINGS, make_birds)
 
 
 @pytest.fixture
 def birds(evaluated):
-    shutil.copytree(evaluated, ".", dirs_exist_ok=True)
+    copy_here(evaluated)
 
 
 @pytest.fixture
@@ -92,11 +58,6 @@ def test_set(birds):
     enlarge("birds/004.png", "test/b.png")
     write_image(Path("test/c.png"), 99)
     score("test")
-
-
-def cells(result):
-    rows = [line for line in result.stdout.splitlines() if line.startswith("│")]
-    return [[cell.strip() for cell in row.split("│")[1:-1]] for row in rows]
 
 
 @pytest.mark.parametrize("command", ["duplicates", "leakage", "similar"])

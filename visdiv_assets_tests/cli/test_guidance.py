@@ -6,14 +6,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from visdiv_assets.cli.main import app
-from visdiv_assets.settings.model import load_settings
-from visdiv_assets.sources.opening import open_source
-from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets.workflows.evaluate import evaluate
+from visdiv_assets_tests.cli.conftest import copy_here, prepared, score
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image
 
 SETTINGS = """
@@ -25,43 +20,31 @@ datasets:
 """
 
 
+pytestmark = pytest.mark.usefixtures("project_folder")
+
+
 @pytest.fixture(autouse=True)
-def _a_folder_of_ones_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("VISDIV_CONFIG", raising=False)
-    monkeypatch.delenv("VISDIV_STORE", raising=False)
+def _cheap_model(monkeypatch):
     monkeypatch.setattr(
         "visdiv_assets.workflows.project.embedder_of", lambda *_: FakeEmbedder(batch_size=64)
     )
-    Path("visdiv.yaml").write_text(SETTINGS)
 
 
-@pytest.fixture
-def visdiv(monkeypatch):
-    from visdiv_assets.cli import console
-
-    monkeypatch.setattr(console.out, "width", 200)
-    monkeypatch.setattr(console.err, "width", 200)
-
-    def run(*arguments, code=0):
-        result = CliRunner().invoke(app, list(arguments))
-        assert result.exit_code == code, result.output
-        return result
-
-    return run
-
-
-def score(name, seeds, model="fake"):
+def make(name, seeds, model="fake"):
     for number, seed in enumerate(seeds):
         write_image(Path(name, f"[red]{number:03}.png"), seed)
-    store, source = Path("store"), open_source(load_settings(None).dataset(name).source)
-    embedder = FakeEmbedder(model, batch_size=64)
-    return evaluate(name, source, embedder, Store(store), Warehouse(store / "visdiv.duckdb"))[0]
+    return score(name, model)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    return prepared(tmp_path_factory, SETTINGS, lambda: make("birds", range(60)))
 
 
 @pytest.fixture
-def birds():
-    return score("birds", range(60))
+def birds(evaluated):
+    copy_here(evaluated)
+    return Warehouse("store/visdiv.duckdb").newest_evaluations(["birds"])[0]
 
 
 @pytest.mark.parametrize("command", ["axes", "augment", "acquire"])
@@ -157,21 +140,21 @@ def test_ctrl_c_shows_what_was_measured(visdiv, birds, monkeypatch):
 
 
 def test_acquire_leaves_benchmarks_and_other_models_out_unless_they_are_named(visdiv, birds):
-    score("held_out", range(100, 160))
-    score("frames", [*range(3)] * 20)
+    make("held_out", range(100, 160))
+    make("frames", [*range(3)] * 20)
     result = visdiv("acquire", "frames", "birds", code=1)
     assert "frames has too few different images to tell" in result.stderr
     told = json.loads(visdiv("acquire", "birds", "--json").stdout)
     assert [each["dataset"] for each in told["others"]] == ["frames"]
     assert "held_out is a benchmark" in visdiv("acquire", "birds", "held_out", code=1).stderr
     assert "cannot be added to itself" in visdiv("acquire", "birds", "birds", code=1).stderr
-    score("frames", [*range(3)] * 20, model="another")
+    make("frames", [*range(3)] * 20, model="another")
     assert "no other dataset" in visdiv("acquire", "birds", code=1).stderr
     assert "different models" in visdiv("acquire", "birds", "frames", code=1).stderr
 
 
 def test_acquire_says_how_many_images_to_add(visdiv, birds):
-    score("frames", range(200, 260))
+    make("frames", range(200, 260))
     result = visdiv("acquire", "birds", "frames")
     assert "frames" in result.stdout
     assert f"birds scores {birds.corrected_score:.3f} now" in result.stdout

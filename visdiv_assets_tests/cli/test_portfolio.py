@@ -5,14 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from visdiv_assets.cli.main import app
-from visdiv_assets.settings.model import load_settings
-from visdiv_assets.sources.opening import open_source
-from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets.workflows.evaluate import evaluate
+from visdiv_assets_tests.cli.conftest import cells, copy_here, prepared, score
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image, write_images
 
 SETTINGS = """
@@ -24,40 +19,7 @@ datasets:
 """
 
 
-@pytest.fixture(autouse=True)
-def _a_folder_of_ones_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("VISDIV_CONFIG", raising=False)
-    monkeypatch.delenv("VISDIV_STORE", raising=False)
-    Path("visdiv.yaml").write_text(SETTINGS)
-
-
-@pytest.fixture
-def visdiv(monkeypatch):
-    from visdiv_assets.cli import console
-
-    monkeypatch.setattr(console.out, "width", 200)
-    monkeypatch.setattr(console.err, "width", 200)
-
-    def run(*arguments, code=0):
-        result = CliRunner().invoke(app, list(arguments))
-        assert result.exit_code == code, result.output
-        return result
-
-    return run
-
-
-def score(name, model="fake"):
-    dataset, store = load_settings(None).dataset(name), Path("store")
-    evaluation, _ = evaluate(
-        name,
-        open_source(dataset.source),
-        FakeEmbedder(model, batch_size=64),
-        Store(store),
-        Warehouse(store / "visdiv.duckdb"),
-        slices=dataset.slices,
-    )
-    return evaluation
+pytestmark = pytest.mark.usefixtures("project_folder")
 
 
 def some_images(folder, seeds):
@@ -71,16 +33,26 @@ def bright_images(folder, seeds):
         Image.fromarray(noise).save(Path(folder, f"{seed:03}.png"))
 
 
-@pytest.fixture
-def two():
+def make_two():
     some_images("birds", range(80))
     some_images("cars", range(100, 170))
-    return score("birds"), score("cars")
+    score("birds")
+    score("cars")
 
 
-def cells(result):
-    rows = [line for line in result.stdout.splitlines() if line.startswith("│")]
-    return {row[0]: row[1:] for row in ([c.strip() for c in r.split("│")[1:-1]] for r in rows)}
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    return prepared(tmp_path_factory, SETTINGS, make_two)
+
+
+@pytest.fixture
+def two(evaluated):
+    copy_here(evaluated)
+    return Warehouse("store/visdiv.duckdb").newest_evaluations(["birds", "cars"])
+
+
+def by_first(result):
+    return {row[0]: row[1:] for row in cells(result)}
 
 
 COMMANDS = [("compare",), ("mix",), ("slices",), ("drift",)]
@@ -105,7 +77,7 @@ def test_without_names_and_evaluations_there_is_nothing_to_show(visdiv, command)
 
 def test_compare_ranks_registered_datasets_among_published_ones(visdiv, two):
     result = visdiv("compare")
-    rows = cells(result)
+    rows = by_first(result)
     assert len(rows) == 2 + 13
     birds, _ = two
     assert rows["birds"] == [
@@ -135,7 +107,7 @@ def test_compare_shows_a_dataset_of_too_few_images_last(visdiv, two):
     Path("visdiv.yaml").write_text(SETTINGS + "  few: {source: few}\n")
     write_images(Path("few"), 3)
     score("few")
-    rows = cells(visdiv("compare", "birds", "few"))
+    rows = by_first(visdiv("compare", "birds", "few"))
     assert list(rows)[-1] == "few"
     assert rows["few"][0] == "too few"
     assert "cars" not in rows
@@ -152,7 +124,7 @@ def test_compare_warns_of_different_models(visdiv, two):
 
 def test_mix_shows_weights_and_what_the_mixture_scores(visdiv, two):
     result = visdiv("mix")
-    rows = cells(result)
+    rows = by_first(result)
     weights = [float(rows[name][1].rstrip("%")) for name in ("birds", "cars")]
     assert sum(weights) == pytest.approx(100, abs=0.2)
     assert "The mixture scores 0." in result.stdout
@@ -160,7 +132,7 @@ def test_mix_shows_weights_and_what_the_mixture_scores(visdiv, two):
 
 
 def test_mix_says_how_many_images_a_budget_takes_of_each(visdiv, two):
-    rows = cells(visdiv("mix", "birds", "cars", "--budget", "150"))
+    rows = by_first(visdiv("mix", "birds", "cars", "--budget", "150"))
     assert (rows["birds"][2], rows["cars"][2]) == ("80", "70")
 
 
@@ -183,7 +155,7 @@ def test_slices_shows_each_folder(visdiv):
     some_images("birds/gulls", range(100, 120))
     evaluation = score("birds")
     result = visdiv("slices", "birds")
-    rows = cells(result)
+    rows = by_first(result)
     assert list(rows) == ["owls [x]", "gulls"]
     assert rows["owls [x]"][:2] == ["60", "75.0%"]
     assert rows["gulls"][2:4] == ["too few", ""]
@@ -196,7 +168,7 @@ def test_slices_shows_each_value_of_a_column(visdiv):
     rows = [f"images/{seed:03}.png,{'owl' if seed < 6 else 'gull'}" for seed in range(9)]
     Path("list.csv").write_text("\n".join(["path,label", *rows]))
     score("listed")
-    assert {name: row[0] for name, row in cells(visdiv("slices", "listed")).items()} == {
+    assert {name: row[0] for name, row in by_first(visdiv("slices", "listed")).items()} == {
         "owl": "6",
         "gull": "3",
     }

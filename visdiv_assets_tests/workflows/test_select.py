@@ -17,9 +17,10 @@ from visdiv_assets.workflows.select import core_set_sheet, record_core_set, sele
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image
 
 
-@pytest.fixture
-def birds(tmp_path):
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory):
     """70 images, the last ten of them copies of the first, and a broken one; evaluated."""
+    tmp_path = tmp_path_factory.mktemp("birds")
     for number in range(70):
         write_image(tmp_path / "birds" / f"{number:03}.png", number % 60)
     (tmp_path / "birds/broken.png").write_bytes(b"no picture")
