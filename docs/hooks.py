@@ -2,14 +2,18 @@
 
 import importlib
 import json
+import re
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import typer
+from markdown.extensions.toc import slugify
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from typer.testing import CliRunner
+
+Titles = dict[str, str]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -47,8 +51,8 @@ def _sections(command: Any, context: Any, level: int) -> list[str]:
     records = [each.get_help_record(context) for each in command.get_params(context)]
     shown = [record for record in records if record and not record[0].startswith("--help")]
     if shown:
-        lines += ["| argument or option | |", "|---|---|"]
-        lines += [f"| `{_cell(names)}` | {_cell(text)} |" for names, text in shown]
+        lines += ["| argument or option | meaning |", "|---|---|"]
+        lines += [f"| `{names}` | {_cell(text)} |" for names, text in shown]
         lines += [""]
     lines += _epilog(command.epilog or "")
     for child_name in command.list_commands(context) if hasattr(command, "commands") else ():
@@ -78,51 +82,48 @@ def _epilog(text: str) -> list[str]:
 
 def settings(schema: dict[str, Any]) -> str:
     """A table for each part of the JSON Schema of visdiv.yaml."""
+    titles: dict[str, str] = {}
+    _name_parts(schema, schema, "", titles)
     lines = [
         "# Settings: `visdiv.yaml`\n",
-        "`visdiv init` writes a commented file; `visdiv schema` prints the JSON Schema from which "
-        "this page is made, for completion and checks in your editor. Relative paths are "
+        "`visdiv init` writes a commented file. `visdiv schema` prints the JSON Schema from which "
+        "this page is made; give it to your editor for completion and checks. Relative paths are "
         "relative to the file's own folder. `${NAME}` stands for an environment variable.\n",
-        *_table("The file", schema),
+        *_table("Top level", schema, titles),
     ]
-    # Parts in the order in which the file names them.
-    order: list[str] = []
-    _collect(schema, schema, order)
-    for name in order:
-        lines += _table(_heading(name), schema["$defs"][name])
+    for name, title in titles.items():
+        lines += _table(f"`{title}`", schema["$defs"][name], titles)
     return "\n".join(lines)
 
 
-def _collect(node: Any, schema: dict[str, Any], order: list[str]) -> None:
-    for name in _references(node):
-        if name not in order:
-            order.append(name)
-            _collect(schema["$defs"][name], schema, order)
+def _name_parts(node: dict[str, Any], schema: dict[str, Any], at: str, titles: Titles) -> None:
+    """The key at which each part stands first, in the order of the file."""
+    for key, value in node.get("properties", {}).items():
+        is_map = "additionalProperties" in value or "patternProperties" in value
+        title = f"{at}{key}" + (".NAME" if is_map else "")
+        for name in _references(value):
+            if name not in titles:
+                titles[name] = title
+                _name_parts(schema["$defs"][name], schema, f"{title}.", titles)
 
 
 def _references(node: Any) -> list[str]:
     if isinstance(node, dict):
         own = [node["$ref"].rpartition("/")[2]] if "$ref" in node else []
-        return own + [
-            name for key, each in node.items() if key != "$defs" for name in _references(each)
-        ]
+        return own + [name for each in node.values() for name in _references(each)]
     if isinstance(node, list):
         return [name for each in node for name in _references(each)]
     return []
 
 
-def _heading(name: str) -> str:
-    return name.removesuffix("Settings")
-
-
-def _table(heading: str, part: dict[str, Any]) -> list[str]:
+def _table(heading: str, part: dict[str, Any], titles: Titles) -> list[str]:
     lines = [f"## {heading}\n", part.get("description", "").split("\n\n")[0] + "\n"]
     lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
     required = part.get("required", [])
     for key, value in part.get("properties", {}).items():
         default = "*required*" if key in required else _default(value)
         meaning = _cell(value.get("description", ""))
-        lines.append(f"| `{key}` | {_type(value)} | {default} | {meaning} |")
+        lines.append(f"| `{key}` | {_type(value, titles)} | {default} | {meaning} |")
     return [*lines, ""]
 
 
@@ -133,22 +134,24 @@ def _default(value: dict[str, Any]) -> str:
     return f"`{json.dumps(default, ensure_ascii=False)}`"
 
 
-def _type(value: dict[str, Any]) -> str:
+def _type(value: dict[str, Any], titles: Titles) -> str:
     """What may stand there, with links to other tables."""
     if "$ref" in value:
-        name = _heading(value["$ref"].rpartition("/")[2])
-        return f"[{name}](#{name.lower()})"
+        title = titles[value["$ref"].rpartition("/")[2]]
+        return f"[`{title}`](#{slugify(title, '-')})"
     if "anyOf" in value:
-        return " or ".join(_type(each) for each in value["anyOf"] if each.get("type") != "null")
+        return " or ".join(
+            _type(each, titles) for each in value["anyOf"] if each.get("type") != "null"
+        )
     if "enum" in value or "const" in value:
         return ", ".join(f"`{each}`" for each in value.get("enum", [value.get("const")]))
     if value.get("type") == "array":
-        return f"list of {_type(value.get('items', {}))}"
+        return f"list of {_type(value.get('items', {}), titles)}"
     if value.get("type") == "object":
         values = value.get("additionalProperties") or next(
             iter(value.get("patternProperties", {}).values()), {}
         )
-        return f"name: {_type(values)}" if values else "mapping"
+        return f"name: {_type(values, titles)}" if values else "mapping"
     names = {
         "string": "text",
         "integer": "whole number",
@@ -163,4 +166,5 @@ def _type(value: dict[str, Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    plain = " ".join(text.split())
+    return re.sub(r"([|{}*_<])", r"\\\1", plain)
