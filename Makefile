@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test test-slow check format lint types layers lock clean
+.PHONY: help demo dev test test-slow check format lint types layers docs lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,9 +45,12 @@ types: $(VENV)/.installed ## mypy, strict
 layers: $(VENV)/.installed ## do imports point down only?
 	$(BIN)/lint-imports --no-logo
 
+docs: $(VENV)/.installed ## build the documentation into site/, links checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lock: ## pin all dependencies anew (needs uv)
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.12 \
 	  --generate-hashes --no-emit-index-url --no-header --output-file constraints.txt
 
-clean: ## remove the environment and the demo's results
-	rm -rf $(VENV) .visdiv
+clean: ## remove the environment, the demo's results and the built documentation
+	rm -rf $(VENV) .visdiv site
