@@ -23,10 +23,10 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -40,6 +40,8 @@ from visdiv_assets.embedding.weights import installed_onnx_model
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.store.store import Store
+
+T = TypeVar("T")
 
 PHOTOS = Path(__file__).parents[1] / "examples" / "demo" / "photos"
 BATCH = 8
@@ -82,6 +84,12 @@ def decoded(folder: Path) -> list[Pixels]:
     return [pixels[number % different] for number in range(len(paths))]
 
 
+def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Batches of `size`, the last one shorter."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
 def published(folder: Path, scratch: Path, checkout: Path) -> Spent:
     """`extract_batch` of the published implementation, as its settings for a CPU call it."""
     import torch
@@ -109,7 +117,7 @@ def plain_loop(folder: Path, scratch: Path) -> Spent:
     session = onnxruntime.InferenceSession(installed_onnx_model())
     name = session.get_inputs()[0].name
     with stopwatch() as spent:
-        for paths in itertools.batched(sorted(folder.glob("*.jpg")), BATCH):
+        for paths in batched(sorted(folder.glob("*.jpg")), BATCH):
             pixels = [decode_image(path.read_bytes()) for path in paths]
             session.run(None, {name: np.stack(pixels)})
     return spent[0]
@@ -121,7 +129,7 @@ def plain_model(folder: Path, scratch: Path) -> Spent:
     name = session.get_inputs()[0].name
     pixels = decoded(folder)
     with stopwatch() as spent:
-        for batch in itertools.batched(pixels, BATCH):
+        for batch in batched(pixels, BATCH):
             session.run(None, {name: np.stack(batch)})
     return spent[0]
 
@@ -131,7 +139,7 @@ def model_only(folder: Path, scratch: Path) -> Spent:
     runtime = SSCDEmbedder().runtime
     pixels = decoded(folder)
     with stopwatch() as spent, ThreadPoolExecutor(runtime.calls_at_once) as threads:
-        batches = itertools.batched(pixels, runtime.batch_size)
+        batches = batched(pixels, runtime.batch_size)
         list(threads.map(lambda batch: runtime.embed(np.stack(batch)), batches))
     return spent[0]
 

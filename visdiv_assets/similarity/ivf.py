@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import faiss
 import numpy as np
@@ -33,6 +34,9 @@ from visdiv_assets.similarity.exact import (
 )
 from visdiv_assets.similarity.sketch import Sketch, margin
 from visdiv_assets.similarity.units import Rows, Units, evenly, units
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 # An index of SHARD numbers (1 GiB) at a time; larger sets are searched shard by shard.
 SHARD = 2**28
@@ -183,9 +187,7 @@ def _build(
     return index
 
 
-def _ahead[A, B](
-    pool: ThreadPoolExecutor, act: Callable[[A], B], items: Iterable[A]
-) -> Iterator[B]:
+def _ahead(pool: ThreadPoolExecutor, act: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
     """Results in order, a few computed ahead."""
     running: deque[Future[B]] = deque()
     for item in items:

@@ -87,7 +87,8 @@ def list_images(source: Source, *, within_seconds: float | None = None) -> Manif
     deadline = None if within_seconds is None else time.monotonic() + within_seconds
     fingerprint = source.fingerprint()
     batches = []
-    for items in itertools.batched(source.items(), BATCH_ITEMS):
+    listed = iter(source.items())
+    while items := tuple(itertools.islice(listed, BATCH_ITEMS)):
         batches.append(_batch(items))
         if deadline is not None and time.monotonic() > deadline:
             raise VisdivError(

@@ -13,7 +13,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol, cast
+from typing import IO, Any, NamedTuple, Protocol, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import bracex
@@ -22,6 +22,8 @@ from wcmatch import glob
 
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.source import MAX_IMAGE_BYTES, read_limited
+
+T = TypeVar("T")
 
 BUCKET_SCHEMES = frozenset({"s3", "s3a", "gs", "az", "abfs", "abfss"})
 WEB_SCHEMES = frozenset({"http", "https"})
@@ -310,7 +312,7 @@ class BucketPlace:
         while (page := self._try(lambda: next(pages, None))) is not None:
             yield from map(_described, page)
 
-    def _try[T](self, act: Callable[[], T]) -> T:
+    def _try(self, act: Callable[[], T]) -> T:
         try:
             return act()
         except Exception as error:  # noqa: BLE001  obstore has errors of its own; ValueError, too
@@ -403,7 +405,7 @@ class WebPlace:
             raise OSError(f"its path leads out of {self.uri}")
         return f"{self._base}/{name}{self._query}"
 
-    def _try[T](self, act: Callable[[], T]) -> T:
+    def _try(self, act: Callable[[], T]) -> T:
         """With retries of what may pass: an unreachable, slow or overloaded server."""
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_may_pass),

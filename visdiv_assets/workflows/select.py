@@ -6,7 +6,6 @@ Here: what the Dagster asset and the command line share. Not here: the methods (
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import batched
 from typing import Any
 
 import numpy as np
@@ -211,8 +210,8 @@ def core_set_sheet(core_set: CoreSet, source: Source, decoding: Decoding) -> byt
         image_id: picture.pixels for image_id, _, picture in pictures_of(source, shown, decoding)
     }
     rows = []
-    for at, part in enumerate(batched(shown, SHEET_COLUMNS)):
-        first = at * SHEET_COLUMNS + 1
-        title = f"chosen {first} to {first + len(part) - 1} of {len(core_set.image_ids):,}"
+    for start in range(0, len(shown), SHEET_COLUMNS):
+        part = shown[start : start + SHEET_COLUMNS]
+        title = f"chosen {start + 1} to {start + len(part)} of {len(core_set.image_ids):,}"
         rows.append(SheetRow(title, [Thumbnail(pictures.get(each), each) for each in part]))
     return contact_sheet_png(rows)
