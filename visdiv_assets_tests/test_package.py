@@ -1,6 +1,7 @@
 """The package as someone who imports it sees it."""
 
 import ast
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -88,3 +89,24 @@ def test_every_module_and_everything_public_in_it_is_documented(path):
         and not ast.get_docstring(node)
     ]
     assert not undocumented
+
+
+def questions():
+    """Folder, module and names of each row of `Where is …?` in docs/architecture.md."""
+    text = (PACKAGE.parent / "docs/architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+\?) \| `(\w+)/` \| (.+) \|$", text, re.MULTILINE)
+    return [
+        (question, module if "/" in module else f"{folder}/{module}", name)
+        for question, folder, answer in rows
+        for module, name in re.findall(r"`([\w/]+\.py)`: `(\w+)`", answer)
+    ]
+
+
+def test_there_are_answers_to_more_than_ten_questions():
+    assert len({question for question, _, _ in questions()}) > 10
+
+
+@pytest.mark.parametrize(("question", "module", "name"), questions())
+def test_what_a_newcomer_asks_is_where_the_architecture_says(question, module, name):
+    body = ast.parse((PACKAGE / module).read_text(encoding="utf-8")).body
+    assert name in {getattr(node, "name", None) for node in body}
