@@ -99,7 +99,7 @@ def settings(schema: dict[str, Any]) -> str:
 def _name_parts(node: dict[str, Any], schema: dict[str, Any], at: str, titles: Titles) -> None:
     """The key at which each part stands first, in the order of the file."""
     for key, value in node.get("properties", {}).items():
-        is_map = "additionalProperties" in value or "patternProperties" in value
+        is_map = any("additionalProperties" in each for each in [value, *value.get("anyOf", [])])
         title = f"{at}{key}" + (".NAME" if is_map else "")
         for name in _references(value):
             if name not in titles:
