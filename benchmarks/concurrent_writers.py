@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+from visdiv_assets.warehouse.records import Evaluation
+from visdiv_assets.warehouse.warehouse import Warehouse
 
 WRITERS, EACH = 8, 10
 

@@ -31,7 +31,7 @@ from visdiv_assets.defs.resources import SettingsResource
 from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.store.store import Store
 from visdiv_assets.workflows.evaluate import evaluate
-from visdiv_assets.settings.model import load_settings
+from visdiv_assets.settings.reading import load_settings
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.warehouse.warehouse import Warehouse
 

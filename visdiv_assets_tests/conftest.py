@@ -17,7 +17,8 @@ from visdiv_assets.embedding.weights import ONNX_CHECKPOINT
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.store.contents import Contents
 from visdiv_assets.store.store import Store
-from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+from visdiv_assets.warehouse.records import Evaluation
+from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.evaluate import evaluate
 
 PHOTOS = Path(__file__).parents[1] / "examples/demo/photos"

@@ -17,7 +17,7 @@ from rich.text import Text
 from visdiv_assets.errors import VisdivError
 
 if TYPE_CHECKING:
-    from visdiv_assets.warehouse.warehouse import Evaluation
+    from visdiv_assets.warehouse.records import Evaluation
     from visdiv_assets.workflows.project import Project
 
 EXIT_ERROR = 1
@@ -139,7 +139,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 def open_project(config: Path | None) -> "Project":
     """The datasets of the settings, and where their results are kept."""
-    from visdiv_assets.settings.model import load_settings
+    from visdiv_assets.settings.reading import load_settings
     from visdiv_assets.store.store import Store
     from visdiv_assets.warehouse.warehouse import Warehouse
     from visdiv_assets.workflows.project import Project

@@ -75,9 +75,9 @@ def add(
     """
     with clear_errors():
         from visdiv_assets.settings.editing import add_dataset
-        from visdiv_assets.settings.model import absolute_path
+        from visdiv_assets.settings.reading import absolute_path
         from visdiv_assets.sources.opening import open_source
-        from visdiv_assets.sources.places import scheme_of
+        from visdiv_assets.sources.uris import scheme_of
 
         path = _settings_file(config)
         options = {
@@ -97,7 +97,7 @@ def add(
 def list_datasets(config: Config = None) -> None:
     """List the registered datasets and their newest scores."""
     with clear_errors():
-        from visdiv_assets.sources.places import without_secrets
+        from visdiv_assets.sources.uris import without_secrets
 
         project = open_project(config)
         settings = project.settings
@@ -273,7 +273,7 @@ def sparkline(values: list[float]) -> str:
 
 
 def _settings_file(config: Path | None) -> Path:
-    from visdiv_assets.settings.model import find_settings
+    from visdiv_assets.settings.reading import find_settings
 
     path = config or find_settings()
     if path is None:

@@ -17,7 +17,7 @@ from visdiv_assets.defs.jobs import evaluate_dataset
 from visdiv_assets.defs.partitions import datasets
 from visdiv_assets.defs.resources import SettingsResource
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.settings.model import load_settings
+from visdiv_assets.settings.reading import load_settings
 
 PHOTOS, TRACKING = "demo_photos", "demo_tracking"
 BACKGROUNDS = ("beach3.jpg", "city5.jpg", "mountain3.jpg")

@@ -29,7 +29,7 @@ from visdiv_assets.cli.progress import counted
 from visdiv_assets.errors import VisdivError
 
 if TYPE_CHECKING:
-    from visdiv_assets.warehouse.warehouse import Evaluation
+    from visdiv_assets.warehouse.records import Evaluation
     from visdiv_assets.workflows.acquire import Acquisition
     from visdiv_assets.workflows.augment import Measured
     from visdiv_assets.workflows.axes import DatasetAxes

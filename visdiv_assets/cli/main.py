@@ -83,7 +83,7 @@ def demo(config: Config = None) -> None:
     Diverse photographs, and near-identical frames. Needs a checkout of the project.
     """
     with clear_errors():
-        from visdiv_assets.settings.model import find_settings, load_settings
+        from visdiv_assets.settings.reading import find_settings, load_settings
         from visdiv_assets.warehouse.warehouse import Warehouse
 
         path = config or find_settings()
@@ -118,7 +118,7 @@ def doctor(config: Config = None) -> None:
     Exit code 1 when something is wrong.
     """
     with clear_errors():
-        from visdiv_assets.settings.model import load_settings
+        from visdiv_assets.settings.reading import load_settings
 
         settings = load_settings(config)
         with err.status("looking"):

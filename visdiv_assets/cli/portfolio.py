@@ -23,7 +23,7 @@ from visdiv_assets.errors import VisdivError
 
 if TYPE_CHECKING:
     from visdiv_assets.spectral.corrected import CorrectedScore
-    from visdiv_assets.warehouse.warehouse import Evaluation
+    from visdiv_assets.warehouse.records import Evaluation
     from visdiv_assets.workflows.project import Project
 
 commands = typer.Typer()

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         SourceSettings,
     )
     from visdiv_assets.store.index import EmbeddingIndex
-    from visdiv_assets.warehouse.warehouse import Evaluation
+    from visdiv_assets.warehouse.records import Evaluation
 
 FAILURES_SHOWN = 10
 

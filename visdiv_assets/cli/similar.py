@@ -83,7 +83,7 @@ def similar(
 
 
 def _read_image(image: str, dataset: str) -> bytes:
-    from visdiv_assets.settings.model import absolute_path
+    from visdiv_assets.settings.reading import absolute_path
     from visdiv_assets.sources.source import read_limited
 
     try:

@@ -18,7 +18,7 @@ from visdiv_assets.guidance.mixtures import Mixture
 from visdiv_assets.guidance.slices import Slice
 from visdiv_assets.quality.verdicts import count_reasons
 from visdiv_assets.spectral.score import TOO_FEW
-from visdiv_assets.warehouse.warehouse import Evaluation
+from visdiv_assets.warehouse.records import Evaluation
 from visdiv_assets.workflows.augment import Measured
 from visdiv_assets.workflows.drift import DatasetDrift
 from visdiv_assets.workflows.duplicates import Duplicates

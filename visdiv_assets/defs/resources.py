@@ -9,7 +9,8 @@ import dagster as dg
 from pydantic import Field
 
 from visdiv_assets.embedding.embedder import SSCDEmbedder
-from visdiv_assets.settings.model import Settings, load_settings
+from visdiv_assets.settings.model import Settings
+from visdiv_assets.settings.reading import load_settings
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.project import Project, decoding_of

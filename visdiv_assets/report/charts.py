@@ -11,7 +11,7 @@ import numpy as np
 from visdiv_assets.guidance.augmentation import Effect, more_than_chance, verdict
 from visdiv_assets.guidance.comparison import Published
 from visdiv_assets.spectral.score import Diversity
-from visdiv_assets.warehouse.warehouse import Evaluation
+from visdiv_assets.warehouse.records import Evaluation
 
 
 def spectrum_png(measured: Diversity) -> bytes:

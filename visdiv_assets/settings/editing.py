@@ -20,7 +20,8 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.settings.model import Settings, load_settings
+from visdiv_assets.settings.model import Settings
+from visdiv_assets.settings.reading import load_settings
 
 TEMPLATE = """\
 # Settings of visdiv. Relative paths are relative to this file; ${NAME} stands for an environment

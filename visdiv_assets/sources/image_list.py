@@ -14,13 +14,7 @@ import ijson
 import numpy as np
 
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.sources.places import (
-    FileInfo,
-    LocalPlace,
-    Place,
-    scheme_of,
-    without_secrets,
-)
+from visdiv_assets.sources.places import FileInfo, LocalPlace, Place
 from visdiv_assets.sources.source import (
     Item,
     Read,
@@ -29,6 +23,7 @@ from visdiv_assets.sources.source import (
     to_image_id,
 )
 from visdiv_assets.sources.tables import as_metadata
+from visdiv_assets.sources.uris import scheme_of, without_secrets
 
 READERS = 16
 

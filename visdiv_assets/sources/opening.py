@@ -14,18 +14,10 @@ from visdiv_assets.sources.bucket import BucketSource
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.image_list import ListSource
 from visdiv_assets.sources.parquet import ParquetSource
-from visdiv_assets.sources.places import (
-    WEB_SCHEMES,
-    BucketPlace,
-    has_magic,
-    matcher,
-    open_place,
-    scheme_of,
-    split_uri,
-    without_secrets,
-)
+from visdiv_assets.sources.places import BucketPlace, matcher, open_place
 from visdiv_assets.sources.source import Source, is_image_name
 from visdiv_assets.sources.tar import TarSource
+from visdiv_assets.sources.uris import WEB_SCHEMES, has_magic, scheme_of, split_uri, without_secrets
 from visdiv_assets.sources.zip import ZipSource
 
 LIST = re.compile(r"\.(txt|csv|tsv|jsonl|json)$", re.IGNORECASE)

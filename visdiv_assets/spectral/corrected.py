@@ -4,7 +4,8 @@ Here: effective rank, participation ratio and score of the population that a dat
 from, estimated from what is kept of its rows, and how sure that is.
 Not here: the plain score (`score.py`), what is kept and how it is merged (`sample.py`).
 
-`docs/corrected-score.md` explains the estimator and shows what it is worth.
+`docs/corrected-score.md` explains the estimator and shows how well it works. This module is longer
+than most: it is one estimator, whose steps have no use alone.
 """
 
 from dataclasses import dataclass

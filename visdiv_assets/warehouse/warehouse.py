@@ -5,12 +5,11 @@ process writes, so no connection is held longer than a statement takes, and a lo
 waited for.
 """
 
-import importlib.resources
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,8 @@ from visdiv_assets.warehouse.alerts import (
     mark_delivered,
     mark_failed,
 )
+from visdiv_assets.warehouse.records import Evaluation, FailedImage
+from visdiv_assets.warehouse.schema import migrate, migrations, schema_version
 
 LOCK_PATIENCE_SECONDS = 60
 
@@ -55,94 +56,6 @@ EXPORTED = (
 
 # Another process holds the file, or this one holds it in the other mode.
 LOCKED = re.compile("Could not set lock on file|with a different configuration than existing")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One scoring of one dataset at one time: a row of the table `evaluations`.
-
-    Attributes:
-        evaluation_id: unique.
-        dataset: its name.
-        evaluated_at: aware datetime.
-        run_id: Dagster's run, or None.
-        model_id: of the embeddings.
-        n_images: images embedded.
-        n_failed: images that could not be read or decoded.
-        dimension: D.
-        effective_rank: in [0, D].
-        participation_ratio: in [0, D].
-        diversity_score: plain, in [0, 1].
-        rating: name of the rating of the corrected score.
-        stars: 1 to 5; 0 where too few images tell.
-        manifest_fingerprint: of the manifest that was scored.
-        seconds: from listing the images to the score.
-        n_distinct: different contents among n_images; None in rows older than schema 2.
-        corrected_score: corrected for the dataset's size, in [0, 1]; None where too few images
-            tell, and in rows older than schema 4, as all that follows.
-        corrected_low: lower end of its 95 % interval.
-        corrected_high: upper end.
-        corrected_effective_rank: in [1, D].
-        corrected_participation_ratio: in [1, D].
-        n_listed: images of the source; more than were looked at where a sample was scored.
-        basis: which score is judged, `corrected` or `plain`.
-    """
-
-    evaluation_id: str
-    dataset: str
-    evaluated_at: datetime
-    run_id: str | None
-    model_id: str
-    n_images: int
-    n_failed: int
-    dimension: int
-    effective_rank: float
-    participation_ratio: float
-    diversity_score: float
-    rating: str
-    stars: int
-    manifest_fingerprint: str
-    seconds: float
-    n_distinct: int | None = None
-    corrected_score: float | None = None
-    corrected_low: float | None = None
-    corrected_high: float | None = None
-    corrected_effective_rank: float | None = None
-    corrected_participation_ratio: float | None = None
-    n_listed: int | None = None
-    basis: str = "plain"
-
-    @property
-    def judged_score(self) -> float | None:
-        """The score that thresholds are for; None where too few images tell."""
-        return self.diversity_score if self.basis == "plain" else self.corrected_score
-
-    @property
-    def where(self) -> tuple[str, str, str]:
-        """Dataset, model id and manifest fingerprint: where the store keeps what was scored."""
-        return self.dataset, self.model_id, self.manifest_fingerprint
-
-    @property
-    def is_sample(self) -> bool:
-        """Whether only some of the images that were listed have been looked at."""
-        return self.n_listed is not None and self.n_listed > self.n_images + self.n_failed
-
-
-@dataclass(frozen=True)
-class FailedImage:
-    """An image that could not be embedded.
-
-    Attributes:
-        image_id: its name in the dataset.
-        reason: what is wrong with it.
-        exception: class of what was raised; may be empty.
-        bytes: size, encoded; None where that is not known.
-    """
-
-    image_id: str
-    reason: str
-    exception: str
-    bytes: int | None
 
 
 _COLUMNS = ", ".join(field.name for field in fields(Evaluation))
@@ -404,7 +317,7 @@ class Warehouse:
         if not self.path.exists():
             return 0
         with self._connect(read_only=True) as connection:
-            return _schema_version(connection)
+            return schema_version(connection)
 
     def _evaluations(self, query: str, parameters: list[Any]) -> list[Evaluation]:
         return [Evaluation(*row) for row in self._read(query.format(_COLUMNS), parameters)]
@@ -419,7 +332,7 @@ class Warehouse:
         """Whether there is a file; if so, its schema is now up to date."""
         if not self.path.exists():
             return False
-        if self.schema_version() != len(_migrations()):
+        if self.schema_version() != len(migrations()):
             with self._write():
                 pass  # brings the schema up to date, or says that it is a newer one
         return True
@@ -430,7 +343,7 @@ class Warehouse:
         with self._connect(read_only=False) as connection:
             connection.begin()
             try:
-                _migrate(connection, self.path)
+                migrate(connection, self.path)
                 yield connection
             except BaseException:
                 connection.rollback()
@@ -477,40 +390,3 @@ class Warehouse:
             yield
         finally:
             lock.release()
-
-
-def _migrations() -> list[str]:
-    """The SQL of each migration, in order; the number of a file is its place, from 1."""
-    folder = importlib.resources.files("visdiv_assets.warehouse") / "migrations"
-    scripts = sorted(
-        (entry for entry in folder.iterdir() if entry.name.endswith(".sql")),
-        key=lambda entry: entry.name,
-    )
-    return [script.read_text(encoding="utf-8") for script in scripts]
-
-
-def _schema_version(connection: duckdb.DuckDBPyConnection) -> int:
-    tables = connection.execute(
-        "SELECT count(*) FROM duckdb_tables() WHERE table_name = 'schema_version'"
-    ).fetchone()
-    if tables is None or tables[0] == 0:
-        return 0
-    newest = connection.execute("SELECT max(version) FROM schema_version").fetchone()
-    return int(newest[0]) if newest and newest[0] is not None else 0
-
-
-def _migrate(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Bring the schema up to date inside the caller's transaction."""
-    version, scripts = _schema_version(connection), _migrations()
-    if version > len(scripts):
-        raise VisdivError(
-            f"{path} has schema version {version}, this visdiv knows {len(scripts)}; "
-            "a newer one wrote it, please upgrade"
-        )
-    for number, script in enumerate(scripts[version:], start=version + 1):
-        if number == 1:
-            connection.execute(
-                "CREATE TABLE schema_version (version INTEGER PRIMARY KEY, applied_at TIMESTAMPTZ)"
-            )
-        connection.execute(script)
-        connection.execute("INSERT INTO schema_version VALUES (?, now())", [number])

@@ -16,7 +16,8 @@ from visdiv_assets.guidance.comparison import Scored, compare
 from visdiv_assets.guidance.mixtures import best_mixture
 from visdiv_assets.spectral.corrected import ENOUGH_ROWS, CorrectedScore, corrected
 from visdiv_assets.store.store import Store
-from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+from visdiv_assets.warehouse.records import Evaluation
+from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.project import record
 
 

@@ -28,7 +28,8 @@ from visdiv_assets.report.sheets import SheetRow, Thumbnail
 from visdiv_assets.sources.source import Source
 from visdiv_assets.store.rows import DatasetRows
 from visdiv_assets.store.store import Store
-from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+from visdiv_assets.warehouse.records import Evaluation
+from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.project import record
 
 SAMPLE = 200

@@ -13,7 +13,7 @@ from visdiv_assets.similarity.clusters import Members
 from visdiv_assets.store.index import EmbeddingIndex
 from visdiv_assets.store.rows import DatasetRows
 from visdiv_assets.store.store import Store
-from visdiv_assets.warehouse.warehouse import Evaluation
+from visdiv_assets.warehouse.records import Evaluation
 
 # Reported beside whatever threshold is set.
 REPORTED = (0.90, 0.95)

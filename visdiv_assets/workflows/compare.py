@@ -7,7 +7,7 @@ scores and the published ones (`guidance/comparison.py`).
 from collections.abc import Sequence
 
 from visdiv_assets.guidance.comparison import Difference, Scored, compare
-from visdiv_assets.warehouse.warehouse import Evaluation
+from visdiv_assets.warehouse.records import Evaluation
 
 
 def leaderboard(evaluations: Sequence[Evaluation]) -> tuple[list[Evaluation], list[Difference]]:

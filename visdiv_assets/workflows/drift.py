@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.guidance.drift import Drift, measure_drift
 from visdiv_assets.store.store import Store
-from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+from visdiv_assets.warehouse.records import Evaluation
+from visdiv_assets.warehouse.warehouse import Warehouse
 
 
 def baseline_of(

@@ -32,7 +32,8 @@ from visdiv_assets.spectral.score import diversity
 from visdiv_assets.store.index import sample_keys
 from visdiv_assets.store.rows import DatasetRows
 from visdiv_assets.store.store import Store
-from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+from visdiv_assets.warehouse.records import Evaluation
+from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.catalogue import (
     REPORTED,
     Catalogue,

@@ -28,7 +28,8 @@ from visdiv_assets.spectral.score import TOO_FEW, Diversity, DiversityCalculator
 from visdiv_assets.store.contents import Contents
 from visdiv_assets.store.index import EmbeddingIndex
 from visdiv_assets.store.store import Store
-from visdiv_assets.warehouse.warehouse import Evaluation, FailedImage, Warehouse
+from visdiv_assets.warehouse.records import Evaluation, FailedImage
+from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.judge import states_of
 from visdiv_assets.workflows.moments import accumulate_moments
 

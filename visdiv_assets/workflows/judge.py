@@ -32,7 +32,8 @@ from visdiv_assets.quality.verdicts import (
 )
 from visdiv_assets.spectral.score import TOO_FEW
 from visdiv_assets.store.store import Store
-from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+from visdiv_assets.warehouse.records import Evaluation
+from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.drift import baseline_of, drift_between
 
 

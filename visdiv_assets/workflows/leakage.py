@@ -16,7 +16,8 @@ from visdiv_assets.settings.model import Settings
 from visdiv_assets.similarity.exact import Pairs, Similarities
 from visdiv_assets.similarity.pairs import similar_pairs
 from visdiv_assets.store.store import Store
-from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+from visdiv_assets.warehouse.records import Evaluation
+from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.catalogue import (
     REPORTED,
     Catalogue,

@@ -11,7 +11,7 @@ import numpy as np
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.guidance.mixtures import Mixture, best_mixture
 from visdiv_assets.store.store import Store
-from visdiv_assets.warehouse.warehouse import Evaluation
+from visdiv_assets.warehouse.records import Evaluation
 
 
 def plan_mixture(

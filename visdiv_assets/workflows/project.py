@@ -17,18 +17,14 @@ import pyarrow as pa
 from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.preprocess import Decoding
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.settings.model import (
-    DatasetSettings,
-    EmbedderSettings,
-    Settings,
-    SourceSettings,
-    absolute_path,
-)
+from visdiv_assets.settings.model import DatasetSettings, EmbedderSettings, Settings, SourceSettings
+from visdiv_assets.settings.reading import absolute_path
 from visdiv_assets.sources.opening import open_source
-from visdiv_assets.sources.places import scheme_of, without_secrets
 from visdiv_assets.sources.source import Source
+from visdiv_assets.sources.uris import scheme_of, without_secrets
 from visdiv_assets.store.store import Store
-from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+from visdiv_assets.warehouse.records import Evaluation
+from visdiv_assets.warehouse.warehouse import Warehouse
 
 # With fewer rows, importing torch takes longer than comparing them on the CPU.
 WORTH_A_GPU = 20_000

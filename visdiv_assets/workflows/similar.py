@@ -19,7 +19,7 @@ from visdiv_assets.similarity.pairs import nearest
 from visdiv_assets.store.index import content_key
 from visdiv_assets.store.segments import to_grid
 from visdiv_assets.store.store import Store
-from visdiv_assets.warehouse.warehouse import Evaluation
+from visdiv_assets.warehouse.records import Evaluation
 from visdiv_assets.workflows.catalogue import Catalogue, rows_of
 
 

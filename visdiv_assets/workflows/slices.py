@@ -6,7 +6,7 @@ and adding up its parts (`moments.py`).
 
 from visdiv_assets.guidance.slices import Slice, judge_slices
 from visdiv_assets.store.store import Store
-from visdiv_assets.warehouse.warehouse import Evaluation
+from visdiv_assets.warehouse.records import Evaluation
 
 
 def slices_of(evaluation: Evaluation, store: Store) -> list[Slice]:

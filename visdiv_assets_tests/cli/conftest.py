@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from visdiv_assets.cli.main import app
-from visdiv_assets.settings.model import load_settings
+from visdiv_assets.settings.reading import load_settings
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse

@@ -14,7 +14,7 @@ from visdiv_assets.cli.datasets import SPARKS, sparkline
 from visdiv_assets.cli.main import app
 from visdiv_assets.quality.conditions import Condition, State
 from visdiv_assets.settings.editing import TEMPLATE
-from visdiv_assets.settings.model import load_settings
+from visdiv_assets.settings.reading import load_settings
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets_tests.notify.receivers import webhook
 from visdiv_assets_tests.warehouse.test_warehouse import make

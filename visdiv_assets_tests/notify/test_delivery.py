@@ -15,7 +15,8 @@ from visdiv_assets.errors import VisdivError
 from visdiv_assets.notify.delivery import Target, deliver_due
 from visdiv_assets.notify.messages import compose
 from visdiv_assets.quality.conditions import Condition, State
-from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+from visdiv_assets.warehouse.records import Evaluation
+from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.judge import note_failure, note_stale, states_of
 from visdiv_assets_tests.notify.receivers import smtp_server, webhook
 

@@ -20,7 +20,8 @@ from visdiv_assets.settings.editing import (
     json_schema,
     remove_dataset,
 )
-from visdiv_assets.settings.model import Settings, load_settings
+from visdiv_assets.settings.model import Settings
+from visdiv_assets.settings.reading import load_settings
 
 ROOT = Path(__file__).parents[2]
 FILES = [ROOT / "visdiv.yaml", *sorted((ROOT / "examples/configs").glob("*.yaml"))]

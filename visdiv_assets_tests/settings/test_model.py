@@ -12,14 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.settings.model import (
-    ColumnSlices,
-    EmbedderSettings,
-    NightlySettings,
-    Settings,
-    absolute_path,
-    load_settings,
-)
+from visdiv_assets.settings.model import ColumnSlices, EmbedderSettings, NightlySettings, Settings
+from visdiv_assets.settings.reading import absolute_path, load_settings
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "examples/configs").glob("*.yaml"))

@@ -14,7 +14,8 @@ from visdiv_assets.cli.main import app
 from visdiv_assets.definitions import build_defs
 from visdiv_assets.defs.resources import EmbedderResource, SettingsResource
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.settings.model import SourceSettings, load_settings
+from visdiv_assets.settings.model import SourceSettings
+from visdiv_assets.settings.reading import load_settings
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse

@@ -16,7 +16,8 @@ import pytest
 
 from visdiv_assets import warehouse as warehouse_package
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.warehouse.warehouse import Evaluation, Warehouse
+from visdiv_assets.warehouse.records import Evaluation
+from visdiv_assets.warehouse.warehouse import Warehouse
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 SCHEMA_VERSION = len(list((Path(warehouse_package.__file__).parent / "migrations").glob("*.sql")))

@@ -15,7 +15,7 @@ from visdiv_assets.defs.resources import (
 from visdiv_assets.guidance.slices import judge_slices
 from visdiv_assets.report.charts import spectrum_png
 from visdiv_assets.spectral.score import TOO_FEW, rate
-from visdiv_assets.warehouse.warehouse import Evaluation
+from visdiv_assets.warehouse.records import Evaluation
 from visdiv_assets.workflows.evaluate import score_dataset
 from visdiv_assets.workflows.moments import accumulate_moments
 

@@ -1,0 +1,201 @@
+"""`visdiv.yaml` → validated settings, with errors that name the key and the line.
+
+Here: finding the file, environment variables, paths relative to the file.
+Not here: which settings there are (`model.py`).
+"""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from visdiv_assets.errors import VisdivError
+from visdiv_assets.settings.model import (
+    AlertSettings,
+    CoreSetSettings,
+    DatasetSettings,
+    EmbedderSettings,
+    LeakageSettings,
+    LimitSettings,
+    NearDuplicateSettings,
+    NightlySettings,
+    SampleSettings,
+    Settings,
+    SourceSettings,
+    fill_in,
+)
+
+CONFIG_FILE = "visdiv.yaml"
+
+# Settings that may hold secrets, so that no message repeats their values.
+SECRET_SETTINGS = {"options", "root", "uri", "urls"}
+
+
+def find_settings() -> Path | None:
+    """The settings file that is used when none is named: `$VISDIV_CONFIG`, else `./visdiv.yaml`."""
+    if os.environ.get("VISDIV_CONFIG"):
+        return absolute_path(os.environ["VISDIV_CONFIG"])
+    return Path(CONFIG_FILE) if Path(CONFIG_FILE).exists() else None
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Read and validate settings.
+
+    Args:
+        path: the file to read. When None: `find_settings()`, else the defaults.
+            `$VISDIV_STORE` overrides the store of any of them.
+
+    Raises:
+        VisdivError: the file is missing, is not YAML, or holds something that is not a setting.
+    """
+    path = path or find_settings()
+    settings = Settings() if path is None else _read(path)
+    if os.environ.get("VISDIV_STORE"):
+        return settings.model_copy(update={"store": absolute_path(os.environ["VISDIV_STORE"])})
+    return settings
+
+
+def absolute_path(path: Path | str, folder: Path | None = None) -> Path:
+    """`~` expanded, taken relative to `folder` (the current one when None), without any `..`.
+
+    Links stay as they are, except before a `..`, which leads out of where the link points to.
+    """
+    # Unlike Path.expanduser, this leaves the `~` of an unknown user alone.
+    whole = (folder or Path()).absolute() / os.path.expanduser(path)  # noqa: PTH111
+    return whole.resolve() if ".." in whole.parts else whole
+
+
+def _read(path: Path) -> Settings:
+    try:
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise VisdivError(f"cannot read the settings file {path}: {error.strerror}") from error
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise VisdivError(f"{path} is not a valid YAML file: {_yaml_problem(error)}") from error
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise VisdivError(f"{path} must hold settings as 'key: value' lines")
+    try:
+        settings = Settings.model_validate(_fill_in_all(content))
+    except VisdivError as error:
+        raise VisdivError(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise VisdivError(f"{path} is not a valid YAML file: a value contains itself") from error
+    except ValidationError as error:
+        lines = YAML().load(path.read_text(encoding="utf-8"))
+        problems = "; ".join(
+            _describe(problem) + _line_of(problem["loc"], lines) for problem in error.errors()
+        )
+        raise VisdivError(f"{path}: {problems}") from error
+    folder = path.absolute().parent
+    return settings.model_copy(
+        update={
+            "store": absolute_path(settings.store, folder),
+            "embedder": _embedder_beside(folder, settings.embedder),
+            "datasets": {
+                name: dataset.model_copy(
+                    update={
+                        "source": _source_beside(folder, dataset.source),
+                        "embedder": dataset.embedder and _embedder_beside(folder, dataset.embedder),
+                    }
+                )
+                for name, dataset in settings.datasets.items()
+            },
+        }
+    )
+
+
+def _beside(folder: Path, path: str) -> str:
+    return path if "://" in path else str(absolute_path(path, folder))
+
+
+def _source_beside(folder: Path, source: SourceSettings) -> SourceSettings:
+    root = None if source.root is None else _beside(folder, source.root)
+    return source.model_copy(update={"uri": _beside(folder, source.uri), "root": root})
+
+
+def _embedder_beside(folder: Path, embedder: EmbedderSettings) -> EmbedderSettings:
+    """Weights are a path only if they look like one: `sscd_disc_mixup` is a checkpoint's name."""
+    weights = embedder.weights
+    looks_like_path = "/" in weights or "." in weights
+    if not looks_like_path:
+        return embedder
+    return embedder.model_copy(update={"weights": _beside(folder, weights)})
+
+
+def _fill_in_all(content: dict[str, Any]) -> dict[str, Any]:
+    """Put environment variables in, but for those of alerts, which few commands need."""
+
+    def fill(value: Any, where: str) -> Any:
+        if isinstance(value, str):
+            return fill_in(value, where)
+        if isinstance(value, dict):
+            return {key: fill(each, f"{where}.{key}") for key, each in value.items()}
+        if isinstance(value, list):
+            return [fill(each, where) for each in value]
+        return value
+
+    return {
+        key: value if key == "alerts" else fill(value, str(key)) for key, value in content.items()
+    }
+
+
+def _line_of(location: tuple[int | str, ...], node: Any) -> str:
+    """` (line N)` for the deepest part of a setting's place that stands in the file."""
+    line = None
+    for part in location:
+        try:
+            marks = node.lc
+            line = (marks.key(part) if isinstance(node, dict) else marks.item(part))[0]
+            node = node[part]
+        except (AttributeError, KeyError, IndexError, TypeError):
+            break
+    return "" if line is None else f" (line {line + 1})"
+
+
+def _yaml_problem(error: Exception) -> str:
+    """What is wrong, and in which line; without the excerpt and the advice for programmers."""
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}: " if mark else ""
+    return where + " ".join(str(getattr(error, "problem", None) or error).split())
+
+
+def _did_you_mean(location: tuple[int | str, ...]) -> str:
+    models = (
+        Settings,
+        DatasetSettings,
+        EmbedderSettings,
+        AlertSettings,
+        NightlySettings,
+        SourceSettings,
+        LimitSettings,
+        SampleSettings,
+        NearDuplicateSettings,
+        LeakageSettings,
+        CoreSetSettings,
+    )
+    names = {name for model in models for name in model.model_fields}
+    close = difflib.get_close_matches(str(location[-1]), names, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _describe(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"'{where}' is not a setting{_did_you_mean(problem['loc'])}"
+        case "missing":
+            return f"'{where}' is missing"
+        case "model_type" | "dict_type":
+            return f"'{where}' must hold 'key: value' lines"
+        case "path_type":
+            return f"'{where}' must be a path; got {problem['input']!r}"
+    finding = f"'{where}': {problem['msg'].removeprefix('Value error, ')}"
+    if SECRET_SETTINGS & set(problem["loc"]):
+        return finding
+    return f"{finding}; got {problem['input']!r}"
