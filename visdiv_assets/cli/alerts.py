@@ -11,7 +11,7 @@ from rich.table import Table
 from visdiv_assets.cli.console import EXIT_ERROR, Config, clear_errors, open_project, out
 from visdiv_assets.errors import VisdivError
 
-commands = typer.Typer(no_args_is_help=True, help="See the alerts, or try whether they arrive.")
+commands = typer.Typer(no_args_is_help=True, help="List alerts, or send a test alert.")
 
 
 @commands.command("list")
@@ -19,7 +19,7 @@ def list_alerts(
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="The newest N.")] = 20,
     config: Config = None,
 ) -> None:
-    """Show the outbox: what people were told, and what they are still to be told."""
+    """List the newest alerts, and whether they were delivered."""
     with clear_errors():
         from visdiv_assets.notify.messages import headline
 
@@ -50,8 +50,8 @@ def send_test(config: Config = None) -> None:
 
         urls = open_project(config).settings.alerts.resolved_urls()
         if not urls:
-            raise VisdivError("there are no alert URLs in the settings (alerts, urls)")
-        message = Message("visdiv: test", "This is what an alert of visdiv looks like.")
+            raise VisdivError("the settings name no alert URLs; add them under alerts: urls:")
+        message = Message("visdiv: test", "This is a test. Alerts from visdiv look like this.")
         outcomes = [(target.label, target.send(message)) for target in map(Target, urls)]
     for label, error in outcomes:
         out.print(f"{label}: {error or 'accepted'}", markup=False, soft_wrap=True)

@@ -45,7 +45,7 @@ AnyDataset = Annotated[
     typer.Argument(help="Name of a dataset, or a source that was scored.", metavar="NAME"),
 ]
 Sheet = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Draw them as a contact sheet, a PNG.")
+    Path | None, typer.Option(metavar="FILE", help="Draw them as a contact sheet (PNG).")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", metavar="")]
 
@@ -64,7 +64,7 @@ def clear_errors() -> Iterator[None]:
         print_error(f"{error.filename or 'the store'}: {error.strerror or error}")
         raise typer.Exit(EXIT_ERROR) from None
     except KeyboardInterrupt:
-        err.print("interrupted; what was embedded is kept, run the same command to go on")
+        err.print("interrupted; finished embeddings are kept, run the same command to continue")
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 

@@ -31,13 +31,13 @@ commands = typer.Typer()
 
 @commands.command()
 def init(config: Config = None) -> None:
-    """Write a visdiv.yaml to begin with."""
+    """Create a commented visdiv.yaml."""
     with clear_errors():
         from visdiv_assets.settings.editing import create
 
         path = config or Path("visdiv.yaml")
         create(path)
-    out.print(f"{path} is written; next: visdiv add NAME SOURCE", markup=False, soft_wrap=True)
+    out.print(f"wrote {path}; next: visdiv add NAME SOURCE", markup=False, soft_wrap=True)
 
 
 @commands.command(
@@ -58,7 +58,7 @@ def add(
         typer.Option(min=0.0, max=1.0, metavar="SCORE", help="Alert below this. Default: 0.30."),
     ] = None,
     watch: Annotated[
-        bool, typer.Option("--watch/--no-watch", help="Score it anew when it changes.")
+        bool, typer.Option("--watch/--no-watch", help="Score it again when it changes.")
     ] = True,
     schedule: Annotated[
         bool, typer.Option("--schedule/--no-schedule", help="Evaluate it every night.")
@@ -69,9 +69,9 @@ def add(
     ] = "training",
     config: Config = None,
 ) -> None:
-    """Register a dataset; Dagster scores it by itself.
+    """Register a dataset, so that Dagster scores it automatically.
 
-    Comments in the file stay.
+    Comments in the file are kept.
     """
     with clear_errors():
         from visdiv_assets.settings.editing import add_dataset
@@ -130,7 +130,7 @@ def list_datasets(config: Config = None) -> None:
 
 @commands.command()
 def remove(name: Name, config: Config = None) -> None:
-    """Take a dataset out of the settings; its history stays."""
+    """Unregister a dataset; its history is kept."""
     with clear_errors():
         from visdiv_assets.settings.editing import remove_dataset
 
@@ -195,9 +195,9 @@ def history(
         out.print(f"{sparkline(scores[-60:])}  {basis} score, {span}")
     models = len({each.model_id for each in evaluations})
     if models > 1:
-        err.print(f"Note: made with {models} different models, whose scores do not compare.")
+        err.print(f"Note: these scores come from {models} different models and cannot be compared.")
     if plot is not None:
-        out.print(f"drawn in {plot}", markup=False, soft_wrap=True)
+        out.print(f"saved {plot}", markup=False, soft_wrap=True)
 
 
 @commands.command(
@@ -213,18 +213,21 @@ def failures(
         int, typer.Option(min=0, metavar="N", help="Print this many; 0 for all of them.")
     ] = 20,
     paths: Annotated[
-        bool, typer.Option("--paths", help="Print nothing but the images, one a line.", metavar="")
+        bool,
+        typer.Option(
+            "--paths", help="Print only the names of the images, one per line.", metavar=""
+        ),
     ] = False,
     config: Config = None,
 ) -> None:
-    """List the images that could not be embedded, and why."""
+    """List the images that could not be embedded, with reasons."""
     with clear_errors():
         from visdiv_assets.quality.verdicts import count_reasons
 
         warehouse = open_project(config).warehouse
         failed = warehouse.failures(name)
         if not failed and not warehouse.history(name):
-            raise VisdivError(f"{name!r} was never evaluated")
+            raise VisdivError(f"{name!r} has not been evaluated")
     if paths:
         for image in failed:
             print(visible(image.image_id))
@@ -277,5 +280,5 @@ def _settings_file(config: Path | None) -> Path:
 
     path = config or find_settings()
     if path is None:
-        raise VisdivError("there is no visdiv.yaml here; visdiv init writes one")
+        raise VisdivError("there is no visdiv.yaml here; run visdiv init to create one")
     return path

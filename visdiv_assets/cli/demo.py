@@ -82,7 +82,9 @@ def run_demo(settings_file: Path) -> Iterator[str]:
     settings = load_settings(settings_file)
     photos = Path(settings.dataset(PHOTOS).source.uri)
     if not all((photos / name).is_file() for name in BACKGROUNDS):
-        raise VisdivError(f"the demo photographs are not in {photos}; run this in a checkout")
+        raise VisdivError(
+            f"the demo photographs are not in {photos}; run the demo in a checkout of the project"
+        )
     render_tracking_frames(photos, Path(settings.dataset(TRACKING).source.uri))
     resource = SettingsResource(config_path=str(settings_file.absolute()))
     job = build_defs(resource_overrides={"settings": resource}).resolve_job_def(

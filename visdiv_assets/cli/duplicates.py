@@ -49,7 +49,7 @@ Threshold = Annotated[
         min=0.0,
         max=1.0,
         metavar="T",
-        help="Cosine similarity, 0 to 1; as in the settings if left out.",
+        help="Cosine similarity, 0 to 1. Default: as in the settings.",
     ),
 ]
 Export = Annotated[
@@ -68,9 +68,9 @@ Export = Annotated[
   visdiv duplicates birds --against cars       images that cars has, too
   visdiv duplicates ~/photos                   a folder that was scored
 
-Kept of each cluster is the largest picture, then the least compressed,
-then the first by name. What is found with the thresholds of the settings
-is recorded in the tables duplicates and redundancy.
+Of each cluster, the largest picture is kept, then the least compressed,
+then the first by name. Results found with the thresholds in the settings
+are recorded in the tables duplicates and redundancy.
 """
 )
 def duplicates(
@@ -79,14 +79,14 @@ def duplicates(
     against: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME", help="Look for its images in this dataset instead; may be repeated."
+            metavar="NAME", help="Look for its images in this other dataset; can be repeated."
         ),
     ] = None,
     split: Annotated[
         bool,
         typer.Option(
             "--split",
-            help="Divide chains: every image is that similar to the one that is kept for it.",
+            help="Divide chains, so that every image is this similar to the one that is kept.",
             metavar="",
         ),
     ] = False,
@@ -95,7 +95,7 @@ def duplicates(
     json_output: Json = False,
     config: Config = None,
 ) -> None:
-    """Find exact copies and near-duplicates, and say which image of each cluster to keep."""
+    """Find exact copies and near-duplicates, and which image of each cluster to keep."""
     with clear_errors():
         from visdiv_assets.workflows.duplicates import duplicates_of
         from visdiv_assets.workflows.leakage import overlaps_of
@@ -106,10 +106,10 @@ def duplicates(
         dataset = project.dataset_at(name)
         if against:
             if split:
-                raise VisdivError("--split divides the clusters of one dataset, not of several")
+                raise VisdivError("--split works on one dataset; it cannot be used with --against")
             others = [project.dataset_at(other) for other in dict.fromkeys(against)]
             if dataset.name in [other.name for other in others]:
-                raise VisdivError(f"{name} has all its images itself; leave it out of --against")
+                raise VisdivError(f"--against needs other datasets; leave out {name}")
             wanted = dataset.settings.near_duplicates.threshold
             with by_steps(dataset.name) as on_progress:
                 overlaps = overlaps_of(
@@ -133,9 +133,9 @@ def duplicates(
         return
     _print_duplicates(found)
     if export is not None:
-        say(f"the {found.n_exact + found.n_near:,} images that may go are in {export}")
+        say(f"the {found.n_exact + found.n_near:,} redundant images are listed in {export}")
     if sheet is not None:
-        say(f"drawn in {sheet}" if found.clusters else "there is nothing to draw")
+        say(f"saved {sheet}" if found.clusters else "there is nothing to draw")
 
 
 @commands.command(
@@ -154,7 +154,7 @@ def leakage(
     json_output: Json = False,
     config: Config = None,
 ) -> None:
-    """Find the images of a dataset that benchmarks have, too."""
+    """Find images of a dataset that your benchmarks contain, too."""
     with clear_errors():
         from visdiv_assets.workflows.leakage import benchmarks_of, leakage_of
 
@@ -164,15 +164,15 @@ def leakage(
         if not benchmarks_of(project.settings, dataset.name):
             if dataset.settings.role == "benchmark":
                 raise VisdivError(
-                    f"{name} is a benchmark itself; name one that must not leak into it"
+                    f"{name} is itself a benchmark; name a dataset that must not contain its images"
                 )
-            raise VisdivError("no dataset of the settings has role: benchmark to leak into")
+            raise VisdivError("no dataset in the settings has role: benchmark")
         with by_steps(dataset.name) as on_progress:
             found = leakage_of(dataset, threshold=threshold, on_progress=on_progress)
         for other, why in found.not_compared.items():
             err.print(Text(f"{visible(other)} was not compared: {why}", style="yellow"))
         if not found.overlaps:
-            raise VisdivError("there is no benchmark that could be compared")
+            raise VisdivError("no benchmark can be compared")
         benchmarks = [project.dataset_at(each.other.dataset) for each in found.overlaps]
         _tell_overlaps(dataset, benchmarks, found.overlaps, export, sheet, json_output)
 
@@ -228,9 +228,9 @@ def _tell_overlaps(
     for each in overlaps:
         _print_recall(each.method, each.recall)
     if export is not None:
-        say(f"the images are in {export}")
+        say(f"the images are listed in {export}")
     if sheet is not None:
-        say(f"drawn in {sheet}" if found else "there is nothing to draw")
+        say(f"saved {sheet}" if found else "there is nothing to draw")
 
 
 def _print_duplicates(found: "Duplicates") -> None:
@@ -240,7 +240,7 @@ def _print_duplicates(found: "Duplicates") -> None:
     of = f" of {found.evaluation.n_listed:,}" if found.evaluation.is_sample else ""
     say(f"{dataset}: {found.n_images:,} images{of}, {found.n_distinct:,} different contents")
     table = Table()
-    table.add_column("what may go")
+    table.add_column("redundant")
     for heading in ("images", "share of all"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_row("exact copies", f"{found.n_exact:,}", f"{found.n_exact / found.n_images:.1%}")
@@ -288,7 +288,7 @@ def _print_duplicates(found: "Duplicates") -> None:
 def _print_recall(method: str, recall: float | None) -> None:
     if method != "exact":
         share = "an unknown share" if recall is None else f"{recall:.1%}, as measured,"
-        say(f"An index was used, which finds {share} of all pairs.")
+        say(f"An index was used; it finds {share} of all pairs.")
 
 
 def _plural(count: int, one: str, many: str) -> str:
@@ -359,7 +359,7 @@ def _overlap_as_json(each: "Overlap") -> dict[str, Any]:
 def _check_list(path: Path | None) -> None:
     """Refuse a list before the work begins, not after."""
     if path is not None and path.suffix.lower() not in LISTS:
-        raise VisdivError(f"a list is written as {', '.join(LISTS)}; {path} is none of these")
+        raise VisdivError(f"a list must end in {', '.join(LISTS)}; got {path}")
 
 
 def _write_list(path: Path, images: "pa.Table") -> None:

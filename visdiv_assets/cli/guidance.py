@@ -59,7 +59,7 @@ def axes(
     json_output: Json = False,
     config: Config = None,
 ) -> None:
-    """Say what dominates a dataset: its largest contrasts, and what all images share."""
+    """Describe what dominates a dataset: its largest contrasts, and what all images share."""
     with clear_errors():
         from visdiv_assets.guidance.axes import describe
         from visdiv_assets.report.sheets import contact_sheet_png
@@ -82,9 +82,9 @@ def axes(
     for sentence in said:
         out.print(visible(sentence), markup=False)
     if sheet:
-        err.print(f"the images at the ends are in {sheet}", markup=False, soft_wrap=True)
+        err.print(f"saved {sheet}", markup=False, soft_wrap=True)
     else:
-        err.print("--sheet FILE.png draws the rows that this speaks of")
+        err.print("--sheet FILE.png draws the images at the ends of each axis")
 
 
 def _print_axes(found: "DatasetAxes") -> None:
@@ -144,7 +144,7 @@ def augment(
     ] = 200,
     only: Annotated[
         str | None,
-        typer.Option(metavar="A,B,…", help="These only; crop is crop-mild, too. Default: all."),
+        typer.Option(metavar="A,B,…", help="Only these; crop includes crop-mild. Default: all."),
     ] = None,
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw examples of each augmentation.")
@@ -155,9 +155,9 @@ def augment(
     json_output: Json = False,
     config: Config = None,
 ) -> None:
-    """Measure which augmentations would add diversity to a dataset, and which SSCD cannot see.
+    """Measure which augmentations would add diversity to a dataset.
 
-    Embeds augmented copies of a sample of images; nothing of them is kept but the figures.
+    Embeds augmented copies of a sample of images. Only the measurements are kept.
     """
     with clear_errors():
         from visdiv_assets.embedding.augmentations import CATALOGUE, chosen
@@ -271,13 +271,13 @@ def acquire(
         list[str] | None,
         typer.Argument(
             metavar="[OTHER]...",
-            help="Left out: all registered ones of the same model that are no benchmarks.",
+            help="Default: all registered datasets of the same model, except benchmarks.",
         ),
     ] = None,
     json_output: Json = False,
     config: Config = None,
 ) -> None:
-    """Find which other dataset would make one most diverse, and how many of its images to add."""
+    """Find which other dataset to add to one, and how many of its images."""
     with clear_errors():
         from visdiv_assets.workflows.acquire import acquisitions_of, record_acquisitions
 
@@ -324,7 +324,9 @@ def _others(name: str, others: list[str] | None, project: "Project") -> list[str
             if other == name:
                 raise VisdivError(f"{name} cannot be added to itself")
             if other in benchmarks:
-                raise VisdivError(f"{other} is a benchmark, and not to be trained on")
+                raise VisdivError(
+                    f"{other} is a benchmark, so its images must not be added to others"
+                )
         return list(others)
     latest = {each.dataset: each for each in project.warehouse.latest_evaluations()}
     own = latest.get(name)

@@ -88,7 +88,9 @@ def demo(config: Config = None) -> None:
 
         path = config or find_settings()
         if path is None:
-            raise VisdivError("there is no visdiv.yaml here; run the demo in a checkout of visdiv")
+            raise VisdivError(
+                "there is no visdiv.yaml here; run the demo in a checkout of the project"
+            )
         settings = load_settings(path)
         with err.status("starting Dagster") as status:
             from visdiv_assets.cli.demo import PHOTOS, TRACKING, run_demo  # dagster: 3 seconds
@@ -101,8 +103,8 @@ def demo(config: Config = None) -> None:
         }
     print_evaluations([latest[PHOTOS], latest[TRACKING]])
     out.print(
-        "\n213 different photographs are diverse, though few: the score is corrected for that.\n"
-        "300 frames of three scenes are nearly one image each, and the score shows it.\n\n"
+        "\n213 different photographs are diverse; the score is corrected for how few they are.\n"
+        "300 frames of three scenes show next to nothing new, and the score says so.\n\n"
         "What next:\n"
         "  [bold]make dev[/]                    look at both in Dagster, http://localhost:3000\n"
         "  [bold].venv/bin/visdiv score DIR[/]  score a folder of your own\n"

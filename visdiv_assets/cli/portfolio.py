@@ -38,11 +38,12 @@ commands = typer.Typer()
 )
 def compare(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Left out: all registered.")
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Default: all registered datasets."),
     ] = None,
     config: Config = None,
 ) -> None:
-    """Rank datasets by corrected score, beside published ones, and say which differ for sure."""
+    """Rank datasets next to published ones, and show which differences are more than chance."""
     with clear_errors():
         from visdiv_assets.guidance.comparison import published_scores
         from visdiv_assets.workflows.compare import leaderboard
@@ -74,7 +75,9 @@ def compare(
     for _, row in sorted([*own, *theirs], key=lambda entry: -(entry[0] or 0.0)):
         table.add_row(*row)
     out.print(table)
-    out.print("Bold: yours, ranked by corrected score. Dim: published, plain, of whole datasets.")
+    out.print(
+        "Bold: your datasets, by corrected score. Dim: published plain scores of whole datasets."
+    )
     for each in differences:
         verdict = "more than chance" if each.sure else "may be chance"
         out.print(
@@ -82,7 +85,9 @@ def compare(
         )
     models = {each.model_id for each in ranked}
     if len(models) > 1:
-        err.print(f"Note: made with {len(models)} different models, whose scores do not compare.")
+        err.print(
+            f"Note: these scores come from {len(models)} different models and cannot be compared."
+        )
 
 
 @commands.command(
@@ -94,15 +99,20 @@ def compare(
 )
 def mix(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Left out: all registered.")
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Default: all registered datasets."),
     ] = None,
     budget: Annotated[
         int | None,
-        typer.Option(min=2, metavar="N", help="Images in the mixture; none has more than it has."),
+        typer.Option(
+            min=2,
+            metavar="N",
+            help="Size of the mixture in images; no dataset gives more than it has.",
+        ),
     ] = None,
     config: Config = None,
 ) -> None:
-    """Find the weights at which datasets together are most diverse, from their moments alone."""
+    """Find the most diverse mixture of datasets."""
     with clear_errors():
         from visdiv_assets.workflows.mix import plan_mixture
 
@@ -134,7 +144,7 @@ def mix(
 """
 )
 def slices(name: Name, config: Config = None) -> None:
-    """Show what each part of a dataset is like, and what it does to the whole."""
+    """Show how diverse each part of a dataset is, and what it adds to the whole."""
     with clear_errors():
         from visdiv_assets.workflows.slices import slices_of
 
@@ -143,8 +153,8 @@ def slices(name: Name, config: Config = None) -> None:
         parts = slices_of(evaluation, project.store)
         if not parts:
             raise VisdivError(
-                f"{name} has one part only; name a column of its source with slices: "
-                "{column: NAME}, or sort its images into folders"
+                f"{name} has only one part; sort its images into folders, or name a "
+                "column of its source with slices: {column: NAME}"
             )
     table = Table()
     table.add_column("slice", overflow="fold")
@@ -163,7 +173,7 @@ def slices(name: Name, config: Config = None) -> None:
         )
     out.print(table)
     out.print(
-        f"'left out' and 'doubled': change of the whole's plain score, now "
+        f"'left out' and 'doubled': how the plain score of the whole changes from "
         f"{evaluation.diversity_score:.4f}. Green where diversity grows."
     )
 
@@ -189,7 +199,7 @@ def drift(
     ] = False,
     config: Config = None,
 ) -> None:
-    """Tell how far a dataset has moved, and whether that is more than chance."""
+    """Measure how far a dataset has moved, and whether that is more than chance."""
     with clear_errors():
         from visdiv_assets.workflows.drift import DatasetDrift, drift_between, drift_of
 
@@ -197,7 +207,7 @@ def drift(
         store, warehouse = project.store, project.warehouse
         [newest] = warehouse.newest_evaluations([name])
         if pin and unpin:
-            raise VisdivError("--pin and --unpin exclude each other")
+            raise VisdivError("use either --pin or --unpin")
         if pin:
             warehouse.pin_baseline(name, newest.evaluation_id, datetime.now(UTC))
             out.print(f"the drift of {name} is measured from {newest.evaluated_at:%Y-%m-%d %H:%M}")
@@ -258,5 +268,5 @@ def _newest(names: list[str] | None, project: "Project") -> "list[Evaluation]":
         return project.warehouse.newest_evaluations(names)
     evaluated = project.evaluated()
     if not evaluated:
-        raise VisdivError("no registered dataset was evaluated yet; visdiv score does that")
+        raise VisdivError("no registered dataset has been evaluated yet; run visdiv score")
     return evaluated

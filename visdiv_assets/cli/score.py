@@ -62,7 +62,7 @@ def score(
         str | None,
         typer.Argument(
             help="A folder or another source of images, or the name of a dataset in the settings. "
-            "Left out: all datasets of the settings.",
+            "Default: all datasets in the settings.",
             metavar="PATH",
         ),
     ] = None,
@@ -72,8 +72,8 @@ def score(
         typer.Option(
             min=0.0001,
             max=0.5,
-            help="Look at a random sample only, as large as it takes to know the corrected "
-            "score to plus or minus this.",
+            help="Score a random sample, just large enough to know the corrected score to "
+            "within plus or minus this.",
             metavar="HALF-WIDTH",
         ),
     ] = None,
@@ -86,15 +86,15 @@ def score(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="Exit with code 3 when a score is lower than this, or cannot be told.",
+            help="Exit with code 3 if a score is below this, or cannot be told.",
             metavar="SCORE",
         ),
     ] = None,
 ) -> None:
     """Score the visual diversity of a set of images.
 
-    Embeddings are kept, so a second call embeds only what is new.
-    Ctrl-C loses next to nothing.
+    Embeddings are kept, so a second run embeds only new images. You can stop it
+    with Ctrl-C and continue later.
     """
     with clear_errors():
         from visdiv_assets.sources.opening import open_source
@@ -159,7 +159,7 @@ def _targets(path: str | None, settings: "Settings") -> "list[tuple[str, SourceS
     """Name and source of each dataset to score."""
     if path is None:
         if not settings.datasets:
-            raise VisdivError("name a source to score; the settings register no datasets")
+            raise VisdivError("name a source to score, or register datasets with visdiv add")
         return [(name, dataset.source) for name, dataset in settings.datasets.items()]
     if not path:
         raise VisdivError("the name of the source to score is empty")

@@ -53,21 +53,26 @@ def select(
     ] = "k-centre",
     include: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Image ids, one a line, that are chosen in any case."),
+        typer.Option(
+            metavar="FILE", help="File of image ids, one per line, to choose in any case."
+        ),
     ] = None,
     exclude: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Image ids, one a line, that must not be chosen."),
+        typer.Option(metavar="FILE", help="File of image ids, one per line, to leave out."),
     ] = None,
     trim: Annotated[
         float,
         typer.Option(
-            min=0.0, max=0.99, metavar="SHARE", help="Leave out the most isolated images: outliers."
+            min=0.0,
+            max=0.99,
+            metavar="SHARE",
+            help="Leave out this share of the images, the most isolated ones.",
         ),
     ] = 0.0,
     list_file: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Write the ids to a file, one a line."),
+        typer.Option("--out", metavar="FILE", help="Write the ids to this file, one per line."),
     ] = None,
     sheet: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the first 64, as a PNG.")
@@ -75,16 +80,16 @@ def select(
     json_output: Json = False,
     config: Config = None,
 ) -> None:
-    """Choose the K images of a dataset that represent the others best, or differ most.
+    """Choose the K images that represent a dataset best, or that differ most.
 
-    From the embeddings of its newest evaluation; ids come in the order of choice.
+    Uses the embeddings of the newest evaluation. Image ids come in the order of choice.
     """
     with clear_errors():
         from visdiv_assets.workflows.select import core_set_sheet, select_core_set
 
         project = open_project(config)
         if sheet is not None and name not in project.settings.datasets:
-            raise VisdivError(f"{name} is not registered, so its images cannot be shown")
+            raise VisdivError(f"{name} is not registered, so its images cannot be found and drawn")
         wanted, unwanted = _ids(include), _ids(exclude)
         with counted("choosing") as on_progress:
             found = select_core_set(
@@ -128,7 +133,9 @@ def _ids(path: Path | None) -> list[str]:
 def _write_ids(path: Path, image_ids: list[str]) -> None:
     for image_id in image_ids:
         if "\n" in image_id or "\r" in image_id:
-            raise VisdivError(f"the id {image_id!r} has a line break, a list cannot hold it")
+            raise VisdivError(
+                f"the id {image_id!r} contains a line break, so it cannot be written to a list"
+            )
     path.write_text("".join(f"{each}\n" for each in image_ids), encoding="utf-8")
 
 

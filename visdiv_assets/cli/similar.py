@@ -45,7 +45,7 @@ def similar(
     json_output: Json = False,
     config: Config = None,
 ) -> None:
-    """Find the images of a dataset that are most like an image."""
+    """Find the images of a dataset that are most similar to an image."""
     with clear_errors():
         from visdiv_assets.embedding.pictures import pictures_of
         from visdiv_assets.embedding.preprocess import Pixels
@@ -79,7 +79,7 @@ def similar(
         table.add_row(told, Text(visible(each.image_id)))
     out.print(table)
     if sheet is not None:
-        say(f"drawn in {sheet}")
+        say(f"saved {sheet}")
 
 
 def _read_image(image: str, dataset: str) -> bytes:

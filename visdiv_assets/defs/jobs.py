@@ -5,17 +5,17 @@ import dagster as dg
 evaluate_dataset = dg.define_asset_job(
     "evaluate_dataset",
     selection=dg.AssetSelection.groups("ingest", "embed", "score"),
-    description="Score one dataset end to end: list, embed what is new, add up, score.",
+    description="Score a dataset: list its images, embed the new ones, add up moments, score.",
 )
 
 analyze_dataset = dg.define_asset_job(
     "analyze_dataset",
     selection=dg.AssetSelection.groups("redundancy", "guidance"),
-    description="Say of one scored dataset what it repeats, what leaks, and what would help.",
+    description="Analyse a scored dataset: duplicates, leakage, core-set, axes, augmentations.",
 )
 
 compare_datasets = dg.define_asset_job(
     "compare_datasets",
     selection=dg.AssetSelection.groups("portfolio"),
-    description="Put all datasets beside each other: leaderboard, best mixture, drift.",
+    description="Compare all datasets: leaderboard, best mixture, drift.",
 )

@@ -102,7 +102,7 @@ def slices_table(slices: Sequence[Slice]) -> dg.MarkdownMetadataValue:
         f"| {each.left_out:+.4f} | {each.doubled:+.4f} |"
         for each in slices
     ]
-    head = "| slice | images | share | its score | whole without it | whole with it twice |"
+    head = "| slice | images | share | score | change without it | change with it twice |"
     return dg.MetadataValue.md("\n".join([head, "|---|--:|--:|--:|--:|--:|", *rows]))
 
 
@@ -184,7 +184,10 @@ def leakage_table(overlaps: Sequence[Overlap]) -> dg.MarkdownMetadataValue:
         f"| {each.n_exact:,} | {each.n_other:,} | {each.other_rate:.2%} | {_how(each)} |"
         for each in overlaps
     ]
-    head = "| benchmark | images in it | share | same bytes | its images seen | its share | found |"
+    head = (
+        "| benchmark | leaked images | share | same bytes | benchmark images seen "
+        "| share of benchmark | pairs compared |"
+    )
     return dg.MetadataValue.md("\n".join([head, "|---|--:|--:|--:|--:|--:|---|", *rows]))
 
 

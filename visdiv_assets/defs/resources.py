@@ -25,7 +25,7 @@ class SettingsResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     config_path: str | None = Field(
         None,
-        description="the settings file; $VISDIV_CONFIG or ./visdiv.yaml when left out",
+        description="the settings file; default: $VISDIV_CONFIG, else ./visdiv.yaml",
     )
 
     def load(self) -> Settings:
@@ -37,7 +37,7 @@ class StoreResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The store: manifests, embeddings, moments."""
 
     settings: dg.ResourceDependency[SettingsResource]
-    root: str | None = Field(None, description="its folder; as in the settings when left out")
+    root: str | None = Field(None, description="its folder; default: as in the settings")
 
     def open(self) -> Store:
         """The store; nothing is created yet."""
@@ -48,7 +48,7 @@ class WarehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The results in DuckDB."""
 
     settings: dg.ResourceDependency[SettingsResource]
-    path: str | None = Field(None, description="the file; visdiv.duckdb in the store if left out")
+    path: str | None = Field(None, description="the file; default: visdiv.duckdb in the store")
 
     def open(self) -> Warehouse:
         """The warehouse; nothing is created yet."""

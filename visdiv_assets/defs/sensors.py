@@ -34,7 +34,7 @@ LISTING_SECONDS = 40.0
 def dataset_registry_sensor(
     context: dg.SensorEvaluationContext, settings: SettingsResource
 ) -> dg.SensorResult | dg.SkipReason:
-    """Keeps the partitions in step with the datasets of `visdiv.yaml`."""
+    """Adds and removes partitions, so that they match the datasets in `visdiv.yaml`."""
     try:
         registered = set(settings.load().datasets)
     except VisdivError as error:
@@ -61,7 +61,7 @@ def dataset_registry_sensor(
 def dataset_change_sensor(
     context: dg.SensorEvaluationContext, settings: SettingsResource, store: StoreResource
 ) -> dg.SensorResult:
-    """Asks for one run of each dataset whose source has changed and has settled."""
+    """Starts a run for each dataset whose source has changed and settled."""
     try:
         configured = settings.load()
     except VisdivError as error:
@@ -114,7 +114,7 @@ def dataset_change_sensor(
 def failed_run_sensor(
     context: dg.RunFailureSensorContext, settings: SettingsResource, warehouse: WarehouseResource
 ) -> dg.SkipReason | None:
-    """Notes in the outbox that a dataset could not be evaluated, for whatever reason."""
+    """Queues an alert when a dataset could not be evaluated."""
     run = context.dagster_run
     name = run.tags.get(PARTITION_TAG)
     try:
@@ -134,7 +134,7 @@ def failed_run_sensor(
 def alert_sensor(
     context: dg.SensorEvaluationContext, settings: SettingsResource, warehouse: WarehouseResource
 ) -> dg.SkipReason:
-    """Delivers alerts, and notices datasets that nobody has evaluated for too long."""
+    """Delivers alerts, and notices datasets whose last evaluation is too old."""
     try:
         configured = settings.load()
         results = warehouse.open()
@@ -146,7 +146,7 @@ def alert_sensor(
     except VisdivError as error:
         return dg.SkipReason(f"no alerts were delivered: {error}")
     if not targets and not problems:
-        return dg.SkipReason("there are no alert URLs in the settings")
+        return dg.SkipReason("the settings name no alert URLs in the settings")
     for delivered in report:
         outcome = delivered.error or "accepted"
         context.log.info(f"{delivered.n_alerts} alerts to {delivered.target}: {outcome}")

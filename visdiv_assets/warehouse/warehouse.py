@@ -213,7 +213,7 @@ class Warehouse:
         wanted = list(dict.fromkeys(names))
         for name in wanted:
             if name not in latest:
-                raise VisdivError(f"{name} was never evaluated; visdiv score {name} does that")
+                raise VisdivError(f"{name} has not been evaluated; run visdiv score {name}")
         return [latest[name] for name in wanted]
 
     def history(self, dataset: str) -> list[Evaluation]:

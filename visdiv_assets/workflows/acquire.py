@@ -58,17 +58,18 @@ def acquisitions_of(
     """
     evaluation, *rest = warehouse.newest_evaluations([name, *others])
     if not rest:
-        raise VisdivError(f"there is no other dataset that {name} could be mixed with")
+        raise VisdivError(f"there is no other dataset to add to {name}")
     for other in rest:
         if other.model_id != evaluation.model_id:
             raise VisdivError(
-                f"{other.dataset} and {name} were embedded with different models, which do not mix"
+                f"{other.dataset} and {name} were embedded with different models, so they cannot "
+                "be mixed"
             )
     own = store.read_sample(*evaluation.where)
     score = corrected(own)
     if score.too_few or len(own.keys) < ENOUGH_ROWS:
         raise VisdivError(
-            f"{name} has too few different images to tell what would make it more diverse"
+            f"{name} has too few different images to say what would make it more diverse"
         )
     found = []
     for other in rest:

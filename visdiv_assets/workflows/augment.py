@@ -90,7 +90,7 @@ def sample_images(
     """
     if not ENOUGH_IMAGES <= size <= LARGEST_SAMPLE:
         raise VisdivError(
-            f"a sample has {ENOUGH_IMAGES} to {LARGEST_SAMPLE:,} images, not {size:,}"
+            f"a sample needs {ENOUGH_IMAGES} to {LARGEST_SAMPLE:,} images; got {size:,}"
         )
     where = evaluation.where
     index = store.read_index(*where)
@@ -104,8 +104,8 @@ def sample_images(
     decoded.sort(key=lambda each: each[0])
     if len(decoded) < ENOUGH_IMAGES:
         raise VisdivError(
-            f"{evaluation.dataset} has {len(decoded)} different images that can be read; it takes "
-            f"{ENOUGH_IMAGES} to tell what augmentations add"
+            f"{evaluation.dataset} has {len(decoded)} different images that can be read; "
+            f"measuring augmentations needs {ENOUGH_IMAGES}"
         )
     keys, pixels = zip(*decoded, strict=True)
     return AugmentationSample(evaluation, keys, pixels)
@@ -132,7 +132,7 @@ def measure_augmentations(
     if embedder.model_id != evaluation.model_id:
         raise VisdivError(
             f"{evaluation.dataset} was evaluated with {evaluation.model_id}, but its model is now "
-            f"{embedder.model_id}; visdiv score {evaluation.dataset} evaluates it anew"
+            f"{embedder.model_id}; run visdiv score {evaluation.dataset} to evaluate it again"
         )
     n, done = len(sample.keys), 0
     total = n * (1 + len(augmentations))

@@ -101,7 +101,7 @@ def embed_dataset(
     if not index.n_images:
         _, reason = index.failures()[0]
         raise VisdivError(
-            f"not one of the {len(index.table)} images in {source.uri} can be decoded "
+            f"none of the {len(index.table)} images in {source.uri} can be decoded "
             f"(the first: {reason})"
         )
     return Embedded(index, n_new)

@@ -161,8 +161,8 @@ def find_overlap(
     """
     if evaluation.model_id != other.model_id:
         raise VisdivError(
-            f"{evaluation.dataset} and {other.dataset} were embedded with different models, which "
-            f"do not compare: {evaluation.model_id}, {other.model_id}"
+            f"{evaluation.dataset} and {other.dataset} were embedded with different models, so "
+            f"they cannot be compared: {evaluation.model_id}, {other.model_id}"
         )
     index, rows = rows_of(evaluation, store)
     other_index, others = rows_of(other, store)
@@ -230,7 +230,7 @@ def comparable(
         if name == evaluation.dataset:
             continue
         if name not in latest:
-            reasons[name] = "it was never evaluated"
+            reasons[name] = "it has not been evaluated"
         elif latest[name].model_id != evaluation.model_id:
             reasons[name] = f"it was embedded with another model, {latest[name].model_id}"
         else:

@@ -30,7 +30,7 @@ def plan_mixture(
     models = {each.model_id for each in evaluations}
     if len(models) > 1:
         raise VisdivError(
-            "the datasets were embedded with different models, which do not mix: "
+            "the datasets were embedded with different models, so they cannot be mixed: "
             + ", ".join(sorted(models))
         )
     available = np.array([each.n_images for each in evaluations], dtype=np.float64)

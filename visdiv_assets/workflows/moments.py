@@ -64,7 +64,7 @@ def accumulate_moments(
             if moments is not None:
                 sums[name] = sums[name] + moments if name in sums else moments
     if not sums:
-        raise VisdivError("not one image was embedded")
+        raise VisdivError("no image was embedded")
     samples = {
         name: seen.drawn[name].sample(store, model_id, sums[name])
         for name in index.names

@@ -71,8 +71,8 @@ def query_from(
     embedder = open_embedder()
     if embedder.model_id != evaluation.model_id:
         raise VisdivError(
-            f"{evaluation.dataset} was embedded with {evaluation.model_id}, and the settings now "
-            f"say {embedder.model_id}; visdiv score {evaluation.dataset} embeds it anew"
+            f"{evaluation.dataset} was embedded with {evaluation.model_id}, but the settings now "
+            f"name {embedder.model_id}; run visdiv score {evaluation.dataset} to embed it again"
         )
     vectors = embedder.embed(decoded(data, embedder.decoding)[None])
     return Query(to_grid(vectors)[0], key.hex())

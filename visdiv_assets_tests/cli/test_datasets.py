@@ -169,7 +169,7 @@ def test_add_refuses_a_threshold_that_is_no_score(visdiv, threshold):
 @pytest.mark.parametrize("arguments", [("add", "birds", "x"), ("remove", "birds")])
 def test_without_a_file_there_is_nothing_to_edit(visdiv, arguments):
     result = visdiv(*arguments, code=1)
-    assert "there is no visdiv.yaml here; visdiv init writes one" in result.stderr
+    assert "there is no visdiv.yaml here; run visdiv init to create one" in result.stderr
     assert not CONFIG.exists()
 
 
@@ -373,7 +373,7 @@ def test_a_test_message_is_not_an_alert_of_the_outbox(visdiv):
 @pytest.mark.parametrize(
     ("urls", "problem"),
     [
-        ("", "there are no alert URLs"),
+        ("", "the settings name no alert URLs"),
         ("['nonsense://secret@host']", "begins with 'nonsense' is not understood"),
         ("['json://${VISDIV_TEST_UNSET}']", "VISDIV_TEST_UNSET, used by 'alerts.urls', is not set"),
     ],

@@ -69,7 +69,7 @@ def test_each_command_has_examples(visdiv, command):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("birds", "birds was never evaluated; visdiv score birds does that"),
+        ("birds", "birds has not been evaluated; run visdiv score birds"),
         ("./birds", "./birds was never evaluated; visdiv score ./birds does that"),
         ("nothing", "there is no dataset 'nothing' in the settings"),
         ("s3://nothing/", "s3://nothing/ was never evaluated"),
@@ -328,7 +328,7 @@ def test_similar_of_another_model_says_so(visdiv, birds, monkeypatch):
     )
     enlarge("birds/007.png", "unknown.bmp")
     result = visdiv("similar", "birds", "unknown.bmp", code=1)
-    assert "birds was embedded with fake, and the settings now say another" in result.stderr
+    assert "birds was embedded with fake, but the settings now name another" in result.stderr
 
 
 def test_similar_finds_at_most_as_many_as_there_are(visdiv, birds):

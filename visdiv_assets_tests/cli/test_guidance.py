@@ -51,7 +51,7 @@ def birds(evaluated):
 def test_what_was_never_evaluated_is_an_error_in_one_sentence(visdiv, command):
     result = visdiv(command, "birds", *(["frames"] if command == "acquire" else []), code=1)
     assert result.stdout == ""
-    assert result.stderr == "error: birds was never evaluated; visdiv score birds does that\n"
+    assert result.stderr == "error: birds has not been evaluated; run visdiv score birds\n"
 
 
 @pytest.mark.parametrize("command", ["axes", "augment", "acquire"])
@@ -112,7 +112,7 @@ def test_augmentations_as_json_hold_every_figure(visdiv, birds):
     [
         (["--only", "sepia"], "there is no augmentation 'sepia'; there are: flip,"),
         (["--only", ""], "name at least one augmentation of: flip,"),
-        (["--sample", "10"], "a sample has 53 to 2,000 images, not 10"),
+        (["--sample", "10"], "a sample needs 53 to 2,000 images; got 10"),
     ],
 )
 def test_what_cannot_be_measured_is_an_error_in_one_sentence(visdiv, birds, arguments, reason):

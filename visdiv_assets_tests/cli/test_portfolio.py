@@ -63,13 +63,13 @@ COMMANDS = [("compare",), ("mix",), ("slices",), ("drift",)]
 def test_what_was_never_evaluated_is_an_error_in_one_sentence(visdiv, command, name):
     result = visdiv(*command, name, code=1)
     assert result.stdout == ""
-    assert result.stderr == (f"error: {name} was never evaluated; visdiv score {name} does that\n")
+    assert result.stderr == (f"error: {name} has not been evaluated; run visdiv score {name}\n")
 
 
 @pytest.mark.parametrize("command", ["compare", "mix"])
 def test_without_names_and_evaluations_there_is_nothing_to_show(visdiv, command):
     result = visdiv(command, code=1)
-    assert "no registered dataset was evaluated yet; visdiv score does that" in result.stderr
+    assert "no registered dataset has been evaluated yet; run visdiv score" in result.stderr
 
 
 # --- compare ---

@@ -322,7 +322,7 @@ def test_an_error_of_the_real_command_is_one_line_and_no_traceback(store):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "name a source to score; the settings register no datasets"),
+        ((), "name a source to score, or register datasets with visdiv add"),
         (("",), "the name of the source to score is empty"),
         (("~nobody-of-that-name/photos",), "there is nothing at .*/~nobody-of-that-name/photos"),
         (
@@ -506,7 +506,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_next_call_does_the_rest(terminal, man
     terminal.process.send_signal(signal.SIGINT)
     assert terminal.finish() == 130
     assert terminal.text.splitlines()[-1].endswith(
-        "interrupted; what was embedded is kept, run the same command to go on"
+        "interrupted; finished embeddings are kept, run the same command to continue"
     )
     assert "Traceback" not in terminal.text
     assert terminal.process.stdout.read() == b""
@@ -556,5 +556,5 @@ def test_outside_a_checkout_the_demo_says_so():
     shown = visdiv("demo")
     assert shown.exit_code == 1
     assert shown.stderr == (
-        "error: there is no visdiv.yaml here; run the demo in a checkout of visdiv\n"
+        "error: there is no visdiv.yaml here; run the demo in a checkout of the project\n"
     )

@@ -83,8 +83,8 @@ def test_a_scored_dataset_is_analyzed_in_one_run(project, run):
     assert result.success
 
     found = metadata(result, "near_duplicates")
-    assert found["images that may go at 0.75"] == pytest.approx(2 / 62, abs=1e-6)
-    assert "images that may go at 0.95" in found
+    assert found["share of redundant images at 0.75"] == pytest.approx(2 / 62, abs=1e-6)
+    assert "share of redundant images at 0.95" in found
     assert (found["exact copies"], found["clusters"]) == (1, 1)
     assert found["largest clusters"].startswith("![largest clusters](data:image/png;base64,")
     assert "large.png" in found["images by cluster"]
@@ -141,4 +141,4 @@ def test_a_dataset_that_was_never_scored_fails_with_one_sentence(run):
         if event.is_step_failure
     }
     assert set(reasons) == {"near_duplicates", "benchmark_leakage"}
-    assert set(reasons.values()) == {"birds was never evaluated; visdiv score birds does that"}
+    assert set(reasons.values()) == {"birds has not been evaluated; run visdiv score birds"}

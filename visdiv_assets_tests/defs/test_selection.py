@@ -52,7 +52,7 @@ def test_a_core_set_is_chosen_recorded_and_shown(run, tmp_path):
     told = metadata(run(""))
     assert (told["images"], told["of distinct images"], told["method"]) == (10, 80, "k-centre")
     assert 0 < told["diversity score (plain)"] < 1
-    assert "±" in told["of as many at random (plain)"]
+    assert "±" in told["random selections (plain)"]
     assert told["diversity score (corrected for size)"] == "too few to tell"
     assert told["covering radius"] < told["covering radius at random"]
     assert told["first ones"].startswith("![")

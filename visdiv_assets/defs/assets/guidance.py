@@ -51,12 +51,14 @@ def bias_axes(context: dg.AssetExecutionContext, project: ProjectResource) -> dg
         sheet = axes_sheet(found, dataset.source, dataset.decoding)
     return dg.MaterializeResult(
         metadata={
-            "in words": sentences(describe(found.axes)),
+            "summary": sentences(describe(found.axes)),
             "largest contrast (share of variance)": (
                 round(found.axes.axes[0].share, 6) if found.axes.axes else 0.0
             ),
             "shared by all images (‖mean‖²)": round(found.axes.shared, 6),
-            "ends": picture(contact_sheet_png(sheet), "the images at both ends of each axis"),
+            "images at both ends": picture(
+                contact_sheet_png(sheet), "images at both ends of each axis"
+            ),
             "seconds": round(time.monotonic() - started, 3),
         }
     )
@@ -80,8 +82,8 @@ def augmentation_guidance(
         dataset = project.open().dataset(context.partition_key)
         evaluation, kept = dataset.evaluation, dataset.project.store
         if (evaluation.n_distinct or evaluation.n_images) < ENOUGH_IMAGES:
-            few = f"{TOO_FEW} what augmentations add; it takes {ENOUGH_IMAGES} different images"
-            return dg.MaterializeResult(metadata={"in words": sentences([few])})
+            few = f"{TOO_FEW}: measuring augmentations needs {ENOUGH_IMAGES} different images"
+            return dg.MaterializeResult(metadata={"summary": sentences([few])})
         sample = sample_images(evaluation, kept, dataset.source, dataset.decoding)
         on_progress = partial(log_steps(context), "embedding")
         model = embedder.open(dataset.name)
@@ -91,7 +93,7 @@ def augmentation_guidance(
     examples = contact_sheet_png(augmentations_sheet(sample, measured), side=80)
     return dg.MaterializeResult(
         metadata={
-            "in words": sentences(advise(effects)),
+            "summary": sentences(advise(effects)),
             "effects": effects_table(measured),
             "changes": picture(effects_png(effects), "changes of the corrected score"),
             "examples": picture(examples, "copies that each augmentation makes"),

@@ -124,12 +124,12 @@ def core_set(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.
             "of distinct images": found.n_distinct,
             "method": found.method,
             "diversity score (plain)": _or_few(found.scores.plain),
-            "of as many at random (plain)": _mean(plain),
+            "random selections (plain)": _mean(plain),
             "diversity score (corrected for size)": _or_few(found.scores.corrected),
-            "of as many at random (corrected)": _mean(fair),
+            "random selections (corrected)": _mean(fair),
             "covering radius": round(found.scores.radius, 4),
             "covering radius at random": round(found.random[0].radius, 4),
-            "first ones": picture(sheet, "the first images, in the order of choice"),
+            "first images": picture(sheet, "the first images, in the order of choice"),
             "model": found.model_id,
         }
     )
@@ -137,7 +137,10 @@ def core_set(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.
 
 def _rates(found: Duplicates) -> dict[str, float]:
     levels = dict.fromkeys([found.threshold, *REPORTED])
-    return {f"images that may go at {as_text(each)}": round(found.rate(each), 6) for each in levels}
+    return {
+        f"share of redundant images at {as_text(each)}": round(found.rate(each), 6)
+        for each in levels
+    }
 
 
 def _corrected(score: Score) -> float | str:
