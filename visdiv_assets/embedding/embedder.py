@@ -193,5 +193,5 @@ class SSCDEmbedder:
             failed = len(image_ids) - len(vectors)
             logger.warning("%d of %d images cannot be embedded", failed, len(image_ids))
         if not vectors:
-            raise VisdivError(f"not one of the {len(image_ids)} images in {path} can be decoded")
+            raise VisdivError(f"none of the {len(image_ids)} images in {path} can be decoded")
         return np.stack(vectors)

@@ -72,7 +72,7 @@ def record(warehouse: Warehouse, *scores: float, dataset: str = "birds", **chang
 def test_init_writes_a_file_and_says_what_comes_next(visdiv):
     result = visdiv("init")
     assert CONFIG.read_text(encoding="utf-8") == TEMPLATE
-    assert result.stdout == "visdiv.yaml is written; next: visdiv add NAME SOURCE\n"
+    assert result.stdout == "wrote visdiv.yaml; next: visdiv add NAME SOURCE\n"
 
 
 def test_init_writes_where_it_is_told(visdiv):
@@ -261,7 +261,7 @@ def test_history_draws_a_png(visdiv, warehouse, tmp_path):
     record(warehouse, 0.1, 0.2, 0.3)
     result = visdiv("history", "birds", "--plot", "birds.png")
     assert (tmp_path / "birds.png").read_bytes().startswith(PNG)
-    assert result.stdout.endswith("drawn in birds.png\n")
+    assert result.stdout.endswith("saved birds.png\n")
 
 
 def test_history_that_cannot_be_drawn_is_an_error_that_names_the_file(visdiv, warehouse):
@@ -284,7 +284,7 @@ def test_history_of_an_unknown_dataset_is_an_error(visdiv, warehouse, plot):
 def test_history_notes_that_models_differ(visdiv, warehouse):
     record(warehouse, 0.5)
     warehouse.record(make(evaluation_id="other", model_id="other"), SPECTRUM)
-    assert "made with 2 different models" in visdiv("history", "birds").stderr
+    assert "come from 2 different models" in visdiv("history", "birds").stderr
 
 
 @pytest.mark.parametrize(

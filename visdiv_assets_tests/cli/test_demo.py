@@ -77,7 +77,7 @@ def test_outside_a_checkout_the_demo_says_what_it_misses(tmp_path):
     (tmp_path / "visdiv.yaml").write_text(
         "datasets: {demo_photos: {source: photos}, demo_tracking: {source: tracking}}"
     )
-    with pytest.raises(VisdivError, match=r"the demo photographs are not in .*; run this in a"):
+    with pytest.raises(VisdivError, match=r"the demo photographs are not in .*; run the demo in a"):
         next(run_demo(tmp_path / "visdiv.yaml"))
 
 

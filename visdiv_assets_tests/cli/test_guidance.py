@@ -143,7 +143,7 @@ def test_acquire_leaves_benchmarks_and_other_models_out_unless_they_are_named(vi
     make("held_out", range(100, 160))
     make("frames", [*range(3)] * 20)
     result = visdiv("acquire", "frames", "birds", code=1)
-    assert "frames has too few different images to tell" in result.stderr
+    assert "frames has too few different images to say" in result.stderr
     told = json.loads(visdiv("acquire", "birds", "--json").stdout)
     assert [each["dataset"] for each in told["others"]] == ["frames"]
     assert "held_out is a benchmark" in visdiv("acquire", "birds", "held_out", code=1).stderr

@@ -295,7 +295,7 @@ def a_link_to_itself() -> None:
         (nothing, "there is nothing at .*/x"),
         (empty_folder, r"there are no image files in .*/x \(it is empty\)"),
         (text_files, r"there are no image files in .*/x \(2 other files: .*\)"),
-        (text_files_that_claim_to_be_images, "not one of the 2 images in .*/x can be decoded .*"),
+        (text_files_that_claim_to_be_images, "none of the 2 images in .*/x can be decoded .*"),
         (one_image, "x-[0-9a-f]{8} has only 1 decodable image; diversity needs at least 2"),
         (one_image_among_broken_ones, "x-[0-9a-f]{8} has only 1 decodable image; .*"),
         (a_file, ".*/x is not a directory"),

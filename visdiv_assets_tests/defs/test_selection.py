@@ -55,7 +55,7 @@ def test_a_core_set_is_chosen_recorded_and_shown(run, tmp_path):
     assert "±" in told["random selections (plain)"]
     assert told["diversity score (corrected for size)"] == "too few to tell"
     assert told["covering radius"] < told["covering radius at random"]
-    assert told["first ones"].startswith("![")
+    assert told["first images"].startswith("![")
     rows = Warehouse(tmp_path / "store/visdiv.duckdb").rows("core_sets", "birds")
     assert [row["rank"] for row in rows] == list(range(1, 11))
     assert (tmp_path / "store/exports/core_sets.parquet").exists()
@@ -71,7 +71,7 @@ def test_size_and_method_are_settings(run):
     ("options", "evaluated", "sentence"),
     [
         (", core_set: {k: 81}", True, "the number of embeddings, 80; got 81"),
-        ("", False, "birds was never evaluated"),
+        ("", False, "birds has not been evaluated"),
         (", core_set: {method: best}", False, "'datasets.birds.core_set.method'"),
     ],
 )

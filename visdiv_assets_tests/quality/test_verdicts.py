@@ -51,7 +51,7 @@ FAILING = {
     "model": judge_model("b", "a"),
     "near-duplicates": judge_near_duplicates(100, 3, 3, 0.75, 0.05),
     "leakage": judge_leakage({"test": 1}, {}, 0.95),
-    "leakage unknown": judge_leakage({}, {"test": "it was never evaluated"}, 0.95),
+    "leakage unknown": judge_leakage({}, {"test": "it has not been evaluated"}, 0.95),
 }
 
 
@@ -331,7 +331,7 @@ def test_an_image_in_a_benchmark_is_an_error_that_names_every_benchmark():
 
 
 def test_a_benchmark_that_was_not_compared_is_a_warning():
-    verdict = judge_leakage({"clean": 0}, {"old": "it was never evaluated"}, 0.95)
+    verdict = judge_leakage({"clean": 0}, {"old": "it has not been evaluated"}, 0.95)
     assert outcome(verdict) == "WARN"
     assert verdict.finding == "old was not compared, since it was never evaluated"
 

@@ -164,7 +164,7 @@ def test_an_evaluation_that_fails_entirely_keeps_and_says_nothing_secret(far, tm
     names = [item.image_id for item in listed.items()]
     only_bad = far.source.model_copy(update={"include": ["**/gone.png", "**/text.png"]})
     assert names
-    with pytest.raises(VisdivError, match="not one of the 2 images") as caught:
+    with pytest.raises(VisdivError, match="none of the 2 images") as caught:
         score(only_bad, tmp_path / "store")
     holds_none(str(caught.value) + repr(caught.value.__context__))
     nothing_below_holds_any(tmp_path / "store")

@@ -152,7 +152,7 @@ def test_too_few_images_for_mixing_are_no_error_but_a_verdict(home):
 
 def test_too_few_images_at_all_wrong_sizes_and_another_model_are_errors_in_one_sentence(home):
     evaluation = home.score("few", range(52))
-    with pytest.raises(VisdivError, match="few has 52 different images that can be read; it takes"):
+    with pytest.raises(VisdivError, match="few has 52 different images that can be read; measuring"):
         measured(home, evaluation, ["flip"])
     evaluation = home.score("birds", range(60))
     for size in (0, 52, 2001):
@@ -193,7 +193,7 @@ def test_images_of_another_kind_add_and_too_few_different_ones_cannot_be_judged(
 
 def test_without_others_or_with_too_few_images_nothing_can_be_told(home):
     home.score("birds", range(60)), home.score("few", range(5))
-    with pytest.raises(VisdivError, match="no other dataset that birds could be mixed with"):
+    with pytest.raises(VisdivError, match="no other dataset to add to birds"):
         acquisitions_of("birds", [], home.store, home.warehouse)
     with pytest.raises(VisdivError, match="few has too few different images"):
         acquisitions_of("few", ["birds"], home.store, home.warehouse)

@@ -27,7 +27,9 @@ def test_images_that_another_dataset_has_are_found_with_their_counterpart(leaky)
 
 def test_datasets_of_different_models_are_not_compared(leaky):
     birds, bench = leaky.evaluate("birds"), leaky.evaluate("bench", model="another")
-    with pytest.raises(VisdivError, match="different models, which do not compare: fake, another"):
+    with pytest.raises(
+        VisdivError, match="different models, so they cannot be compared: fake, another"
+    ):
         find_overlap(birds, bench, leaky.store, threshold=0.95)
 
 
@@ -38,7 +40,7 @@ def test_what_cannot_be_compared_has_a_reason(leaky):
     assert others == []
     assert reasons == {
         "bench": "it was embedded with another model, another",
-        "never": "it was never evaluated",
+        "never": "it has not been evaluated",
     }
     bench = leaky.evaluate("bench")
     assert comparable(birds, ["bench"], leaky.warehouse) == ([bench], {})

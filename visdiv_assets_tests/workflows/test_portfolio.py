@@ -53,9 +53,9 @@ def test_the_newest_evaluations_come_in_the_order_of_the_names_each_once(home):
 
 
 def test_a_dataset_that_was_never_evaluated_is_an_error_that_says_what_to_do(home):
-    with pytest.raises(VisdivError, match="birds was never evaluated; visdiv score birds does"):
+    with pytest.raises(VisdivError, match="birds has not been evaluated; run visdiv score birds"):
         home.warehouse.newest_evaluations(["birds"])
-    with pytest.raises(VisdivError, match="birds was never evaluated; visdiv score birds does"):
+    with pytest.raises(VisdivError, match="birds has not been evaluated; run visdiv score birds"):
         drift_of("birds", home.store, home.warehouse)
 
 
@@ -101,7 +101,9 @@ def test_embeddings_of_different_models_do_not_mix(home):
     write_images(home.root / "a", 5)
     one, _ = home.score("a")
     other, _ = home.score("b", home.root / "a", FakeEmbedder("another"))
-    with pytest.raises(VisdivError, match="different models, which do not mix: another, fake"):
+    with pytest.raises(
+        VisdivError, match="different models, so they cannot be mixed: another, fake"
+    ):
         plan_mixture([one, other], home.store)
 
 

@@ -51,7 +51,7 @@ def test_the_very_bytes_of_an_image_need_no_model(birds):
 
 def test_an_embedder_of_another_model_is_refused(birds):
     evaluation = birds.evaluate("birds")
-    with pytest.raises(VisdivError, match="embedded with fake, and the settings now say another"):
+    with pytest.raises(VisdivError, match="embedded with fake, but the settings now name another"):
         query_from(b"other bytes", evaluation, birds.store, lambda: FakeEmbedder("another"))
 
 
