@@ -1,7 +1,9 @@
-"""What tests of several modules share: the demo photographs, embedded by the real model."""
+"""What tests of several modules share: decoder processes, and the embedded demo photographs."""
 
+import contextlib
 import sys
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +12,10 @@ import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
+from visdiv_assets.embedding import decoders
+from visdiv_assets.embedding.decoders import Decoders
 from visdiv_assets.embedding.embedder import SSCDEmbedder
-from visdiv_assets.embedding.preprocess import Pixels
+from visdiv_assets.embedding.preprocess import Decoding, Pixels
 from visdiv_assets.embedding.runtime import Vectors
 from visdiv_assets.embedding.weights import ONNX_CHECKPOINT
 from visdiv_assets.sources.directory import DirectorySource
@@ -48,6 +52,48 @@ def no_dagster_instance_stays_open() -> Iterator[None]:
         left = state.DefsStateStorage.get()
         state._current_storage.set(None)
         assert left is None, "this test left a Dagster context open: close it with `with`"
+
+
+class DecoderPool:
+    """Keeps decoder processes for the next test: starting them takes longer than most runs do."""
+
+    def __init__(self) -> None:
+        self._start = decoders._Process
+        self._idle: dict[tuple[Sequence[str], Decoding], list[decoders._Process]]
+        self._idle = defaultdict(list)
+
+    def start(self, command: Sequence[str], decoding: Decoding) -> decoders._Process:
+        with contextlib.suppress(IndexError):
+            while True:
+                process = self._idle[command, decoding].pop()
+                if process._process.poll() is None:
+                    return process
+        return self._start(command, decoding)
+
+    def take_back(self, run: Decoders) -> None:
+        for process in [run._idle.get() for _ in range(run._processes)]:
+            if process:
+                self._idle[run._command, run._decoding].append(process)
+            run._idle.put(None)
+
+    def close(self) -> None:
+        for process in [process for idle in self._idle.values() for process in idle]:
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def decoder_pool() -> Iterator[DecoderPool]:
+    with contextlib.closing(DecoderPool()) as pool:
+        yield pool
+
+
+@pytest.fixture(autouse=True)
+def warm_decoders(decoder_pool: DecoderPool) -> Iterator[None]:
+    """Every run in this process takes its decoders from the pool and leaves them there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoders, "_Process", decoder_pool.start)
+        patch.setattr(Decoders, "close", lambda run: decoder_pool.take_back(run))
+        yield
 
 
 class Demo(NamedTuple):

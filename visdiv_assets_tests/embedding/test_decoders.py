@@ -90,6 +90,11 @@ def until(holds):
     raise AssertionError("it did not come about in ten seconds")
 
 
+@pytest.fixture
+def warm_decoders():
+    """None here: these tests are about the start and the end of decoders."""
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind():
     before = children()
