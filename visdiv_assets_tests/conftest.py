@@ -1,12 +1,15 @@
 """What tests of several modules share: decoder processes, and the embedded demo photographs."""
 
 import contextlib
+import os
+import pickle
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+import filelock
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -118,7 +121,18 @@ class RecordingEmbedder(SSCDEmbedder):
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    root = tmp_path_factory.mktemp("demo")
+    """Made once, by whichever of pytest-xdist's workers is first; only to be read."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    made = folder / "demo.pickle"
+    with filelock.FileLock(folder / "demo.lock"):
+        if not made.exists():
+            made.write_bytes(pickle.dumps(_make_demo(folder / "demo")))
+        return cast(Demo, pickle.loads(made.read_bytes()))
+
+
+def _make_demo(root: Path) -> Demo:
     store, warehouse = Store(root), Warehouse(root / "visdiv.duckdb")
     embedder = RecordingEmbedder(ONNX_CHECKPOINT)
     evaluation, embedded = evaluate("photos", DirectorySource(PHOTOS), embedder, store, warehouse)
