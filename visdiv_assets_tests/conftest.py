@@ -1,17 +1,24 @@
-"""What tests of several modules share: the demo photographs, embedded by the real model."""
+"""What tests of several modules share: decoder processes, and the embedded demo photographs."""
 
+import contextlib
+import os
+import pickle
 import sys
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+import filelock
 import numpy as np
 import pytest
 from hypothesis import settings
 from numpy.typing import NDArray
 
+from visdiv_assets.embedding import decoders
+from visdiv_assets.embedding.decoders import Decoders
 from visdiv_assets.embedding.embedder import SSCDEmbedder
-from visdiv_assets.embedding.preprocess import Pixels
+from visdiv_assets.embedding.preprocess import Decoding, Pixels
 from visdiv_assets.embedding.runtime import Vectors
 from visdiv_assets.embedding.weights import ONNX_CHECKPOINT
 from visdiv_assets.sources.directory import DirectorySource
@@ -51,6 +58,48 @@ def no_dagster_instance_stays_open() -> Iterator[None]:
         assert left is None, "this test left a Dagster context open: close it with `with`"
 
 
+class DecoderPool:
+    """Keeps decoder processes for the next test: starting them takes longer than most runs do."""
+
+    def __init__(self) -> None:
+        self._start = decoders._Process
+        self._idle: dict[tuple[Sequence[str], Decoding], list[decoders._Process]]
+        self._idle = defaultdict(list)
+
+    def start(self, command: Sequence[str], decoding: Decoding) -> decoders._Process:
+        with contextlib.suppress(IndexError):
+            while True:
+                process = self._idle[command, decoding].pop()
+                if process._process.poll() is None:
+                    return process
+        return self._start(command, decoding)
+
+    def take_back(self, run: Decoders) -> None:
+        for process in [run._idle.get() for _ in range(run._processes)]:
+            if process:
+                self._idle[run._command, run._decoding].append(process)
+            run._idle.put(None)
+
+    def close(self) -> None:
+        for process in [process for idle in self._idle.values() for process in idle]:
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def decoder_pool() -> Iterator[DecoderPool]:
+    with contextlib.closing(DecoderPool()) as pool:
+        yield pool
+
+
+@pytest.fixture(autouse=True)
+def warm_decoders(decoder_pool: DecoderPool) -> Iterator[None]:
+    """Every run in this process takes its decoders from the pool and leaves them there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoders, "_Process", decoder_pool.start)
+        patch.setattr(Decoders, "close", lambda run: decoder_pool.take_back(run))
+        yield
+
+
 class Demo(NamedTuple):
     """The 213 demo photographs, evaluated with the int8 model, in a store at `root`.
 
@@ -73,7 +122,18 @@ class RecordingEmbedder(SSCDEmbedder):
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    root = tmp_path_factory.mktemp("demo")
+    """Made once, by whichever of pytest-xdist's workers is first; only to be read."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    made = folder / "demo.pickle"
+    with filelock.FileLock(folder / "demo.lock"):
+        if not made.exists():
+            made.write_bytes(pickle.dumps(_make_demo(folder / "demo")))
+        return cast(Demo, pickle.loads(made.read_bytes()))
+
+
+def _make_demo(root: Path) -> Demo:
     store, warehouse = Store(root), Warehouse(root / "visdiv.duckdb")
     embedder = RecordingEmbedder(ONNX_CHECKPOINT)
     evaluation, embedded = evaluate("photos", DirectorySource(PHOTOS), embedder, store, warehouse)

@@ -55,15 +55,15 @@ def dagster_dev(project: Path) -> Iterator[str]:
     finally:
         os.killpg(server.pid, signal.SIGINT)
         try:
-            server.wait(timeout=60)
+            server.wait(timeout=120)
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
 
 
 def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(240):
+    for _ in range(600):
         try:
-            urllib.request.urlopen(url, timeout=5).close()
+            urllib.request.urlopen(url, timeout=60).close()
             return
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             assert server.poll() is None, log.read_text()

@@ -98,20 +98,25 @@ class Outcome(NamedTuple):
 
 
 class Waits:
-    """For which stage a run waits. One thread uses it."""
+    """For which stage a run waits. One thread uses it.
 
-    def __init__(self) -> None:
+    Args:
+        clock: gives the time, in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._seconds = dict.fromkeys(("the model", "reading", "decoding", "writing"), 0.0)
-        self._last_fading = time.monotonic()
+        self._last_fading = clock()
 
     @contextlib.contextmanager
     def on(self, stage: str) -> Iterator[None]:
         """Count the time that the block takes as spent waiting for a stage."""
-        started = time.monotonic()
+        started = self._clock()
         try:
             yield
         finally:
-            now = time.monotonic()
+            now = self._clock()
             self._seconds[stage] += now - started
             if now - self._last_fading > FADING_SECONDS:
                 self._last_fading = now

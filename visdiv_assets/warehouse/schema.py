@@ -23,13 +23,12 @@ def migrations() -> list[str]:
 
 def schema_version(connection: duckdb.DuckDBPyConnection) -> int:
     """The newest migration that a file has had; 0 where it has had none."""
-    tables = connection.execute(
-        "SELECT count(*) FROM duckdb_tables() WHERE table_name = 'schema_version'"
-    ).fetchone()
-    if tables is None or tables[0] == 0:
+    # To the last row each: a result that is not read to its end holds the connection.
+    tables = "SELECT 1 FROM duckdb_tables() WHERE table_name = 'schema_version'"
+    if not connection.execute(tables).fetchall():
         return 0
-    newest = connection.execute("SELECT max(version) FROM schema_version").fetchone()
-    return int(newest[0]) if newest and newest[0] is not None else 0
+    [(newest,)] = connection.execute("SELECT max(version) FROM schema_version").fetchall()
+    return newest or 0
 
 
 def migrate(connection: duckdb.DuckDBPyConnection, path: Path) -> None:

@@ -159,14 +159,13 @@ class Warehouse:
 
     def take_due_alerts(self, targets: Sequence[str], now: datetime) -> dict[str, list[DueAlert]]:
         """What each target is to be sent now; new alerts are addressed to all of them first."""
-        if not self._is_ready():
-            return {target: [] for target in targets}
-        with self._connect(read_only=True) as connection:
-            new = bool(targets) and has_unaddressed(connection, targets)
-        if new:
-            with self._write() as connection:
-                address_alerts(connection, targets, now)
-        with self._connect(read_only=True) as connection:
+        with self._reader() as connection:
+            if not connection:
+                return {target: [] for target in targets}
+            if not (targets and has_unaddressed(connection, targets)):
+                return {target: due_alerts(connection, target, now) for target in targets}
+        with self._write() as connection:
+            address_alerts(connection, targets, now)
             return {target: due_alerts(connection, target, now) for target in targets}
 
     def mark_delivered(self, alert_ids: Sequence[str], target: str, now: datetime) -> None:
@@ -186,10 +185,10 @@ class Warehouse:
 
         For dashboards: they read files that no writer ever locks.
         """
-        if not self._is_ready():
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        with self._connect(read_only=True) as connection:
+        with self._reader() as connection:
+            if not connection:
+                return
+            folder.mkdir(parents=True, exist_ok=True)
             for table in EXPORTED:
                 partial = folder / f".tmp-{uuid.uuid4().hex}"
                 connection.table(table).write_parquet(str(partial))
@@ -282,9 +281,9 @@ class Warehouse:
 
     def rows(self, table: str, dataset: str) -> list[dict[str, Any]]:
         """What a table of findings says of a dataset, in the order in which it was written."""
-        if not self._is_ready():
-            return []
-        with self._connect(read_only=True) as connection:
+        with self._reader() as connection:
+            if not connection:
+                return []
             found = connection.execute(
                 f"SELECT * EXCLUDE (dataset) FROM {table} WHERE dataset = ? ORDER BY rowid",  # noqa: S608
                 [dataset],
@@ -297,9 +296,9 @@ class Warehouse:
 
         None where there is no file yet.
         """
-        if not self._is_ready():
-            return None
-        with self._connect(read_only=True) as connection:
+        with self._reader() as connection:
+            if not connection:
+                return None
             query = f"SELECT {', '.join(names)} FROM {table} WHERE dataset = ?"  # noqa: S608
             return connection.sql(query, params=[dataset]).to_arrow_table()
 
@@ -323,19 +322,23 @@ class Warehouse:
         return [Evaluation(*row) for row in self._read(query.format(_COLUMNS), parameters)]
 
     def _read(self, query: str, parameters: list[Any]) -> list[tuple[Any, ...]]:
-        if not self._is_ready():
-            return []
-        with self._connect(read_only=True) as connection:
-            return connection.execute(query, parameters).fetchall()
+        with self._reader() as connection:
+            return connection.execute(query, parameters).fetchall() if connection else []
 
-    def _is_ready(self) -> bool:
-        """Whether there is a file; if so, its schema is now up to date."""
+    @contextmanager
+    def _reader(self) -> Iterator[duckdb.DuckDBPyConnection | None]:
+        """A connection to a file whose schema is up to date; None where there is no file."""
         if not self.path.exists():
-            return False
-        if self.schema_version() != len(migrations()):
-            with self._write():
-                pass  # brings the schema up to date, or says that it is a newer one
-        return True
+            yield None
+            return
+        with self._connect(read_only=True) as connection:
+            if schema_version(connection) == len(migrations()):
+                yield connection
+                return
+        with self._write():
+            pass  # brings the schema up to date, or says that it is a newer one
+        with self._connect(read_only=True) as connection:
+            yield connection
 
     @contextmanager
     def _write(self) -> Iterator[duckdb.DuckDBPyConnection]:

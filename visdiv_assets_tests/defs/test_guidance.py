@@ -4,45 +4,33 @@ import dagster as dg
 import pytest
 
 from visdiv_assets.definitions import build_defs
-from visdiv_assets.defs.resources import EmbedderResource, SettingsResource
+from visdiv_assets.defs.resources import SettingsResource
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image
-
-
-class CheapEmbedder(EmbedderResource):
-    def open(self, dataset):
-        return FakeEmbedder(batch_size=64)
+from visdiv_assets_tests.defs.conftest import CheapEmbedder, metadata
+from visdiv_assets_tests.embedding.fakes import write_image
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, instance):
+    instance.add_dynamic_partitions("datasets", ["birds"])
     for seed in range(60):
         write_image(tmp_path / "birds" / ("a|b" if seed % 2 else "c") / f"{seed}.png", seed)
     (tmp_path / "visdiv.yaml").write_text("store: store\ndatasets: {birds: {source: birds}}\n")
-    (tmp_path / "dagster").mkdir()
     settings = SettingsResource(config_path=str(tmp_path / "visdiv.yaml"))
     overrides = {"settings": settings, "embedder": CheapEmbedder(settings=settings)}
     definitions = build_defs(resource_overrides=overrides)
-    quiet = {"telemetry": {"enabled": False}}
-    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster"), overrides=quiet) as instance:
-        instance.add_dynamic_partitions("datasets", ["birds"])
 
-        def materialize(*groups):
-            return dg.materialize(
-                definitions.assets,
-                selection=dg.AssetSelection.groups(*groups),
-                partition_key="birds",
-                instance=instance,
-                resources=definitions.resources,
-                raise_on_error=False,
-            )
+    def materialize(*groups):
+        return dg.materialize(
+            definitions.assets,
+            selection=dg.AssetSelection.groups(*groups),
+            partition_key="birds",
+            instance=instance,
+            resources=definitions.resources,
+            raise_on_error=False,
+        )
 
-        yield materialize
-
-
-def metadata(result, asset):
-    [materialization] = result.asset_materializations_for_node(asset)
-    return {key: value.value for key, value in materialization.metadata.items()}
+    return materialize
 
 
 @pytest.mark.slow

@@ -6,16 +6,12 @@ import dagster as dg
 import pytest
 
 from visdiv_assets.definitions import build_defs
-from visdiv_assets.defs.resources import EmbedderResource, SettingsResource
+from visdiv_assets.defs.resources import SettingsResource
 from visdiv_assets.defs.schedules import nightly_comparison
-from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image
+from visdiv_assets_tests.defs.conftest import CheapEmbedder, metadata
+from visdiv_assets_tests.embedding.fakes import write_image
 
 NAMES = ["birds", "cars"]
-
-
-class CheapEmbedder(EmbedderResource):
-    def open(self, dataset):
-        return FakeEmbedder(batch_size=64)
 
 
 @pytest.fixture
@@ -34,16 +30,8 @@ def project(tmp_path):
 
 
 @pytest.fixture
-def instance(tmp_path):
-    (tmp_path / "dagster").mkdir()
-    quiet = {"telemetry": {"enabled": False}}
-    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster"), overrides=quiet) as instance:
-        instance.add_dynamic_partitions("datasets", NAMES)
-        yield instance
-
-
-@pytest.fixture
 def run(project, instance):
+    instance.add_dynamic_partitions("datasets", NAMES)
     settings = SettingsResource(config_path=str(project / "visdiv.yaml"))
     overrides = {"settings": settings, "embedder": CheapEmbedder(settings=settings)}
     definitions = build_defs(resource_overrides=overrides)
@@ -54,11 +42,6 @@ def run(project, instance):
         )
 
     return execute
-
-
-def metadata(result, asset):
-    [materialization] = result.asset_materializations_for_node(asset)
-    return {key: value.value for key, value in materialization.metadata.items()}
 
 
 def test_evaluated_datasets_are_put_beside_each_other(project, run):

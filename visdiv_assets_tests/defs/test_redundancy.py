@@ -9,13 +9,14 @@ from PIL import Image
 from visdiv_assets.definitions import build_defs
 from visdiv_assets.defs.resources import EmbedderResource, SettingsResource
 from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets_tests.defs.conftest import metadata
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image
 
 NAMES = ["birds", "test", "cars"]
 ASSETS = [dg.AssetKey("near_duplicates"), dg.AssetKey("benchmark_leakage")]
 
 
-class CheapEmbedder(EmbedderResource):
+class TwoModels(EmbedderResource):
     def open(self, dataset):
         return FakeEmbedder("another" if dataset == "cars" else "fake", batch_size=64)
 
@@ -41,18 +42,10 @@ def project(tmp_path):
 
 
 @pytest.fixture
-def instance(tmp_path):
-    (tmp_path / "dagster").mkdir()
-    quiet = {"telemetry": {"enabled": False}}
-    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster"), overrides=quiet) as instance:
-        instance.add_dynamic_partitions("datasets", NAMES)
-        yield instance
-
-
-@pytest.fixture
 def run(project, instance):
+    instance.add_dynamic_partitions("datasets", NAMES)
     settings = SettingsResource(config_path=str(project / "visdiv.yaml"))
-    overrides = {"settings": settings, "embedder": CheapEmbedder(settings=settings)}
+    overrides = {"settings": settings, "embedder": TwoModels(settings=settings)}
     definitions = build_defs(resource_overrides=overrides)
 
     def execute(job, dataset):
@@ -65,11 +58,6 @@ def run(project, instance):
         )
 
     return execute
-
-
-def metadata(result, asset):
-    [materialization] = result.asset_materializations_for_node(asset)
-    return {key: value.value for key, value in materialization.metadata.items()}
 
 
 def checks(result):

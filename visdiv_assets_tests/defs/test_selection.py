@@ -4,22 +4,17 @@ import dagster as dg
 import pytest
 
 from visdiv_assets.definitions import build_defs
-from visdiv_assets.defs.resources import EmbedderResource, SettingsResource
+from visdiv_assets.defs.resources import SettingsResource
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image
-
-
-class CheapEmbedder(EmbedderResource):
-    def open(self, dataset):
-        return FakeEmbedder(batch_size=64)
+from visdiv_assets_tests.defs.conftest import CheapEmbedder, metadata
+from visdiv_assets_tests.embedding.fakes import write_image
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, instance):
+    instance.add_dynamic_partitions("datasets", ["birds"])
     for number in range(80):
         write_image(tmp_path / "birds" / f"{number:03}.png", number)
-    (tmp_path / "dagster").mkdir()
-    quiet = {"telemetry": {"enabled": False}}
 
     def execute(options, *, evaluated=True):
         (tmp_path / "visdiv.yaml").write_text(
@@ -28,28 +23,21 @@ def run(tmp_path):
         settings = SettingsResource(config_path=str(tmp_path / "visdiv.yaml"))
         overrides = {"settings": settings, "embedder": CheapEmbedder(settings=settings)}
         definitions = build_defs(resource_overrides=overrides)
-        with dg.DagsterInstance.local_temp(str(tmp_path / "dagster"), overrides=quiet) as instance:
-            instance.add_dynamic_partitions("datasets", ["birds"])
-            if evaluated:
-                job = definitions.resolve_job_def("evaluate_dataset")
-                assert job.execute_in_process(partition_key="birds", instance=instance).success
-            return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
-                partition_key="birds",
-                instance=instance,
-                asset_selection=[dg.AssetKey("core_set")],
-                raise_on_error=False,
-            )
+        if evaluated:
+            job = definitions.resolve_job_def("evaluate_dataset")
+            assert job.execute_in_process(partition_key="birds", instance=instance).success
+        return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+            partition_key="birds",
+            instance=instance,
+            asset_selection=[dg.AssetKey("core_set")],
+            raise_on_error=False,
+        )
 
     return execute
 
 
-def metadata(result):
-    [materialization] = result.asset_materializations_for_node("core_set")
-    return {key: value.value for key, value in materialization.metadata.items()}
-
-
 def test_a_core_set_is_chosen_recorded_and_shown(run, tmp_path):
-    told = metadata(run(""))
+    told = metadata(run(""), "core_set")
     assert (told["images"], told["of distinct images"], told["method"]) == (10, 80, "k-centre")
     assert 0 < told["diversity score (plain)"] < 1
     assert "±" in told["random selections (plain)"]
@@ -62,7 +50,7 @@ def test_a_core_set_is_chosen_recorded_and_shown(run, tmp_path):
 
 
 def test_size_and_method_are_settings(run):
-    told = metadata(run(", core_set: {k: 60, method: log-det, trim: 0.1}"))
+    told = metadata(run(", core_set: {k: 60, method: log-det, trim: 0.1}"), "core_set")
     assert (told["images"], told["method"]) == (60, "log-det")
     assert 0 < told["diversity score (corrected for size)"] <= 1
 

@@ -1,7 +1,6 @@
 """Sensors, schedule and checks on Dagster's real SQLite storage."""
 
 import shutil
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 
 from visdiv_assets.definitions import build_defs
 from visdiv_assets.defs.resources import (
-    EmbedderResource,
     SettingsResource,
     StoreResource,
     WarehouseResource,
@@ -22,17 +20,11 @@ from visdiv_assets.defs.sensors import (
     dataset_registry_sensor,
 )
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_images
+from visdiv_assets_tests.defs.conftest import CheapEmbedder
+from visdiv_assets_tests.embedding.fakes import write_images
 from visdiv_assets_tests.notify.receivers import webhook
 
 PHOTOS = sorted((Path(__file__).parents[2] / "examples/demo/photos").glob("*.jpg"))
-
-
-class CheapEmbedder(EmbedderResource):
-    """Real images, real decoding, no model."""
-
-    def open(self, dataset: str):
-        return FakeEmbedder()
 
 
 class World:
@@ -104,12 +96,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    home = tmp_path / "dagster"
-    home.mkdir()
-    quiet = {"telemetry": {"enabled": False}}
-    with dg.DagsterInstance.local_temp(str(home), overrides=quiet) as instance:
-        yield World(tmp_path, instance)
+def world(tmp_path: Path, instance: dg.DagsterInstance) -> World:
+    return World(tmp_path, instance)
 
 
 def partitions(world: World) -> list[str]:

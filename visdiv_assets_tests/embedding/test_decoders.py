@@ -55,7 +55,7 @@ def act(data, decoding, answers):
 decode_worker._answer = act
 decode_worker.main()
 """
-# Half a second is enough to decode a small image on any machine, once the process has started.
+# For what never comes.
 DECODING = Decoding(max_seconds=0.5)
 PATIENT = Decoding(max_seconds=60)
 
@@ -83,11 +83,16 @@ def children():
 
 def until(holds):
     """Wait for what other processes are about to do; /proc may lag behind on a busy machine."""
-    for _ in range(200):
+    for _ in range(1200):
         if holds():
             return
         time.sleep(0.05)
-    raise AssertionError("it did not come about in ten seconds")
+    raise AssertionError("it did not come about in a minute")
+
+
+@pytest.fixture
+def warm_decoders():
+    """None here: these tests are about the start and the end of decoders."""
 
 
 @pytest.fixture(autouse=True)
@@ -264,11 +269,6 @@ def test_a_run_loses_no_image_but_those_that_bring_decoders_down(folder, deadly,
     }
 
 
-class Hasty(FakeEmbedder):
-    decoding = Decoding(max_seconds=3)
-
-
-@pytest.mark.slow
 def test_an_image_that_hangs_is_tried_again_and_undecodable_content_is_not(
     tmp_path, monkeypatch, deadly
 ):
@@ -276,11 +276,21 @@ def test_an_image_that_hangs_is_tried_again_and_undecodable_content_is_not(
     (folder / "hang.png").write_bytes(b"HANG")
     (folder / "crash.png").write_bytes(b"CRASH")
     (folder / "text.png").write_bytes(b"I am no image")
+    decode = Decoders.decode
+
+    def give_up(self, data):
+        # Time is short for this image alone, however slow the machine is.
+        if data == b"HANG":
+            with decoders(DECODING) as hasty:
+                return decode(hasty, data)
+        return decode(self, data)
+
+    monkeypatch.setattr(Decoders, "decode", give_up)
     store = Store(tmp_path / "store")
     read = []
     for _ in range(2):
         source = WatchedSource(folder)
-        index, _ = embed_manifest("x", list_images(source), source, Hasty(), store)
+        index, _ = embed_manifest("x", list_images(source), source, FakeEmbedder(), store)
         assert [name for name, _ in index.failures()] == ["crash.png", "hang.png", "text.png"]
         read.append(sorted(source.read_ids))
     assert read == [

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from visdiv_assets.embedding import pipeline
+from visdiv_assets.embedding import incremental, pipeline
 from visdiv_assets.embedding.decoders import Decoders
 from visdiv_assets.embedding.incremental import embed_manifest
-from visdiv_assets.embedding.pipeline import embed_stream
+from visdiv_assets.embedding.pipeline import FADING_SECONDS, Waits, embed_stream
 from visdiv_assets.embedding.preprocess import decode_image
 from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.spectral.moments import Moments
@@ -40,7 +40,6 @@ from visdiv_assets_tests.embedding.fakes import (
 )
 
 ROOT = Path(__file__).parents[2]
-PHOTOS = ROOT / "examples/demo/photos"
 
 
 @pytest.fixture
@@ -326,7 +325,7 @@ class Meeting(FakeEmbedder):
         self.together = threading.Barrier(2)
 
     def embed(self, pixels):
-        self.together.wait(30)
+        self.together.wait(60)
         return super().embed(pixels)
 
 
@@ -337,33 +336,44 @@ def test_the_model_works_on_as_many_batches_at_once_as_suit_it(folder, store):
 
 
 def test_outcomes_stay_in_order_when_a_later_batch_is_finished_first(folder):
-    class Uneven(FakeEmbedder):
-        calls_at_once = 4
-
-        def embed(self, pixels):
-            vectors = super().embed(pixels)
-            time.sleep(0.2 / len(self.batches))
-            return vectors
-
     source = WatchedSource(folder)
     image_ids = sorted(item.image_id for item in source.items())
+    pixels = np.stack([decode_image((folder / name).read_bytes()) for name in image_ids])
+    later = threading.Event()
+
+    class Uneven(FakeEmbedder):
+        calls_at_once = 2
+
+        def embed(self, batch):
+            vectors = super().embed(batch)
+            if np.array_equal(batch[0], pixels[0]):
+                assert later.wait(60)
+            else:
+                later.set()
+            return vectors
+
     outcomes = list(embed_stream(source, image_ids, Uneven(batch_size=2)))
     assert [outcome.at for outcome in outcomes] == list(range(20))
-    pixels = np.stack([decode_image((folder / name).read_bytes()) for name in image_ids])
     expected = FakeEmbedder(batch_size=20).embed(pixels)
     assert np.array_equal(np.stack([outcome.vector for outcome in outcomes]), expected)
 
 
 def test_the_model_is_given_work_while_the_consumer_is_busy(folder):
     """It works on one batch and has another in line when only the first outcome was taken."""
-    embedder = FakeEmbedder(batch_size=2)
+    second = threading.Event()
+
+    class Watched(FakeEmbedder):
+        def embed(self, pixels):
+            vectors = super().embed(pixels)
+            if len(self.batches) == 2:
+                second.set()
+            return vectors
+
     source = WatchedSource(folder)
-    with contextlib.closing(embed_stream(source, ["000.png"] * 20, embedder)) as outcomes:
+    stream = embed_stream(source, ["000.png"] * 20, Watched(batch_size=2))
+    with contextlib.closing(stream) as outcomes:
         next(outcomes)
-        deadline = time.monotonic() + 30
-        while len(embedder.batches) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        assert second.wait(60)
 
 
 def test_the_model_is_loaded_while_the_first_images_are_decoded(folder, monkeypatch):
@@ -372,14 +382,14 @@ def test_the_model_is_loaded_while_the_first_images_are_decoded(folder, monkeypa
 
     def decode_once_loading(self, data):
         decoding.set()
-        assert loading.wait(30)
+        assert loading.wait(60)
         return decode(self, data)
 
     class Slow(FakeEmbedder):
         @property
         def batch_size(self):
             loading.set()
-            assert decoding.wait(30)
+            assert decoding.wait(60)
             return 4
 
         @batch_size.setter
@@ -406,7 +416,7 @@ def test_as_many_decoders_work_at_once_as_there_are_cpus(folder, monkeypatch):
     decode = Decoders.decode
 
     def meet(self, data):
-        together.wait(30)
+        together.wait(60)
         return decode(self, data)
 
     monkeypatch.setattr(Decoders, "decode", meet)
@@ -414,29 +424,68 @@ def test_as_many_decoders_work_at_once_as_there_are_cpus(folder, monkeypatch):
     assert [outcome.failure for outcome in outcomes] == [None] * 6
 
 
-@pytest.mark.parametrize("stage", ["reading", "decoding", "the model", "writing"])
-def test_progress_names_the_stage_that_sets_the_pace(folder, store, monkeypatch, stage):
-    def slow(function):
-        def slowly(*arguments):
-            time.sleep(0.05)
+class ObservedWaits(Waits):
+    """Time passes for one slow stage alone, while the run waits for it."""
+
+    def __init__(self, slow):
+        self.now, self.stage, self.slow = 0.0, None, slow
+        self.changed = threading.Condition()
+        super().__init__(clock=lambda: self.now)
+
+    @contextlib.contextmanager
+    def on(self, stage):
+        with super().on(stage):
+            self._set(stage)
+            try:
+                yield
+            finally:
+                self._set(None)
+
+    def _set(self, stage):
+        with self.changed:
+            self.stage = stage
+            self.changed.notify_all()
+
+    def slowly(self, function):
+        def work(*arguments):
+            with self.changed:
+                assert self.changed.wait_for(lambda: self.stage == self.slow, 60)
+                self.now += 1
             return function(*arguments)
 
-        return slowly
+        return work
 
+
+@pytest.mark.parametrize("stage", ["reading", "decoding", "the model", "writing"])
+def test_progress_names_the_stage_that_sets_the_pace(folder, store, monkeypatch, stage):
+    waits = ObservedWaits(stage)
+    monkeypatch.setattr(incremental, "Waits", lambda: waits)
     embedder, source = FakeEmbedder(batch_size=1), WatchedSource(folder)
     if stage == "reading":
         read_all = source.read_all
-        source.read_all = lambda image_ids: map(slow(lambda read: read), read_all(image_ids))
+        source.read_all = lambda ids: map(waits.slowly(lambda read: read), read_all(ids))
     elif stage == "decoding":
-        monkeypatch.setattr(Decoders, "decode", slow(Decoders.decode))
+        monkeypatch.setattr(Decoders, "decode", waits.slowly(Decoders.decode))
         monkeypatch.setattr(pipeline, "usable_cpus", lambda: 1)
     elif stage == "the model":
-        embedder.embed = slow(embedder.embed)
+        embedder.embed = waits.slowly(embedder.embed)
     else:
-        monkeypatch.setattr(SegmentWriter, "add", slow(SegmentWriter.add))
+        monkeypatch.setattr(SegmentWriter, "add", waits.slowly(SegmentWriter.add))
     named = []
     run(source, store, embedder, on_progress=lambda *numbers: named.append(numbers[-1]))
     assert named[-1] == stage
+
+
+def test_the_stage_that_was_slow_long_ago_is_forgotten():
+    now = 0.0
+    waits = Waits(clock=lambda: now)
+    for stage, seconds in (("reading", FADING_SECONDS - 1), ("writing", FADING_SECONDS - 2)):
+        with waits.on(stage):
+            now += seconds
+    assert waits.bottleneck == "reading"
+    with waits.on("writing"):
+        now += FADING_SECONDS
+    assert waits.bottleneck == "writing"
 
 
 # --- interrupted, damaged, shared ---
@@ -515,69 +564,94 @@ def test_what_a_killed_writer_left_behind_is_ignored(folder, store, caplog):
     assert not caplog.messages
 
 
-# Embeds photographs, slowly and in segments of 5, and prints what was embedded.
-SLOW_RUN = """
-import sys, time
+# Embeds images in segments of 5, and prints what was embedded. The model begins when it is told to,
+# and breaks off without an end after a number of images.
+RUN = """
+import sys, threading
 from pathlib import Path
+from visdiv_assets.embedding.incremental import embed_manifest
+from visdiv_assets.sources.directory import DirectorySource
+from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.store import segments
 from visdiv_assets.store.store import Store
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder
-from visdiv_assets_tests.embedding.test_pipeline import run
 
 segments.SEGMENT_ROWS = 5
 
-class SlowEmbedder(FakeEmbedder):
+class Supervised(FakeEmbedder):
     def embed(self, pixels):
-        time.sleep(float(sys.argv[3]) * len(pixels))
+        if not self.batches:
+            print("ready", flush=True)
+            sys.stdin.readline()
+        if sum(self.batches) >= int(sys.argv[3]):
+            threading.Event().wait()
         return super().embed(pixels)
 
-index, embedded = run(Path(sys.argv[1]), Store(sys.argv[2]), SlowEmbedder())
+source = DirectorySource(Path(sys.argv[1]))
+store = Store(sys.argv[2])
+index, embedded = embed_manifest("dataset", list_images(source), source, Supervised(), store)
 print(index.n_images, embedded)
 """
 
 
-def start_slow_run(store, seconds_an_image):
-    return subprocess.Popen(
-        [sys.executable, "-c", SLOW_RUN, PHOTOS, store.root, str(seconds_an_image)],
+@contextlib.contextmanager
+def run_elsewhere(folder, store, until=1_000_000):
+    """A process in which the model is about to embed its first images."""
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN, folder, store.root, str(until)],
         cwd=ROOT,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """The demo photographs as the cheap model sees them, in one run; store and index."""
-    store = Store(tmp_path_factory.mktemp("uninterrupted"))
-    return store, run(PHOTOS, store)[0]
+def go_on(process):
+    process.stdin.write("\n")
+    process.stdin.flush()
 
 
-def test_after_kills_at_any_moment_only_what_is_missing_is_embedded(store, uninterrupted):
-    for enough in (1, 12):
-        process = start_slow_run(store, 0.02)
-        while len(store.segment_names("fake")) < enough:
-            assert process.poll() is None
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    process.stdout.close()
+@pytest.fixture
+def many(tmp_path):
+    return write_images(tmp_path / "many", 60)
+
+
+def test_after_kills_only_what_is_missing_is_embedded(many, store, tmp_path):
+    # Of what the model gave, its last two batches of four may not have been taken yet.
+    for enough, until in ((1, 14), (4, 26)):
+        with run_elsewhere(many, store, until) as process:
+            go_on(process)
+            while len(store.segment_names("fake")) < enough:
+                assert process.poll() is None
+                time.sleep(0.005)
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
     committed = len(store.key_index("fake"))
-    assert 60 <= committed < 213
-    index, embedded = run(PHOTOS, store)
-    assert (index.n_images, embedded) == (213, 213 - committed)
+    assert 20 <= committed < 60
+    index, embedded = run(many, store)
+    assert (index.n_images, embedded) == (60, 60 - committed)
 
-    expected_store, expected_index = uninterrupted
-    assert stored_rows(store) == stored_rows(expected_store)
-    score = diversity(add_up(store, index)).score
-    assert score == diversity(add_up(expected_store, expected_index)).score
+    other = Store(tmp_path / "uninterrupted")
+    expected, _ = run(many, other)
+    assert stored_rows(store) == stored_rows(other)
+    assert diversity(add_up(store, index)).score == diversity(add_up(other, expected)).score
 
 
-def test_two_processes_may_embed_one_dataset_into_one_store(store, uninterrupted):
-    processes = [start_slow_run(store, 0.005) for _ in range(2)]
-    results = [process.communicate()[0].split() for process in processes]
-    assert [n_images for n_images, _ in results] == ["213", "213"]
-    assert stored_rows(store) == stored_rows(uninterrupted[0])
-    assert run(PHOTOS, store, UnloadedEmbedder())[1] == 0
+def test_two_processes_may_embed_one_dataset_into_one_store(many, store, tmp_path):
+    with run_elsewhere(many, store) as one, run_elsewhere(many, store) as two:
+        for process in (one, two):
+            go_on(process)
+        results = [process.communicate()[0].split() for process in (one, two)]
+    assert [n_images for n_images, _ in results] == ["60", "60"]
+    other = Store(tmp_path / "alone")
+    run(many, other)
+    assert stored_rows(store) == stored_rows(other)
+    assert run(many, store, UnloadedEmbedder())[1] == 0
 
 
 def test_the_score_is_the_same_to_the_last_bit_however_the_work_is_cut(

@@ -50,7 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def webhook() -> Iterator[Webhook]:
     server = Webhook()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield server
     finally:

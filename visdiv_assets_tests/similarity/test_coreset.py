@@ -128,7 +128,7 @@ def plain_k_centre(rows, k):
 
 def test_k_centre_chooses_what_a_plain_loop_chooses_of_real_rows_with_copies(icons):
     rows = np.concatenate([icons[:1500], icons[:1500:3], icons[1500:2500]])
-    assert select_diverse_samples(rows, 300).tolist() == plain_k_centre(rows, 300)
+    assert select_diverse_samples(rows, 120).tolist() == plain_k_centre(rows, 120)
 
 
 @pytest.mark.parametrize("size", [1, 7, 64])
@@ -269,7 +269,7 @@ def test_weights_say_what_is_to_be_represented():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_number_of_threads_and_no_size_of_blocks_changes_the_selection(method, monkeypatch):
-    rows = np.random.default_rng(0).standard_normal((3 * BLOCK_ROWS + 1, 64), dtype=np.float32)
+    rows = np.random.default_rng(0).standard_normal((2 * BLOCK_ROWS + 1, 64), dtype=np.float32)
     rows = np.concatenate([rows, rows[::7]])
     selections = []
     for threads, size in ((1, BLOCK_ROWS), (2, BLOCK_ROWS), (2, 999)):
@@ -279,13 +279,21 @@ def test_no_number_of_threads_and_no_size_of_blocks_changes_the_selection(method
     assert selections[0] == selections[1] == selections[2]
 
 
-@pytest.mark.parametrize("k", [50, 200])
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_beats_each_of_twenty_random_selections_of_real_embeddings(icons, method, k):
+@pytest.fixture(scope="module")
+def best_at_random(icons):
+    """The highest score of twenty random selections, by their size."""
     score = DiversityCalculator().calculate
-    draws = [np.random.default_rng(seed).choice(len(icons), k, replace=False) for seed in range(20)]
-    chosen = select_diverse_samples(icons, k, method)
-    assert score(icons[chosen]) > max(score(icons[draw]) for draw in draws)
+    draws = [np.random.default_rng(seed).permutation(len(icons)) for seed in range(20)]
+    return {k: max(score(icons[draw[:k]]) for draw in draws) for k in (50, 200)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_beats_each_of_twenty_random_selections_of_real_embeddings(
+    icons, best_at_random, method
+):
+    chosen = select_diverse_samples(icons, 200, method)
+    for k, best in best_at_random.items():
+        assert DiversityCalculator().calculate(icons[chosen[:k]]) > best
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -28,7 +28,7 @@ def s3_server(wrap: Callable[[Any], Any] | None = None) -> Iterator[str]:
         return
     app = wrap(create_backend_app("s3"))
     web = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=web.serve_forever, daemon=True)
+    thread = threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{web.server_port}"
@@ -47,7 +47,7 @@ def http_server(folder: Path) -> Iterator[str]:
     """The address of a web server with the files of a folder."""
     handler = functools.partial(_Quiet, directory=str(folder))
     web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=web.serve_forever, daemon=True)
+    thread = threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{web.server_port}"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import obstore
@@ -21,8 +22,13 @@ from visdiv_assets_tests.sources.servers import SECRET, http_server, s3_server
 
 
 def scores_the_same_and_embeds_nothing(demo: Demo, source: SourceSettings) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = shutil.copytree(demo.root, Path(folder) / "store")
+        scores_the_same(demo, source, Store(root), Warehouse(root / "visdiv.duckdb"))
+
+
+def scores_the_same(demo: Demo, source: SourceSettings, store: Store, warehouse: Warehouse) -> None:
     name = "again"
-    store, warehouse = Store(demo.root), Warehouse(demo.root / "visdiv.duckdb")
     embedder = SSCDEmbedder(ONNX_CHECKPOINT)
     evaluation, embedded = evaluate(name, open_source(source), embedder, store, warehouse)
     assert embedded.n_new == 0

@@ -283,26 +283,42 @@ def test_eight_processes_that_create_and_write_one_file_at_once_lose_nothing(war
 
 
 @pytest.fixture
-def busy(warehouse):
-    """A warehouse that another process holds for half a second, in which it adds an evaluation."""
+def busy(warehouse, monkeypatch):
+    """A warehouse that another process holds until this one has met its lock.
+
+    Before it lets go, it adds an evaluation.
+    """
     warehouse.record(make(evaluation_id="before"), SPECTRUM)
+    connect, met = duckdb.connect, []
     with subprocess.Popen(
         [
             sys.executable,
             "-c",
-            "import duckdb, sys, time\n"
+            "import duckdb, sys\n"
             "connection = duckdb.connect(sys.argv[1])\n"
             "print('locked', flush=True)\n"
-            "time.sleep(0.5)\n"
+            "sys.stdin.read()\n"
             "connection.execute(\"INSERT INTO evaluations SELECT * REPLACE ('meanwhile' AS"
             ' evaluation_id) FROM evaluations")\n',
             str(warehouse.path),
         ],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
+
+        def connect_or_say_so(*arguments, **options):
+            try:
+                return connect(*arguments, **options)
+            except duckdb.Error as error:
+                met.append(error)
+                process.stdin.close()
+                raise
+
+        monkeypatch.setattr(duckdb, "connect", connect_or_say_so)
         yield warehouse
+    assert met
 
 
 def ids(warehouse: Warehouse) -> set[str]:

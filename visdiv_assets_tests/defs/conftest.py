@@ -1,0 +1,42 @@
+"""What the tests of Dagster's side share: its real SQLite storage, and a cheap model."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from visdiv_assets.defs.resources import EmbedderResource
+from visdiv_assets_tests.embedding.fakes import FakeEmbedder
+
+QUIET = {"telemetry": {"enabled": False}}
+
+
+class CheapEmbedder(EmbedderResource):
+    """Real images, real decoding, no model."""
+
+    def open(self, dataset: str) -> FakeEmbedder:
+        return FakeEmbedder(batch_size=64)
+
+
+@pytest.fixture(scope="session")
+def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dagster's databases with all their tables: to create them takes longer than most tests."""
+    home = tmp_path_factory.mktemp("dagster")
+    with dg.DagsterInstance.local_temp(str(home), overrides=QUIET) as instance:
+        instance.get_dynamic_partitions("datasets")
+    return home
+
+
+@pytest.fixture
+def instance(tmp_path: Path, empty_home: Path) -> Iterator[dg.DagsterInstance]:
+    home = shutil.copytree(empty_home, tmp_path / "dagster")
+    with dg.DagsterInstance.local_temp(str(home), overrides=QUIET) as instance:
+        yield instance
+
+
+def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, object]:
+    """What the materialization of an asset in a run says."""
+    [materialization] = result.asset_materializations_for_node(asset)
+    return {key: value.value for key, value in materialization.metadata.items()}
