@@ -68,7 +68,7 @@ def birds():
 def test_what_was_never_evaluated_is_an_error_in_one_sentence(visdiv, command):
     result = visdiv(command, "birds", *(["frames"] if command == "acquire" else []), code=1)
     assert result.stdout == ""
-    assert result.stderr == "error: birds was never evaluated; visdiv score birds does that\n"
+    assert result.stderr == "error: birds has never been evaluated; run `visdiv score birds`\n"
 
 
 @pytest.mark.parametrize("command", ["axes", "augment", "acquire"])

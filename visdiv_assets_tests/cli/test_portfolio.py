@@ -91,7 +91,7 @@ COMMANDS = [("compare",), ("mix",), ("slices",), ("drift",)]
 def test_what_was_never_evaluated_is_an_error_in_one_sentence(visdiv, command, name):
     result = visdiv(*command, name, code=1)
     assert result.stdout == ""
-    assert result.stderr == (f"error: {name} was never evaluated; visdiv score {name} does that\n")
+    assert result.stderr == (f"error: {name} has never been evaluated; run `visdiv score {name}`\n")
 
 
 @pytest.mark.parametrize("command", ["compare", "mix"])

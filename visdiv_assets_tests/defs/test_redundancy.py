@@ -141,4 +141,4 @@ def test_a_dataset_that_was_never_scored_fails_with_one_sentence(run):
         if event.is_step_failure
     }
     assert set(reasons) == {"near_duplicates", "benchmark_leakage"}
-    assert set(reasons.values()) == {"birds was never evaluated; visdiv score birds does that"}
+    assert set(reasons.values()) == {"birds has never been evaluated; run `visdiv score birds`"}
