@@ -1,6 +1,6 @@
 """Visual diversity of image datasets: the public Python API.
 
-Names are loaded when first used, so that importing the package stays fast and light.
+Names are loaded on first use, so importing the package stays fast.
 """
 
 import importlib

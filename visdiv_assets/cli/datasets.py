@@ -227,7 +227,7 @@ def failures(
         warehouse = open_project(config).warehouse
         failed = warehouse.failures(name)
         if not failed and not warehouse.history(name):
-            raise VisdivError(f"{name!r} has not been evaluated")
+            raise VisdivError(f"{name!r} has never been evaluated")
     if paths:
         for image in failed:
             print(visible(image.image_id))
@@ -280,5 +280,5 @@ def _settings_file(config: Path | None) -> Path:
 
     path = config or find_settings()
     if path is None:
-        raise VisdivError("there is no visdiv.yaml here; run visdiv init to create one")
+        raise VisdivError("there is no visdiv.yaml here; run `visdiv init` to create one")
     return path

@@ -268,5 +268,5 @@ def _newest(names: list[str] | None, project: "Project") -> "list[Evaluation]":
         return project.warehouse.newest_evaluations(names)
     evaluated = project.evaluated()
     if not evaluated:
-        raise VisdivError("no registered dataset has been evaluated yet; run visdiv score")
+        raise VisdivError("no registered dataset has been evaluated yet; run `visdiv score`")
     return evaluated

@@ -1,5 +1,5 @@
-"""Telling people: what an alert says, and getting it delivered through Apprise.
+"""Notifications: the text of alerts, and their delivery through Apprise.
 
-Not here: which changes are worth an alert (`quality/`), and where alerts wait (`warehouse/`).
+Not here: which changes raise an alert (`quality/`), and the outbox of alerts (`warehouse/`).
 Start at `delivery.py`.
 """

@@ -1,8 +1,8 @@
-"""Getting alerts to every target, each once.
+"""Delivering each alert once to every target.
 
-Here: which target is due, back-off, and recording what a service accepted. Apprise does the
-sending. An alert is recorded as delivered only after the service took it, so one that is sent
-while the process dies may be sent again, but none is lost.
+Here: which target is due, back-off, and recording what a service accepted. Apprise sends the
+messages. An alert is recorded as delivered only after the service accepted it. So no alert is
+lost, but if the process dies in between, one may be sent twice.
 """
 
 import hashlib
@@ -19,18 +19,18 @@ from visdiv_assets.warehouse.warehouse import Warehouse
 FIRST_RETRY = timedelta(seconds=15)
 LONGEST_RETRY = timedelta(hours=1)
 
-# More than any title of ours has.
+# Longer than any of our titles.
 TITLE = 400
 
 
 class Target:
-    """One place that alerts go to: a URL as Apprise understands it.
+    """One recipient of alerts, given by an Apprise URL.
 
     Args:
-        url: such as `slack://…`, `mailto://…`, `json://host/path`; it may hold secrets.
+        url: such as `slack://…`, `mailto://…`, `json://host/path`; it may contain secrets.
 
     Raises:
-        VisdivError: no service understands the URL. The message does not hold it.
+        VisdivError: Apprise does not recognise the URL. The message does not contain the URL.
     """
 
     def __init__(self, url: str) -> None:
@@ -39,28 +39,30 @@ class Target:
         self._apprise = apprise.Apprise()
         if not self._apprise.add(url):
             scheme = url.partition("://")[0]
-            raise VisdivError(f"an alert URL that begins with {scheme!r} is not understood")
+            raise VisdivError(
+                f"Apprise does not recognise the alert URL that starts with {scheme!r}"
+            )
         service = self._apprise[0]
         self.label = f"{service.service_name} {getattr(service, 'host', '') or ''}".strip()
-        # A service without titles gets them as the first line of the text.
+        # Services without titles get the title as the first line of the text.
         title = 0 if service.title_maxlen > 0 else TITLE
         self.longest = max(service.body_maxlen - title, 0) or LONGEST
-        # The URL holds secrets, so the store knows a target by a hash.
+        # The URL may contain secrets, so the store identifies a target by a hash.
         self.id = hashlib.sha256(url.encode()).hexdigest()[:16]
 
     def send(self, message: Message) -> str | None:
-        """Send now; None when the service accepted it, else what went wrong."""
+        """Send a message; returns None if the service accepted it, else what went wrong."""
         import apprise
 
         logs = apprise.LogCapture(level=logging.WARNING, fmt="%(message)s")  # type: ignore[no-untyped-call]
         with logs as log:
             accepted = bool(self._apprise.notify(title=message.title, body=message.body))
             said = " ".join(log.getvalue().split())
-        return None if accepted else (said or "the service did not accept it")[:300]
+        return None if accepted else (said or "the service did not accept the message")[:300]
 
 
 def targets_of(settings: AlertSettings) -> tuple[list[Target], list[str]]:
-    """The targets that the settings name, and what is wrong with the others."""
+    """The targets in the settings, and an error message for each invalid one."""
     targets, problems = [], []
     for url in settings.urls:
         try:
@@ -72,7 +74,7 @@ def targets_of(settings: AlertSettings) -> tuple[list[Target], list[str]]:
 
 @dataclass(frozen=True)
 class Delivered:
-    """What a round of deliveries did to one target."""
+    """The result of a round of deliveries for one target."""
 
     target: str
     n_alerts: int
@@ -86,9 +88,9 @@ def deliver_due(
     dagster_url: str,
     now: datetime | None = None,
 ) -> list[Delivered]:
-    """Send every target what is due, several alerts in one message, and record what was accepted.
+    """Send each target its due alerts as one message, and record what was accepted.
 
-    No connection is held while a service is being talked to.
+    No database connection is open while a message is being sent.
     """
     now = now or datetime.now(UTC)
     report: list[Delivered] = []
@@ -109,7 +111,7 @@ def deliver_due(
 
 
 def retry_delay(attempts: int) -> timedelta:
-    """How long to wait after so many earlier attempts: 15 s, doubling, an hour at most.
+    """How long to wait after a number of earlier attempts: 15 s, doubling up to an hour.
 
     Example:
         >>> [retry_delay(attempts).total_seconds() for attempts in (0, 1, 2, 20)]

@@ -1,6 +1,6 @@
-"""What an alert says.
+"""The text of alerts.
 
-Here: words. Not here: how they reach anyone.
+Here: wording. Not here: delivery (`delivery.py`).
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ BEGAN = {
     Condition.BELOW_THRESHOLD: "fell below its threshold",
     Condition.DROPPED: "dropped out of its usual range",
     Condition.NOT_EVALUATED: "could not be evaluated",
-    Condition.STALE: "has not been evaluated for more than 26 hours",
+    Condition.STALE: "has never been evaluated for more than 26 hours",
 }
 ENDED = {
     Condition.BELOW_THRESHOLD: "has recovered",
@@ -25,31 +25,31 @@ ENDED = {
 
 
 class Message(NamedTuple):
-    """A title of one line, and a body in plain text."""
+    """A one-line title and a plain-text body."""
 
     title: str
     body: str
 
 
-# What Apprise takes to be the most that a service takes, where it knows no better.
+# Apprise's limit for services whose own limit it does not know.
 LONGEST = 32_768
 
 
 def compose(due: Sequence[DueAlert], dagster_url: str, longest: int = LONGEST) -> Message:
-    """One message for all that is to be told now; several alerts become a digest.
+    """One message for all alerts that are due; several alerts become a digest.
 
-    What would be too long becomes a line for each alert, and no more lines than fit.
+    If the text is too long, each alert gets one line, for as many alerts as fit.
 
     Args:
-        due: at least one, oldest first.
-        dagster_url: where Dagster's UI is, for links to runs.
-        longest: characters that the service takes.
+        due: at least one alert, oldest first.
+        dagster_url: address of Dagster's UI, for links to runs.
+        longest: number of characters that the service accepts.
 
     Raises:
         ValueError: there are no alerts.
     """
     if not due:
-        raise ValueError("there is nothing to tell")
+        raise ValueError("a message needs at least one alert")
     if len(due) == 1:
         title = f"visdiv: {headline(due[0].alert)}"
     else:
@@ -64,7 +64,7 @@ def compose(due: Sequence[DueAlert], dagster_url: str, longest: int = LONGEST) -
 def _shortened(due: Sequence[DueAlert], body: str, longest: int) -> str:
     if len(due) == 1:
         return body[: longest - 1] + "…"
-    lines, left = [], longest - len("\n… and 1,000,000 more: visdiv alerts list")
+    lines, left = [], longest - len("\n… and 1,000,000 more; run `visdiv alerts list`")
     for each in due:
         line = headline(each.alert)
         left -= len(line) + 1
@@ -72,7 +72,7 @@ def _shortened(due: Sequence[DueAlert], body: str, longest: int) -> str:
             break
         lines.append(line)
     if len(lines) < len(due):
-        lines.append(f"… and {len(due) - len(lines):,} more: visdiv alerts list")
+        lines.append(f"… and {len(due) - len(lines):,} more; run `visdiv alerts list`")
     return "\n".join(lines)
 
 
@@ -104,7 +104,7 @@ def _describe(due: DueAlert, dagster_url: str) -> str:
 
 
 def _other_score(due: DueAlert) -> str:
-    """The score that was not judged, and the interval of the corrected one."""
+    """The score that the threshold does not apply to, and the corrected score's interval."""
     if due.corrected_score is None:
         return f"corrected for size: {TOO_FEW}"
     interval = f"{due.corrected_low:.3f} to {due.corrected_high:.3f}"

@@ -1,5 +1,5 @@
-"""Judging an evaluation: what is measured, against which limit, and what to do about it.
+"""Judging an evaluation: what was measured, against which limit, and what to do about it.
 
 Not here: reading evaluations, Dagster's checks, sending alerts. Decisions are pure functions.
-Start at `verdicts.py` for checks, at `conditions.py` for what raises an alert.
+Start at `verdicts.py` for checks, or at `conditions.py` for what raises an alert.
 """

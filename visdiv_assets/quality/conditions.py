@@ -1,7 +1,7 @@
-"""Conditions that people want to hear of: when one begins, and when it ends.
+"""Conditions that raise an alert when they begin or end.
 
-Here: which conditions an evaluation is in, and the likely reason. Not here: remembering them
-(`warehouse/`), telling people (`notify/`).
+Here: which conditions hold after an evaluation, and the likely reason. Not here: storing them
+(`warehouse/`), sending alerts (`notify/`).
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from visdiv_assets.quality.verdicts import Verdict
 
 
 class Condition(StrEnum):
-    """What may be wrong with a dataset. A change, not the condition itself, is worth an alert."""
+    """What can be wrong with a dataset. Only a change of a condition raises an alert."""
 
     BELOW_THRESHOLD = "below_threshold"
     DROPPED = "dropped"
@@ -21,13 +21,13 @@ class Condition(StrEnum):
 
 @dataclass(frozen=True)
 class State:
-    """Whether a dataset is in a condition, and why.
+    """Whether a condition holds for a dataset, and why.
 
     Attributes:
         condition: which one.
         active: whether it holds.
-        reason: for people; what is likely behind it.
-        threshold: that was judged against, where there is one.
+        reason: the likely reason, as text for users.
+        threshold: limit that was exceeded or met; None if the condition has none.
     """
 
     condition: Condition
@@ -36,13 +36,13 @@ class State:
     threshold: float | None = None
 
 
-# The end of these is good news worth telling; a drop ends when the history has got used to it.
+# Conditions whose end raises an alert. A drop also ends when the lower scores become the history.
 ENDS_ARE_TOLD = frozenset({Condition.BELOW_THRESHOLD, Condition.NOT_EVALUATED, Condition.STALE})
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the likely reason of a change is read from; of one evaluation."""
+    """The facts about one evaluation from which the likely reason of a change is derived."""
 
     n_images: int
     n_distinct: int
@@ -53,9 +53,9 @@ class Facts:
 def states_of_evaluation(
     score: Verdict, drop: Verdict, threshold: float, reason: str
 ) -> tuple[State, ...]:
-    """The conditions that a successful evaluation is in, judged by its verdicts.
+    """The state of each condition after a successful evaluation, according to its verdicts.
 
-    Having been evaluated, it is neither unevaluated nor stale.
+    A dataset that was just evaluated is neither "not evaluated" nor stale.
     """
     below = not score.passed and score.severity == "ERROR"
     return (
@@ -67,23 +67,23 @@ def states_of_evaluation(
 
 
 def likely_reason(now: Facts, before: Facts | None) -> str:
-    """What probably moved a score, from what is known without looking at images.
+    """What probably changed a score, as far as counts and the model tell.
 
     Example:
         >>> before = Facts(100, 100, 0, "m")
         >>> likely_reason(Facts(400, 100, 0, "m"), before)
-        '300 of 400 images are exact copies of others (before: 0); 300 images more than before'
+        '300 of 400 images are exact copies of others (before: 0); 300 more images than before'
     """
     parts = []
     if before is not None and now.model_id != before.model_id:
-        parts.append("another model made the embeddings")
+        parts.append("the embeddings come from a different model")
     copies = now.n_images - now.n_distinct
     if copies:
         earlier = "" if before is None else f" (before: {before.n_images - before.n_distinct:,})"
         parts.append(f"{copies:,} of {now.n_images:,} images are exact copies of others{earlier}")
     if before is not None and now.n_images != before.n_images:
         change = now.n_images - before.n_images
-        parts.append(f"{abs(change):,} images {'more' if change > 0 else 'fewer'} than before")
+        parts.append(f"{abs(change):,} {'more' if change > 0 else 'fewer'} images than before")
     if now.n_failed and (before is None or now.n_failed > before.n_failed):
         parts.append(f"{now.n_failed:,} images could not be embedded")
-    return "; ".join(parts) or "the images have become more alike"
+    return "; ".join(parts) or "the images became more similar to each other"

@@ -1,4 +1,4 @@
-"""One function for each check; each returns a verdict.
+"""One function per check; each returns a verdict.
 
 Here: thresholds and comparisons. Not here: where the numbers come from.
 """
@@ -21,7 +21,7 @@ FAILURES_ERROR = 0.05
 ENOUGH_IMAGES = 1000
 STALE_AFTER = timedelta(hours=26)
 
-# Rows are kept as float16, whose rounding moves a norm by less than this.
+# Embeddings are stored as float16; its rounding changes a norm by less than this.
 NORM_TOLERANCE = 2e-3
 
 Measured = dict[str, float | int | str]
@@ -32,10 +32,10 @@ class Verdict:
     """What a check found.
 
     Attributes:
-        passed: whether all is well.
-        severity: how bad it is if not.
-        finding: what was measured against what, in a sentence.
-        advice: what to do about it; empty when all is well.
+        passed: whether the check passed.
+        severity: how serious a failure is.
+        finding: what was measured and against which limit, in a sentence.
+        advice: what to do about it; empty if the check passed.
         measured: the numbers, by name.
     """
 
@@ -47,12 +47,12 @@ class Verdict:
 
     @property
     def text(self) -> str:
-        """Finding and advice, for people."""
+        """Finding and advice in one text."""
         return ". ".join(filter(None, [self.finding, self.advice]))
 
 
 def judge_score(score: float | None, threshold: float) -> Verdict:
-    """ERROR below the dataset's threshold, WARN below 0.40, and where too few images tell.
+    """ERROR below the dataset's threshold, WARN below 0.40 or with too few images to score.
 
     Example:
         >>> judge_score(0.28, threshold=0.30).severity
@@ -62,7 +62,7 @@ def judge_score(score: float | None, threshold: float) -> Verdict:
         return Verdict(
             passed=False,
             severity="WARN",
-            finding="there are too few different images to tell how diverse the dataset is",
+            finding="there are too few distinct images to tell how diverse the dataset is",
             advice="add images; a few dozen are enough for a first estimate",
             measured={"threshold": threshold},
         )
@@ -71,7 +71,7 @@ def judge_score(score: float | None, threshold: float) -> Verdict:
         return Verdict(
             passed=False,
             finding=f"the diversity score {score:.3f} is below the threshold {threshold:.2f}",
-            advice="look for redundant images and dominant groups, and add images of what is rare",
+            advice="look for redundant images and dominant groups, and add images of rare kinds",
             measured=measured,
         )
     if score < GOOD_SCORE:
@@ -79,23 +79,23 @@ def judge_score(score: float | None, threshold: float) -> Verdict:
             passed=False,
             severity="WARN",
             finding=f"the diversity score {score:.3f} is above the threshold {threshold:.2f} but "
-            f"below {GOOD_SCORE:.2f}, what is called good",
-            advice="augmentation or more varied sources would help",
+            f'below {GOOD_SCORE:.2f}, where the rating "Good" starts',
+            advice="augment the images or add more varied sources",
             measured=measured,
         )
     return Verdict(True, f"the diversity score is {score:.3f}", measured=measured)
 
 
 def judge_drop(score: float | None, history: Sequence[float]) -> Verdict:
-    """Whether a score fell out of the dataset's own range.
+    """WARN when a score fell below the dataset's usual range.
 
-    It must lie both DROP_Z robust standard deviations (1.4826 · median absolute deviation) and
-    DROP_LEAST below the median of the last DROP_HISTORY scores. A history that never moved has
-    deviation 0: then the absolute change alone decides.
+    A drop must be at least DROP_Z robust standard deviations (1.4826 · median absolute deviation)
+    and at least DROP_LEAST below the median of the last DROP_HISTORY scores. If the history never
+    changed, its deviation is 0, and only DROP_LEAST counts.
 
     Args:
-        score: the newest; None where too few images tell.
-        history: those before it, of the same model, oldest first.
+        score: the newest score; None if there were too few images.
+        history: earlier scores of the same model, oldest first.
 
     References:
         Iglewicz & Hoaglin, "How to detect and handle outliers", 1993 (3.5 for the robust z-score).
@@ -106,11 +106,11 @@ def judge_drop(score: float | None, history: Sequence[float]) -> Verdict:
     """
     recent = list(history[-DROP_HISTORY:])
     if score is None:
-        return Verdict(True, "there are too few different images to tell")
+        return Verdict(True, "there are too few distinct images to tell")
     if len(recent) < DROP_WARM_UP:
         return Verdict(
             True,
-            f"{len(recent)} earlier evaluations; a drop is judged from {DROP_WARM_UP} on",
+            f"there are {len(recent)} earlier evaluations; detecting a drop takes {DROP_WARM_UP}",
             measured={"earlier evaluations": len(recent)},
         )
     median = statistics.median(recent)
@@ -124,18 +124,23 @@ def judge_drop(score: float | None, history: Sequence[float]) -> Verdict:
         "drop": drop,
     }
     if z < DROP_Z or drop < DROP_LEAST:
-        return Verdict(True, f"{score:.3f} is in the usual range ({median:.3f})", measured=measured)
+        return Verdict(
+            True,
+            f"the diversity score {score:.3f} is in its usual range (median {median:.3f})",
+            measured=measured,
+        )
     return Verdict(
         passed=False,
         severity="WARN",
-        finding=f"the diversity score fell to {score:.3f} from a usual {median:.3f}",
-        advice="compare the newest manifest with the one before: what was added, what is gone?",
+        finding=f"the diversity score fell to {score:.3f} from a median of {median:.3f}",
+        advice="compare the newest manifest with the previous one to see which images were added "
+        "or removed",
         measured=measured,
     )
 
 
 def judge_failures(n_images: int, n_failed: int) -> Verdict:
-    """WARN when over 1 % of the images cannot be embedded, ERROR over 5 %.
+    """WARN when more than 1 % of the images could not be embedded, ERROR above 5 %.
 
     Example:
         >>> judge_failures(n_images=98, n_failed=2).severity
@@ -148,7 +153,7 @@ def judge_failures(n_images: int, n_failed: int) -> Verdict:
         passed=rate <= FAILURES_WARN,
         severity="ERROR" if rate > FAILURES_ERROR else "WARN",
         finding=finding,
-        advice="" if rate <= FAILURES_WARN else "the reasons are in the asset sscd_embeddings",
+        advice="" if rate <= FAILURES_WARN else "`visdiv failures` lists the images and reasons",
         measured={"failed": n_failed, "images": total, "rate": rate},
     )
 
@@ -156,23 +161,25 @@ def judge_failures(n_images: int, n_failed: int) -> Verdict:
 def judge_embeddings(
     n_rows: int, n_images: int, n_failed: int, n_listed: int, norm_error: float
 ) -> Verdict:
-    """Whether there is a finite unit vector for each image that did not fail.
+    """ERROR unless each image that did not fail has a finite unit vector.
 
     Args:
-        n_rows: vectors that the moments were made of.
-        n_images: images that have one, by the index.
-        n_failed: images that have none, by the index.
+        n_rows: vectors that the moments were computed from.
+        n_images: images with a vector, according to the index.
+        n_failed: images without one, according to the index.
         n_listed: images in the manifest.
-        norm_error: largest | ‖x‖ − 1 | of any vector; NaN where one is not finite.
+        norm_error: largest | ‖x‖ − 1 | of any vector; NaN if a vector is not finite.
     """
     measured: Measured = {"vectors": n_rows, "listed": n_listed, "largest norm error": norm_error}
     problems = []
     if n_images + n_failed != n_listed:
-        problems.append(f"the index has {n_images + n_failed:,} images, the manifest {n_listed:,}")
+        problems.append(
+            f"the index lists {n_images + n_failed:,} images, but the manifest lists {n_listed:,}"
+        )
     if n_rows != n_images:
         problems.append(f"there are {n_rows:,} vectors for {n_images:,} images")
     if not norm_error <= NORM_TOLERANCE:
-        problems.append(f"a vector's norm is off by {norm_error:.3g}")
+        problems.append(f"the norm of a vector differs from 1 by {norm_error:.3g}")
     if problems:
         return Verdict(
             passed=False,
@@ -180,11 +187,11 @@ def judge_embeddings(
             advice="run `visdiv doctor`, then materialise sscd_embeddings again",
             measured=measured,
         )
-    return Verdict(True, f"{n_rows:,} finite unit vectors, one an image", measured=measured)
+    return Verdict(True, f"{n_rows:,} finite unit vectors, one per image", measured=measured)
 
 
 def judge_count(n_images: int, least: int = ENOUGH_IMAGES) -> Verdict:
-    """WARN with so few images that the plain score says more of their number than of them.
+    """WARN with so few images that the plain score mostly reflects their number.
 
     Example:
         >>> judge_count(213).passed
@@ -195,39 +202,43 @@ def judge_count(n_images: int, least: int = ENOUGH_IMAGES) -> Verdict:
         passed=enough,
         severity="WARN",
         finding=f"{n_images:,} images" + ("" if enough else f", fewer than {least:,}"),
-        advice="" if enough else "the plain score of few images is biased down; do not compare it",
+        advice=""
+        if enough
+        else "plain scores of so few images are biased low; do not compare them with others",
         measured={"images": n_images, "needed": least},
     )
 
 
 def judge_age(evaluated_at: datetime | None, now: datetime) -> Verdict:
-    """Whether the newest evaluation is at most 26 hours old: one night, and two hours' grace."""
+    """ERROR when the newest evaluation is over 26 hours old: a day and two hours' grace."""
     if evaluated_at is None:
         return Verdict(
             passed=False,
-            finding="never evaluated",
-            advice="materialise it, or see why its runs fail",
+            finding="the dataset has never been evaluated",
+            advice="materialise its assets or, if its runs fail, find out why",
         )
     hours = (now - evaluated_at) / timedelta(hours=1)
     fresh = now - evaluated_at <= STALE_AFTER
     return Verdict(
         passed=fresh,
-        finding=f"evaluated {hours:.1f} hours ago",
-        advice="" if fresh else "see whether the daemon runs and why the nightly run failed",
+        finding=f"the dataset was last evaluated {hours:.1f} hours ago",
+        advice=""
+        if fresh
+        else "check that Dagster's daemon is running and that the nightly run did not fail",
         measured={"hours": hours, "stale after hours": STALE_AFTER / timedelta(hours=1)},
     )
 
 
 def judge_model(model_id: str, previous_model_id: str | None) -> Verdict:
-    """WARN when the model is another one than last time: the two scores do not compare."""
+    """WARN when the model differs from last time, since the two scores are not comparable."""
     measured: Measured = {"model": model_id, "previous model": previous_model_id or "none"}
     if previous_model_id in (None, model_id):
-        return Verdict(True, "the same model as before", measured=measured)
+        return Verdict(True, "the model is the same as before", measured=measured)
     return Verdict(
         passed=False,
         severity="WARN",
-        finding=f"scored with {model_id}, last time with {previous_model_id}",
-        advice="do not compare with earlier scores; the history starts anew",
+        finding=f"the model is now {model_id}; it was {previous_model_id}",
+        advice="do not compare with earlier scores; the history starts over",
         measured=measured,
     )
 
@@ -235,13 +246,13 @@ def judge_model(model_id: str, previous_model_id: str | None) -> Verdict:
 def judge_drift(
     centroid: float | None, frechet: float, sampled: float, by_chance: float
 ) -> Verdict:
-    """WARN when the images have moved further from their baseline than chance would move them.
+    """WARN when the images have moved further from their baseline than chance explains.
 
     Args:
-        centroid: distance of the means; None where there is nothing to compare with.
-        frechet: squared Fréchet distance, of all images.
-        sampled: the same of a sample.
-        by_chance: the largest of that sample, shuffled.
+        centroid: distance of the means; None if there is nothing to compare with.
+        frechet: squared Fréchet distance between all images.
+        sampled: squared Fréchet distance between samples of them.
+        by_chance: largest squared Fréchet distance between shuffled samples.
 
     Example:
         >>> judge_drift(0.2, 0.15, sampled=0.4, by_chance=0.3).severity
@@ -255,14 +266,15 @@ def judge_drift(
         "Fréchet distance of a sample": sampled,
         "the same by chance, at most": by_chance,
     }
-    finding = f"the images are {frechet:.4f} (Fréchet) from the baseline"
+    finding = f"the Fréchet distance to the baseline is {frechet:.4f}"
     if sampled <= by_chance:
-        return Verdict(True, f"{finding}, no more than chance", measured=measured)
+        return Verdict(True, f"{finding}, no more than chance explains", measured=measured)
     return Verdict(
         passed=False,
         severity="WARN",
-        finding=f"{finding}, more than chance",
-        advice="see what was added or is gone; if it is meant, pin the new state as the baseline",
+        finding=f"{finding}, more than chance explains",
+        advice="check which images were added or removed; if the change is intended, make it the "
+        "new baseline with `visdiv drift --pin`",
         measured=measured,
     )
 
@@ -270,14 +282,14 @@ def judge_drift(
 def judge_near_duplicates(
     n_images: int, n_exact: int, n_near: int, threshold: float, warn_rate: float
 ) -> Verdict:
-    """WARN when more than a share of the images only repeats others.
+    """WARN when too large a share of the images repeats others.
 
     Args:
-        n_images: all images.
-        n_exact: those whose content another has, too.
-        n_near: contents that are similar to one that is kept.
-        threshold: cosine similarity from which two are similar.
-        warn_rate: the share, 0 to 1.
+        n_images: number of images.
+        n_exact: images that are exact copies of another one.
+        n_near: contents that are near-duplicates of one that is kept.
+        threshold: cosine similarity at which two contents are near-duplicates.
+        warn_rate: the largest share that passes, in [0, 1].
 
     Example:
         >>> judge_near_duplicates(100, n_exact=2, n_near=6, threshold=0.75, warn_rate=0.05).severity
@@ -288,9 +300,10 @@ def judge_near_duplicates(
     return Verdict(
         passed=few,
         severity="WARN",
-        finding=f"{rate:.1%} of {n_images:,} images repeat others: {n_exact:,} exact copies, "
-        f"{n_near:,} near-duplicates at {threshold:.2f}" + ("" if few else f" (> {warn_rate:.1%})"),
-        advice="" if few else "`visdiv duplicates` lists and shows them, and which to keep",
+        finding=f"{rate:.1%} of {n_images:,} images repeat others"
+        + ("" if few else f", more than {warn_rate:.1%}")
+        + f": {n_exact:,} exact copies, {n_near:,} near-duplicates (similarity ≥ {threshold:.2f})",
+        advice="" if few else "`visdiv duplicates` lists and shows them, and which ones to keep",
         measured={
             "rate": rate,
             "warn above": warn_rate,
@@ -304,12 +317,12 @@ def judge_near_duplicates(
 def judge_leakage(
     leaked: Mapping[str, int], not_compared: Mapping[str, str], threshold: float
 ) -> Verdict:
-    """ERROR when images of a benchmark are in a dataset, WARN when that cannot be told.
+    """ERROR when a dataset contains benchmark images, WARN when a comparison was not possible.
 
     Args:
-        leaked: how many images are in each benchmark that was compared.
-        not_compared: why others were not.
-        threshold: cosine similarity from which an image is taken for one of the benchmark.
+        leaked: number of images that are in each benchmark that was compared.
+        not_compared: for each benchmark that was not compared, why.
+        threshold: cosine similarity at which an image counts as a copy of a benchmark image.
 
     Example:
         >>> judge_leakage({"test": 3}, {}, threshold=0.95).finding
@@ -321,13 +334,13 @@ def judge_leakage(
         for name, n in leaked.items()
         if n
     ]
-    unknown = [f"{name} was not compared, since {why}" for name, why in not_compared.items()]
+    unknown = [f"{name} was not compared because {why}" for name, why in not_compared.items()]
     if found:
         finding = f"{', '.join(found)} (similarity ≥ {threshold:.2f})"
         return Verdict(
             passed=False,
             finding="; ".join([finding, *unknown]),
-            advice="take them out before training: `visdiv leakage` lists and shows them",
+            advice="remove them before training; `visdiv leakage` lists and shows them",
             measured=measured,
         )
     if unknown:
@@ -335,16 +348,16 @@ def judge_leakage(
             passed=False,
             severity="WARN",
             finding="; ".join(unknown),
-            advice="evaluate both with one model",
+            advice="evaluate both datasets with the same model",
             measured=measured,
         )
     if not leaked:
-        return Verdict(True, "there is no benchmark that it could leak into", measured=measured)
-    return Verdict(True, f"no image is in {', '.join(leaked)}", measured=measured)
+        return Verdict(True, "there is no benchmark to compare with", measured=measured)
+    return Verdict(True, f"no image is in the benchmarks ({', '.join(leaked)})", measured=measured)
 
 
 def count_reasons(reasons: Iterable[str]) -> list[tuple[str, int]]:
-    """How often things failed for which reason, the most frequent first; numbers do not count.
+    """The number of failures by reason, most frequent first; reasons may differ in numbers.
 
     Example:
         >>> count_reasons(["truncated (3 bytes)", "truncated (17 bytes)", "empty"])

@@ -1,5 +1,5 @@
 """Pictures of results: charts and contact sheets, as bytes.
 
-Not here: computing what they show, and where they appear.
+Not here: computing what they show, and deciding where they appear.
 Start at `charts.py` or `sheets.py`.
 """

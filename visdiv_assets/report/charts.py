@@ -1,6 +1,6 @@
 """Charts as PNG bytes.
 
-Here: drawing. Not here: markdown, HTML or Dagster metadata around a chart.
+Here: drawing. Not here: Markdown, HTML or Dagster metadata around a chart.
 """
 
 import io
@@ -17,10 +17,10 @@ from visdiv_assets.warehouse.records import Evaluation
 def spectrum_png(measured: Diversity) -> bytes:
     """The spectrum of a dataset: share of variance by direction, on logarithmic axes.
 
-    Marks effective rank and participation ratio, the two counts that the score is made of.
+    Marks the effective rank and the participation ratio, from which the score is computed.
 
     Args:
-        measured: what to draw; a dataset without any variance gives empty axes.
+        measured: what to draw; a dataset without variance gives empty axes.
 
     Returns:
         a PNG of 720 × 360 pixels.
@@ -35,7 +35,7 @@ def spectrum_png(measured: Diversity) -> bytes:
     axes.spines[["top", "right"]].set_visible(False)
     if total > 0:
         shares = measured.spectrum / total
-        # What is left of directions without variance is rounding, not information.
+        # Values of directions without variance are rounding errors.
         shares = shares[shares > 1e-12]
         ranks = np.arange(1, len(shares) + 1)
         axes.loglog(ranks, shares, color="#3b5bdb", linewidth=2)
@@ -59,11 +59,11 @@ def spectrum_png(measured: Diversity) -> bytes:
 
 
 def leaderboard_png(ranked: Sequence[Evaluation], published: Sequence[Published]) -> bytes:
-    """Corrected scores with their intervals, the highest on top, and published scores in grey.
+    """Corrected scores with their intervals, highest at the top, and published scores in grey.
 
     Args:
         ranked: evaluations; those with too few images are left out.
-        published: for comparison.
+        published: published scores for comparison.
 
     Returns:
         a PNG, 720 pixels wide, taller with more datasets.
@@ -100,11 +100,11 @@ def leaderboard_png(ranked: Sequence[Evaluation], published: Sequence[Published]
 
 
 def history_png(dataset: str, evaluations: Sequence[Evaluation]) -> bytes:
-    """The scores of a dataset over time, a line for each model that made them.
+    """The scores of a dataset over time, one line per model.
 
     Args:
-        dataset: its name, for the title.
-        evaluations: oldest first, at least one.
+        dataset: name of the dataset, for the title.
+        evaluations: at least one, oldest first.
 
     Returns:
         a PNG of 720 × 360 pixels.
@@ -117,7 +117,7 @@ def history_png(dataset: str, evaluations: Sequence[Evaluation]) -> bytes:
     for evaluation in evaluations:
         by_model.setdefault(evaluation.model_id, []).append(evaluation)
     for model_id, made in by_model.items():
-        # NumPy dates, since matplotlib's types do not admit lists of datetimes.
+        # NumPy dates, because matplotlib's type hints do not accept lists of datetimes.
         times = np.array([each.evaluated_at.replace(tzinfo=None) for each in made], "datetime64[s]")
         plain = [each.diversity_score for each in made]
         scores, low, high = (
@@ -142,12 +142,13 @@ def history_png(dataset: str, evaluations: Sequence[Evaluation]) -> bytes:
 
 
 def effects_png(effects: Mapping[str, Effect]) -> bytes:
-    """What augmentations do to the corrected score, with intervals, the largest gain on top.
+    """The effect of augmentations on the corrected score, with intervals, largest gain on top.
 
-    Green adds, red takes away, both more than chance; grey may be chance, or is hardly seen.
+    Green raises the score and red lowers it, both by more than chance. Grey may be chance, or an
+    augmentation that SSCD hardly sees.
 
     Args:
-        effects: by name of the augmentation; those that images are too few for are left out.
+        effects: by name of the augmentation; those with too few images are left out.
 
     Returns:
         a PNG, 720 pixels wide, taller with more augmentations.
@@ -171,7 +172,7 @@ def effects_png(effects: Mapping[str, Effect]) -> bytes:
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(
-        "an augmented copy of each image added; grey: may be chance, or SSCD hardly sees it",
+        "one augmented copy of each image added; grey: may be chance, or SSCD hardly sees it",
         fontsize=10,
         loc="left",
     )

@@ -1,6 +1,6 @@
-"""Contact sheets: rows of small pictures with captions, as PNG bytes.
+"""Contact sheets: rows of thumbnails with captions, as PNG bytes.
 
-Here: drawing. Not here: which pictures, and reading them (`pictures.py`).
+Here: drawing. Not here: choosing and reading the pictures (`pictures.py`).
 """
 
 import io
@@ -17,7 +17,7 @@ CAPTION_HEIGHT = 18
 
 
 class Thumbnail(NamedTuple):
-    """A picture on a sheet; `pixels` (H, W, 3) uint8, None where it can no longer be read."""
+    """A picture on a sheet; `pixels` is (H, W, 3) uint8, or None if it can no longer be read."""
 
     pixels: Pixels | None
     caption: str
@@ -25,20 +25,20 @@ class Thumbnail(NamedTuple):
 
 
 class SheetRow(NamedTuple):
-    """A line of pictures below a title."""
+    """A row of pictures below a title."""
 
     title: str
     thumbnails: Sequence[Thumbnail]
 
 
 def contact_sheet_png(rows: Sequence[SheetRow], side: int = 112) -> bytes:
-    """Draw rows of pictures, each row below its title; a marked picture has a green frame.
+    """Draw rows of pictures, each below its title; a marked picture gets a green frame.
 
-    Pictures appear as the model sees them, squashed to a square.
+    Pictures appear as the model sees them, resized to a square.
 
     Args:
-        rows: at least one; titles and captions are cut to the room there is.
-        side: of a picture, in pixels.
+        rows: at least one; long titles and captions are shortened.
+        side: width and height of a picture, in pixels.
 
     Returns:
         a PNG as wide as its longest row.
@@ -73,7 +73,7 @@ def contact_sheet_png(rows: Sequence[SheetRow], side: int = 112) -> bytes:
 
 
 def _fitted(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """The text, its middle left out where it is too long, and what cannot be drawn replaced."""
+    """The text, shortened in the middle if too long, with undrawable characters replaced."""
     text = "".join(each if each.isprintable() else "?" for each in text)[:400]
     if font.getlength(text) <= width:
         return text
@@ -84,6 +84,6 @@ def _fitted(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTyp
 
 
 def _cut(text: str, kept: int) -> str:
-    """The start and, since names differ there, more of the end."""
+    """The start and a longer part of the end, where names usually differ."""
     head = kept // 3
     return f"{text[:head]}…{text[len(text) - (kept - head) :]}"

@@ -1,5 +1,5 @@
-"""`visdiv.yaml`: what can be set, reading it, editing it.
+"""`visdiv.yaml`: its settings, reading it and editing it.
 
-Not here: what settings do; nothing in this folder opens a source, a store or a model.
+Not here: what the settings do; nothing in this folder opens a source, a store or a model.
 Start at `model.py`, which lists every setting.
 """

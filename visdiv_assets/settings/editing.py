@@ -1,7 +1,7 @@
-"""Editing `visdiv.yaml` without losing what people wrote into it.
+"""Editing `visdiv.yaml` without losing comments or formatting.
 
-Here: adding and removing datasets, a file to begin with, the JSON Schema for editors.
-Not here: what settings mean (`settings.py`).
+Here: the initial file, adding and removing datasets, the JSON Schema for editors.
+Not here: what settings mean (`model.py`).
 """
 
 import io
@@ -24,8 +24,9 @@ from visdiv_assets.settings.model import Settings
 from visdiv_assets.settings.reading import load_settings
 
 TEMPLATE = """\
-# Settings of visdiv. Relative paths are relative to this file; ${NAME} stands for an environment
-# variable. `visdiv schema > visdiv.schema.json` lets editors complete and check it:
+# Settings of visdiv. Relative paths start at this file's folder. ${NAME} is replaced by the
+# environment variable NAME. Run `visdiv schema > visdiv.schema.json` to get completion and
+# validation in your editor:
 # yaml-language-server: $schema=visdiv.schema.json
 
 store: .visdiv              # embeddings, results and history
@@ -38,10 +39,10 @@ store: .visdiv              # embeddings, results and history
 #   time: "02:00"
 #   timezone: Europe/Berlin
 
-# limits: {seconds: 30, pixels: 178956970}    # what decoding one image may cost
+# limits: {seconds: 30, pixels: 178956970}    # an image that exceeds these is not decoded
 
 # alerts:
-#   urls:                   # slack://…, mailto://…, json://host/path; Apprise knows 70 more
+#   urls:                   # slack://…, mailto://…, json://host/path; Apprise supports 70 more
 #     - ${VISDIV_ALERT_URL}
 #   dagster_url: http://localhost:3000
 
@@ -49,27 +50,27 @@ datasets:
 #   pictures:
 #     source: /data/pictures  # or s3://bucket/prefix/, hf/*.parquet, shards/{000..099}.tar …
 #     # source: {uri: list.csv, root: /data, column: file, include: ["cats/**"]}
-#     threshold: 0.30       # an alert goes out when the score is below this
-#     watch: true           # score it anew when its source changes
+#     threshold: 0.30       # send an alert when the score falls below this
+#     watch: true           # evaluate it again when its source changes
 #     schedule: true        # evaluate it every night
 #     slices: folder        # or {column: label}
-#     role: training        # or benchmark: none of its images may be in the others
+#     role: training        # or benchmark: its images must not appear in other datasets
 #     near_duplicates: {threshold: 0.75, warn_rate: 0.05}
 #     tags: {team: vision}
 """
 
 
 def create(path: Path) -> None:
-    """Write a file to begin with.
+    """Write the initial settings file.
 
     Raises:
-        VisdivError: there is one already.
+        VisdivError: the file already exists.
     """
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(TEMPLATE)
     except FileExistsError:
-        raise VisdivError(f"{path} is there already; it was left alone") from None
+        raise VisdivError(f"{path} already exists; it was not changed") from None
 
 
 def add_dataset(path: Path, name: str, source: str, **options: Any) -> None:
@@ -77,16 +78,16 @@ def add_dataset(path: Path, name: str, source: str, **options: Any) -> None:
 
     Args:
         path: the settings file.
-        name: must be new.
-        source: as it is to stand in the file.
+        name: a name that no other dataset has.
+        source: the source, exactly as it will appear in the file.
         options: further keys, such as `threshold`.
 
     Raises:
-        VisdivError: the name is taken, or the file would not be valid; it is unharmed then.
+        VisdivError: the name is taken, or the result would not be valid. The file is unchanged.
     """
     if name in load_settings(path).datasets:
-        raise VisdivError(f"there is a dataset {name!r} already")
-    if not source.isprintable():  # else some characters would be written as they are, and lost
+        raise VisdivError(f"the dataset {name!r} already exists")
+    if not source.isprintable():  # unquoted, some characters would be lost
         source = DoubleQuotedScalarString(source)
     entry = {"source": source, **options}
 
@@ -99,9 +100,9 @@ def add_dataset(path: Path, name: str, source: str, **options: Any) -> None:
 
 
 def remove_dataset(path: Path, name: str) -> None:
-    """Take a dataset out of the file; what the store knows of it stays.
+    """Remove a dataset from the file; its data in the store stays.
 
-    Comments between its own lines go with it; those above and below it stay.
+    Comments between its lines are removed too; those above and below it stay.
 
     Raises:
         VisdivError: there is no such dataset.
@@ -127,7 +128,7 @@ def json_schema() -> str:
 
 
 def _or_empty(field: dict[str, Any]) -> dict[str, Any]:
-    """A key without a value means the default, so editors are not to underline it."""
+    """Allow null: a key without a value means the default, so editors must accept it."""
     about = {key: field[key] for key in field if key in ("title", "description", "default")}
     rest = {key: value for key, value in field.items() if key not in about}
     kinds = [kind for kind in rest.get("anyOf", [rest]) if kind != {"type": "null"}]
@@ -137,14 +138,14 @@ def _or_empty(field: dict[str, Any]) -> dict[str, Any]:
 def _edit(
     path: Path, change: Callable[[dict[str, Any]], None], rewrite: Callable[[str], str | None]
 ) -> None:
-    """Change a file of valid settings, and put it into place at once, or not at all.
+    """Change a valid settings file atomically.
 
     Args:
-        path: the file; where it is a link, what it points to is replaced.
-        change: makes the change to the file's content.
-        rewrite: makes the change to the file's lines, so that all others stay as they are; None,
-            or a result that does not mean the same, where the file is written in a way that it
-            does not know. Then ruamel.yaml writes the file anew, comments mostly kept.
+        path: the file; if it is a link, its target is replaced.
+        change: applies the change to the parsed content.
+        rewrite: applies the change to the text and leaves all other lines as they are. If it
+            returns None or a text with a different meaning, because it does not support the
+            file's layout, ruamel.yaml rewrites the whole file and keeps most comments.
     """
     target = path.resolve()
     text = target.read_bytes().decode("utf-8-sig")
@@ -161,7 +162,7 @@ def _edit(
         try:
             load_settings(partial)
         except VisdivError as error:
-            # Lines of the file that was not written help nobody.
+            # Line numbers of a file that was never written would mislead.
             problem = re.sub(r" \(line \d+\)", "", str(error).replace(str(partial), str(path)))
             raise VisdivError(problem) from error
         partial.chmod(target.stat().st_mode)
@@ -171,7 +172,7 @@ def _edit(
 
 
 def _with_entry(text: str, name: str, entry: dict[str, Any]) -> str | None:
-    """The text with a dataset after the last one."""
+    """The text with a dataset added after the last one, or None if the layout is unsupported."""
     lines = text.splitlines(keepends=True)
     newline = "\r\n" if lines and lines[0].endswith("\r\n") else "\n"
     if lines and not lines[-1].endswith(("\n", "\r")):
@@ -184,7 +185,7 @@ def _with_entry(text: str, name: str, entry: dict[str, Any]) -> str | None:
     elif isinstance(datasets, MappingNode) and not datasets.flow_style:
         indent = datasets.value[0][0].start_mark.column
         place = _last_line(datasets) + 1
-        # Comments that are indented like the last dataset's keys belong to it.
+        # Comments indented like the last dataset's keys belong to that dataset.
         while place < len(lines) and re.match(rf" {{{indent + 1},}}#", lines[place]):
             place += 1
     elif datasets is not None and not datasets.value:  # empty, null, ~ or {}
@@ -203,7 +204,7 @@ def _with_entry(text: str, name: str, entry: dict[str, Any]) -> str | None:
 
 
 def _without_entry(text: str, name: str) -> str | None:
-    """The text without a dataset's lines."""
+    """The text without a dataset's lines, or None if the layout is unsupported."""
     _, datasets = _datasets_node(text)
     if not isinstance(datasets, MappingNode) or datasets.flow_style:
         return None
@@ -216,7 +217,7 @@ def _without_entry(text: str, name: str) -> str | None:
 
 
 def _datasets_node(text: str) -> tuple[Node | None, Node | None]:
-    """The key `datasets` and its value, with their places in the text."""
+    """The nodes of the key `datasets` and its value, which know their positions in the text."""
     document = YAML().compose(text)
     if isinstance(document, MappingNode):
         for key, value in document.value:
@@ -226,9 +227,9 @@ def _datasets_node(text: str) -> tuple[Node | None, Node | None]:
 
 
 def _last_line(node: Node) -> int:
-    """The last line with content of a node; comments below it are not part of it."""
+    """The last line of a node's content, without comments below it."""
     if node.start_mark.index == node.end_mark.index:
-        return -1  # nothing: its place is somewhere below its key
+        return -1  # an empty node is positioned somewhere below its key
     if isinstance(node, ScalarNode) or getattr(node, "flow_style", False) or not node.value:
         end = node.end_mark
         return int(
@@ -242,7 +243,7 @@ def _last_line(node: Node) -> int:
 def _means(text: str, wanted: dict[str, Any]) -> bool:
     try:
         return (YAML(typ="safe", pure=True).load(text) or {}) == {
-            # A block whose entries are all gone is an empty key.
+            # A block that lost all its entries becomes an empty key.
             key: None if key == "datasets" and not value else value
             for key, value in wanted.items()
         }
@@ -269,5 +270,5 @@ def _dump(content: dict[str, Any]) -> str:
 def _writer() -> YAML:
     yaml = YAML()
     yaml.preserve_quotes = True
-    yaml.width = 4096  # long lines stay as they are
+    yaml.width = 4096  # do not wrap long lines
     return yaml

@@ -31,8 +31,8 @@ DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 def _check_dataset_name(name: object) -> object:
     if not isinstance(name, str) or not DATASET_NAME.fullmatch(name):
         raise ValueError(
-            "a dataset's name is up to 100 letters, digits, '.', '_' and '-', a letter or digit "
-            "first, and in quotes if it looks like a number"
+            "a dataset name has up to 100 letters, digits, '.', '_' and '-' and starts with a "
+            "letter or digit; put it in quotes if it looks like a number"
         )
     return name
 
@@ -50,15 +50,15 @@ Devices = Annotated[str | list[str], BeforeValidator(_check_devices)]
 
 DEFAULT_THRESHOLD = 0.30
 
-# Of SSCD's embeddings, a cosine of 0.75 means a copy with 90 % precision (Pizzi et al., CVPR 2022);
-# FineVision takes 0.95 for an image of a benchmark.
+# For SSCD embeddings, a cosine similarity of 0.75 finds copies with 90 % precision (Pizzi et al.,
+# CVPR 2022). FineVision uses 0.95 to detect benchmark images.
 COPY_THRESHOLD = 0.75
 LEAK_THRESHOLD = 0.95
 
-# How often the nightly schedule looks at the clock.
+# Interval at which the nightly schedule checks the time.
 TICK_MINUTES = 15
 
-# `${NAME}` in a value stands for an environment variable.
+# `${NAME}` in a value is replaced by an environment variable.
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 TagName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,50}$")]
@@ -74,7 +74,7 @@ class _Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _leave_out_empty(cls, content: Any) -> Any:
-        """A key without a value, all its lines commented out, means the default."""
+        """A key without a value, such as one whose lines are commented out, means the default."""
         if not isinstance(content, dict):
             return content
         return {key: value for key, value in content.items() if value is not None}
@@ -96,24 +96,26 @@ class EmbedderSettings(_Strict):
         None,
         ge=1,
         le=4096,
-        description="images per model call; chosen by device when left out",
+        description="images per model call; the default depends on the device",
     )
     precision: Precision = Field("auto", description="auto, fp32, bf16, fp16 or int8")
     decode: Literal["cpu", "gpu"] = Field(
         "cpu",
-        description="gpu: ordinary JPEGs by nvJPEG, in the process of the run, so only for images "
-        "of known origin; their embeddings are kept apart",
+        description="gpu: decode ordinary JPEGs with nvJPEG, in the run's own process, so use it "
+        "only for images you trust; these embeddings are stored separately",
     )
     exif_orientation: bool = Field(
-        False, description="turn photographs upright first; FineVision does not"
+        False, description="apply EXIF orientation before embedding; FineVision does not"
     )
     alpha_background: Annotated[str, StringConstraints(pattern="^#[0-9A-Fa-f]{6}$")] | None = Field(
-        None, description="lay transparent images on this colour, '#ffffff'; FineVision does not"
+        None,
+        description="background colour for transparent images, such as '#ffffff'; FineVision "
+        "uses none",
     )
 
 
 class ColumnSlices(_Strict):
-    """Slices by a column of the source: its label, say."""
+    """Slices by the values of a column of the source, such as its labels."""
 
     column: str = Field(min_length=1, description="name of the column")
 
@@ -140,16 +142,16 @@ class SourceSettings(_Strict):
         "photos.zip, list.csv …",
     )
     include: list[str] = Field(
-        default_factory=list, description="only images whose path matches one of these globs"
+        default_factory=list, description="use only images whose path matches one of these globs"
     )
     exclude: list[str] = Field(
-        default_factory=list, description="no images whose path matches one of these globs"
+        default_factory=list, description="skip images whose path matches one of these globs"
     )
     root: str | None = Field(
-        None, description="what the paths in a list are relative to; the list's own folder"
+        None, description="folder that the paths in a list start at; default: the list's folder"
     )
     column: str | None = Field(
-        None, description="the column of images, or of paths to them; found when left out"
+        None, description="column with the images or their paths; detected if not set"
     )
     options: dict[str, str] = Field(
         default_factory=dict,
@@ -163,10 +165,10 @@ def _as_source(source: object) -> object:
 
 
 class LimitSettings(_Strict):
-    """What an image may cost; one that costs more counts as broken."""
+    """Limits for decoding one image; an image that exceeds them counts as failed."""
 
-    seconds: float = Field(30.0, gt=0, le=3600, description="time to decode one image")
-    pixels: int = Field(178_956_970, ge=1, description="width × height of one image")
+    seconds: float = Field(30.0, gt=0, le=3600, description="longest time, in seconds")
+    pixels: int = Field(178_956_970, ge=1, description="largest width × height")
 
 
 class SampleSettings(_Strict):
@@ -178,44 +180,48 @@ class SampleSettings(_Strict):
 
 
 class NearDuplicateSettings(_Strict):
-    """When images count as near-duplicates, and how many of them are too many."""
+    """When images count as near-duplicates, and how many are too many."""
 
     threshold: float = Field(
         COPY_THRESHOLD,
         ge=0,
         le=1,
-        description="cosine similarity of embeddings from which images are near-duplicates",
+        description="images whose embeddings reach this cosine similarity are near-duplicates",
     )
     split: bool = Field(
-        False, description="divide chains: each image that may go is that similar to the kept one"
+        False,
+        description="split chains, so that every redundant image reaches the threshold with the "
+        "image that is kept",
     )
     warn_rate: float = Field(
-        0.05, ge=0, le=1, description="warn when a larger share of the images may go"
+        0.05, ge=0, le=1, description="warn when more than this share of the images is redundant"
     )
 
 
 class LeakageSettings(_Strict):
-    """When an image counts as one of a benchmark's."""
+    """When an image counts as a copy of a benchmark image."""
 
     threshold: float = Field(
         LEAK_THRESHOLD,
         ge=0,
         le=1,
-        description="cosine similarity from which an image is taken for one of a benchmark",
+        description="images that reach this cosine similarity to a benchmark image are leaks",
     )
 
 
 class CoreSetSettings(_Strict):
-    """Which images of a dataset the asset `core_set` chooses."""
+    """How the asset `core_set` selects images of a dataset."""
 
     k: int | None = Field(
-        None, ge=1, description="how many; 5 % of the images when left out, from 10 to 1,000"
+        None,
+        ge=1,
+        description="number of images; default: 5 % of the dataset, at least 10, at most 1,000",
     )
     method: SelectionMethod = Field(
         "k-centre", description="k-centre, log-det, leverage or facility-location"
     )
     trim: float = Field(
-        0.0, ge=0, lt=1, description="share of the images, the most isolated, left out as outliers"
+        0.0, ge=0, lt=1, description="share of the most isolated images to leave out as outliers"
     )
 
 
@@ -225,38 +231,41 @@ class DatasetSettings(_Strict):
     source: Annotated[
         SourceSettings, BeforeValidator(_as_source, json_schema_input_type=str | SourceSettings)
     ] = Field(
-        description="where the images are: one URI, or uri with include, exclude, root, column",
+        description="where the images are: a URI, or a mapping of uri, include, exclude, root, "
+        "column, options",
     )
     threshold: float = Field(
-        DEFAULT_THRESHOLD, ge=0, le=1, description="an alert goes out when the score is below this"
+        DEFAULT_THRESHOLD, ge=0, le=1, description="send an alert when the score falls below this"
     )
     basis: Basis = Field(
-        "corrected", description="which score the threshold is for: corrected (for size), or plain"
+        "corrected",
+        description="score that the threshold applies to: corrected (for dataset size) or plain",
     )
     sample: SampleSettings | None = Field(
-        None, description="embed only as many images as this precision needs"
+        None, description="embed only a random sample, as large as this precision requires"
     )
-    watch: bool = Field(True, description="score it anew when its source changes")
-    schedule: bool = Field(True, description="evaluate it every night")
+    watch: bool = Field(True, description="evaluate the dataset again when its source changes")
+    schedule: bool = Field(True, description="evaluate the dataset every night")
     tags: dict[TagName, str] = Field(
-        default_factory=dict, description="key and value of your own: team, purpose; put on runs"
+        default_factory=dict,
+        description="your own keys and values, such as team or purpose; added to Dagster runs",
     )
     slices: Slices = Field(
-        None, description="what names the parts of the dataset: folder, or {column: NAME}"
+        None, description="what divides the dataset into slices: folder, or {column: NAME}"
     )
     role: Role = Field(
         "training",
-        description="benchmark: images held out, that must not appear in the other datasets",
+        description="benchmark: held-out images, which must not appear in other datasets",
     )
     near_duplicates: NearDuplicateSettings = Field(
         default_factory=NearDuplicateSettings, description="what counts as a near-duplicate"
     )
     leakage: LeakageSettings = Field(
-        default_factory=LeakageSettings, description="what counts as an image of a benchmark"
+        default_factory=LeakageSettings, description="what counts as a copy of a benchmark image"
     )
     core_set: CoreSetSettings = Field(default_factory=CoreSetSettings)
     embedder: EmbedderSettings | None = Field(
-        None, description="another model for this dataset alone"
+        None, description="a different model for this dataset only"
     )
 
 
@@ -265,13 +274,15 @@ class AlertSettings(_Strict):
 
     urls: list[str] = Field(
         default_factory=list,
-        description="services in Apprise's notation: slack://…, mailto://…, json://host/path; "
-        "${NAME} stands for an environment variable",
+        description="Apprise URLs: slack://…, mailto://…, json://host/path; ${NAME} is replaced "
+        "by an environment variable",
     )
-    dagster_url: str = Field("http://localhost:3000", description="Dagster's UI, for links to runs")
+    dagster_url: str = Field(
+        "http://localhost:3000", description="address of Dagster's UI, for links to runs"
+    )
 
     def resolved_urls(self) -> list[str]:
-        """The URLs with secrets from the environment put in.
+        """The URLs, with environment variables filled in.
 
         Raises:
             VisdivError: a variable is not set.
@@ -279,21 +290,21 @@ class AlertSettings(_Strict):
         return [self.resolved(url) for url in self.urls]
 
     def resolved(self, url: str) -> str:
-        """One of the URLs, likewise."""
+        """One URL, with environment variables filled in."""
         return fill_in(url, "alerts.urls")
 
 
 class NightlySettings(_Strict):
-    """When the nightly re-evaluation begins."""
+    """When the nightly re-evaluation starts."""
 
-    time: str = Field("02:00", description="hour and minute, 24-hour clock")
-    timezone: str = Field("UTC", description="such as Europe/Berlin")
+    time: str = Field("02:00", description="start time, HH:MM on a 24-hour clock")
+    timezone: str = Field("UTC", description="IANA time zone, such as Europe/Berlin")
 
     @field_validator("time")
     @classmethod
     def _check_time(cls, time: str) -> str:
         if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", time):
-            raise ValueError("a time is written as 02:00, in quotes")
+            raise ValueError('write the time as HH:MM in quotes, such as "02:00"')
         return time
 
     @field_validator("timezone")
@@ -302,18 +313,18 @@ class NightlySettings(_Strict):
         try:
             ZoneInfo(timezone)
         except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError("a time zone is written as Europe/Berlin or UTC") from None
+            raise ValueError("use an IANA time zone, such as Europe/Berlin or UTC") from None
         return timezone
 
     def night_that_begins(self, tick: datetime) -> date | None:
-        """The local date of the night that begins in the quarter of an hour up to a tick.
+        """The local date of the nightly run that is due in the 15 minutes up to a tick.
 
         Args:
             tick: aware datetime.
 
         Returns:
-            None when no night begins then. A time that a change of clocks skips counts as the
-            moment it would have been.
+            None if no nightly run is due. A time that is skipped when clocks go forward counts
+            as the moment when it would have been.
         """
         hour, minute = map(int, self.time.split(":"))
         zone = ZoneInfo(self.timezone)
@@ -329,7 +340,7 @@ class NightlySettings(_Strict):
 
 
 class Settings(_Strict):
-    """Everything `visdiv.yaml` may say. Relative paths are relative to the file's own folder."""
+    """All settings of `visdiv.yaml`. Relative paths start at the file's folder."""
 
     store: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("visdiv")),
@@ -344,7 +355,7 @@ class Settings(_Strict):
         60.0,
         ge=0,
         allow_inf_nan=False,
-        description="how long a changed source must be at rest before it is scored anew",
+        description="seconds that a changed source must stay unchanged before it is evaluated",
     )
 
     def dataset(self, name: str) -> DatasetSettings:
@@ -355,11 +366,13 @@ class Settings(_Strict):
         """
         if name not in self.datasets:
             known = ", ".join(sorted(self.datasets)) or "none"
-            raise VisdivError(f"there is no dataset {name!r} in the settings (there are: {known})")
+            raise VisdivError(
+                f"there is no dataset {name!r} in the settings; known datasets: {known}"
+            )
         return self.datasets[name]
 
     def embedder_of(self, name: str) -> EmbedderSettings:
-        """The model of one dataset: its own, where it has one, else the common one."""
+        """The model of one dataset: its own if it has one, else the common one."""
         dataset = self.datasets.get(name)
         return dataset.embedder if dataset and dataset.embedder else self.embedder
 

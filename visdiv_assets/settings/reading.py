@@ -31,12 +31,12 @@ from visdiv_assets.settings.model import (
 
 CONFIG_FILE = "visdiv.yaml"
 
-# Settings that may hold secrets, so that no message repeats their values.
+# Settings that may contain secrets; error messages must not show their values.
 SECRET_SETTINGS = {"options", "root", "uri", "urls"}
 
 
 def find_settings() -> Path | None:
-    """The settings file that is used when none is named: `$VISDIV_CONFIG`, else `./visdiv.yaml`."""
+    """The default settings file: `$VISDIV_CONFIG`, else `./visdiv.yaml`, else None."""
     if os.environ.get("VISDIV_CONFIG"):
         return absolute_path(os.environ["VISDIV_CONFIG"])
     return Path(CONFIG_FILE) if Path(CONFIG_FILE).exists() else None
@@ -46,11 +46,11 @@ def load_settings(path: Path | None = None) -> Settings:
     """Read and validate settings.
 
     Args:
-        path: the file to read. When None: `find_settings()`, else the defaults.
-            `$VISDIV_STORE` overrides the store of any of them.
+        path: the file to read. None means `find_settings()`, and without a file the defaults.
+            `$VISDIV_STORE` overrides the store in every case.
 
     Raises:
-        VisdivError: the file is missing, is not YAML, or holds something that is not a setting.
+        VisdivError: the file is missing, is not YAML, or contains an invalid setting.
     """
     path = path or find_settings()
     settings = Settings() if path is None else _read(path)
@@ -60,11 +60,11 @@ def load_settings(path: Path | None = None) -> Settings:
 
 
 def absolute_path(path: Path | str, folder: Path | None = None) -> Path:
-    """`~` expanded, taken relative to `folder` (the current one when None), without any `..`.
+    """An absolute path without `..` and with `~` expanded; None means the current folder.
 
-    Links stay as they are, except before a `..`, which leads out of where the link points to.
+    Links are not resolved, except before a `..`, which means the parent of the link's target.
     """
-    # Unlike Path.expanduser, this leaves the `~` of an unknown user alone.
+    # Unlike Path.expanduser, os.path.expanduser keeps the `~` of an unknown user.
     whole = (folder or Path()).absolute() / os.path.expanduser(path)  # noqa: PTH111
     return whole.resolve() if ".." in whole.parts else whole
 
@@ -120,7 +120,7 @@ def _source_beside(folder: Path, source: SourceSettings) -> SourceSettings:
 
 
 def _embedder_beside(folder: Path, embedder: EmbedderSettings) -> EmbedderSettings:
-    """Weights are a path only if they look like one: `sscd_disc_mixup` is a checkpoint's name."""
+    """Resolve weights only if they look like a path: `sscd_disc_mixup` is a checkpoint's name."""
     weights = embedder.weights
     looks_like_path = "/" in weights or "." in weights
     if not looks_like_path:
@@ -129,7 +129,7 @@ def _embedder_beside(folder: Path, embedder: EmbedderSettings) -> EmbedderSettin
 
 
 def _fill_in_all(content: dict[str, Any]) -> dict[str, Any]:
-    """Put environment variables in, but for those of alerts, which few commands need."""
+    """Fill in environment variables, except in `alerts`, which few commands need."""
 
     def fill(value: Any, where: str) -> Any:
         if isinstance(value, str):
@@ -146,7 +146,7 @@ def _fill_in_all(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _line_of(location: tuple[int | str, ...], node: Any) -> str:
-    """` (line N)` for the deepest part of a setting's place that stands in the file."""
+    """` (line N)` of the deepest part of a setting's location that exists in the file."""
     line = None
     for part in location:
         try:
@@ -159,7 +159,7 @@ def _line_of(location: tuple[int | str, ...], node: Any) -> str:
 
 
 def _yaml_problem(error: Exception) -> str:
-    """What is wrong, and in which line; without the excerpt and the advice for programmers."""
+    """The problem and its line, without ruamel's excerpt and advice for programmers."""
     mark = getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}: " if mark else ""
     return where + " ".join(str(getattr(error, "problem", None) or error).split())

@@ -1,5 +1,5 @@
-"""Results in DuckDB: schema, migrations, writes, reads. Everything that is SQL.
+"""Results in DuckDB: schema, migrations, writes and reads. All SQL is here.
 
-Not here: computing what is written; embeddings and moments, which are files (`store/`).
+Not here: computing the results; embeddings and moments, which are files (`store/`).
 Start at `warehouse.py`; `migrations/` holds the schema.
 """

@@ -1,4 +1,4 @@
-"""Conditions, the outbox of alerts, and what became of each delivery: reads and writes.
+"""Reading and writing conditions, the outbox of alerts, and the state of each delivery.
 
 Here: SQL on an open connection, inside the caller's transaction. Not here: connections
 (`warehouse.py`), what counts as a condition (`quality/`), sending (`notify/`).
@@ -16,20 +16,20 @@ from visdiv_assets.quality.conditions import ENDS_ARE_TOLD, State
 
 @dataclass(frozen=True)
 class Alert:
-    """A change that people are to hear of: a condition of a dataset began or ended.
+    """A change to notify people of: a condition of a dataset began or ended.
 
     Attributes:
         alert_id: unique.
         created_at: aware datetime.
         dataset: its name.
         condition: value of `Condition`.
-        began: whether it began; else it ended.
-        reason: what is likely behind it; may be empty.
-        diversity_score: of the newest evaluation; None if there was none.
-        previous_score: of the one before; None if there was none.
-        threshold: that was judged against; None where the condition has none.
-        rating: of the newest evaluation.
-        run_id: Dagster's, or None.
+        began: whether the condition began; otherwise it ended.
+        reason: the likely reason; may be empty.
+        diversity_score: score of the newest evaluation; None if there was none.
+        previous_score: score of the evaluation before; None if there was none.
+        threshold: limit of the condition; None if it has none.
+        rating: rating of the newest evaluation.
+        run_id: Dagster run, or None.
     """
 
     alert_id: str
@@ -47,7 +47,7 @@ class Alert:
 
 @dataclass(frozen=True)
 class Scored:
-    """What an alert tells of the evaluation that it came with."""
+    """What an alert reports about its evaluation."""
 
     diversity_score: float | None = None
     previous_score: float | None = None
@@ -60,13 +60,13 @@ class DueAlert:
     """An alert that is to be sent to a target now.
 
     Attributes:
-        alert: what is to be told.
-        attempts: how often that was tried in vain.
+        alert: the alert.
+        attempts: number of failed attempts.
         basis: which score `alert` has, `corrected` or `plain`; None if there was no evaluation.
-        plain_score: of the evaluation that was the newest then.
-        corrected_score: likewise; None where too few images tell, as the interval.
-        corrected_low: lower end of its 95 % interval.
-        corrected_high: upper end.
+        plain_score: plain score of the newest evaluation at that time.
+        corrected_score: its corrected score; None if there were too few images.
+        corrected_low: lower end of the 95 % interval; None if there were too few images.
+        corrected_high: upper end; None if there were too few images.
     """
 
     alert: Alert
@@ -89,7 +89,7 @@ def change_conditions(
     scored: Scored,
     now: datetime,
 ) -> list[Alert]:
-    """Remember which conditions hold, and put an alert in the outbox for each that changed."""
+    """Record which conditions hold, and add an alert to the outbox for each that changed."""
     alerts = []
     for state in states:
         row = connection.execute(
@@ -122,8 +122,8 @@ def change_conditions(
     return alerts
 
 
-# Nobody has it, and of those who are still to be told, none can be reached any more: there never
-# were any, or their addresses have been corrected since.
+# Alerts that reached nobody and have no delivery to a current target, because there were no
+# targets when they were created or because the targets' URLs have changed since.
 _UNADDRESSED = (
     "alert_id NOT IN (SELECT alert_id FROM deliveries "
     "WHERE delivered_at IS NOT NULL OR target IN (SELECT unnest(?)))"
@@ -131,7 +131,7 @@ _UNADDRESSED = (
 
 
 def has_unaddressed(connection: duckdb.DuckDBPyConnection, targets: Sequence[str]) -> bool:
-    """Whether there is an alert that nobody has, and none of these targets is to be told of."""
+    """Whether an alert has reached nobody and is addressed to none of these targets."""
     query = f"SELECT 1 FROM alerts WHERE {_UNADDRESSED} LIMIT 1"  # noqa: S608
     return connection.execute(query, [list(targets)]).fetchone() is not None
 
@@ -139,9 +139,9 @@ def has_unaddressed(connection: duckdb.DuckDBPyConnection, targets: Sequence[str
 def address_alerts(
     connection: duckdb.DuckDBPyConnection, targets: Sequence[str], now: datetime
 ) -> None:
-    """Address every alert that has no addressee, or none that is left, to all targets.
+    """Address to all targets every alert that is addressed to no current target.
 
-    A target that is added later hears of what happens from then on, not of all that ever was.
+    A target that is added later gets only the alerts from then on, not all earlier ones.
     """
     connection.execute(
         "INSERT INTO deliveries BY NAME "  # noqa: S608
@@ -153,7 +153,7 @@ def address_alerts(
 
 
 def due_alerts(connection: duckdb.DuckDBPyConnection, target: str, now: datetime) -> list[DueAlert]:
-    """What is to be sent to a target now, oldest first."""
+    """The alerts that are due for a target, oldest first."""
     rows = connection.execute(
         f"SELECT {ALERT_COLUMNS}, attempts, basis, evaluations.diversity_score, corrected_score, "  # noqa: S608
         "corrected_low, corrected_high "
@@ -171,7 +171,7 @@ def due_alerts(connection: duckdb.DuckDBPyConnection, target: str, now: datetime
 def mark_delivered(
     connection: duckdb.DuckDBPyConnection, alert_ids: Sequence[str], target: str, now: datetime
 ) -> None:
-    """The service has accepted these."""
+    """Record that the target's service accepted these alerts."""
     connection.execute(
         "UPDATE deliveries SET delivered_at = ?, attempts = attempts + 1, last_error = NULL "
         "WHERE target = ? AND alert_id IN (SELECT unnest(?))",
@@ -186,7 +186,7 @@ def mark_failed(
     error: str,
     next_attempt_at: datetime,
 ) -> None:
-    """The service has not accepted these; try again then."""
+    """Record that the target's service did not accept these alerts, and when to retry."""
     connection.execute(
         "UPDATE deliveries SET next_attempt_at = ?, attempts = attempts + 1, last_error = ? "
         "WHERE target = ? AND alert_id IN (SELECT unnest(?))",

@@ -15,27 +15,27 @@ class Evaluation:
         evaluation_id: unique.
         dataset: its name.
         evaluated_at: aware datetime.
-        run_id: Dagster's run, or None.
-        model_id: of the embeddings.
-        n_images: images embedded.
+        run_id: Dagster run, or None.
+        model_id: model id of the embeddings.
+        n_images: images that were embedded.
         n_failed: images that could not be read or decoded.
         dimension: D.
         effective_rank: in [0, D].
         participation_ratio: in [0, D].
-        diversity_score: plain, in [0, 1].
-        rating: name of the rating of the corrected score.
-        stars: 1 to 5; 0 where too few images tell.
-        manifest_fingerprint: of the manifest that was scored.
-        seconds: from listing the images to the score.
-        n_distinct: different contents among n_images; None in rows older than schema 2.
-        corrected_score: corrected for the dataset's size, in [0, 1]; None where too few images
-            tell, and in rows older than schema 4, as all that follows.
-        corrected_low: lower end of its 95 % interval.
+        diversity_score: plain score, in [0, 1].
+        rating: name of the corrected score's rating.
+        stars: 1 to 5; 0 if there were too few images.
+        manifest_fingerprint: fingerprint of the manifest that was scored.
+        seconds: time from listing the images to the score.
+        n_distinct: distinct contents among n_images; None in rows older than schema 2.
+        corrected_score: score corrected for the dataset's size, in [0, 1]. This and all following
+            attributes are None if there were too few images, and in rows older than schema 4.
+        corrected_low: lower end of the 95 % interval.
         corrected_high: upper end.
         corrected_effective_rank: in [1, D].
         corrected_participation_ratio: in [1, D].
-        n_listed: images of the source; more than were looked at where a sample was scored.
-        basis: which score is judged, `corrected` or `plain`.
+        n_listed: images in the source; larger than n_images + n_failed if a sample was scored.
+        basis: which score the threshold applies to, `corrected` or `plain`.
     """
 
     evaluation_id: str
@@ -64,7 +64,7 @@ class Evaluation:
 
     @property
     def judged_score(self) -> float | None:
-        """The score that thresholds are for; None where too few images tell."""
+        """The score that the threshold applies to; None if there were too few images."""
         return self.diversity_score if self.basis == "plain" else self.corrected_score
 
     @property
@@ -74,7 +74,7 @@ class Evaluation:
 
     @property
     def is_sample(self) -> bool:
-        """Whether only some of the images that were listed have been looked at."""
+        """Whether only some of the listed images were read."""
         return self.n_listed is not None and self.n_listed > self.n_images + self.n_failed
 
 
@@ -85,8 +85,8 @@ class FailedImage:
     Attributes:
         image_id: its name in the dataset.
         reason: what is wrong with it.
-        exception: class of what was raised; may be empty.
-        bytes: size, encoded; None where that is not known.
+        exception: class of the exception; may be empty.
+        bytes: encoded size; None if unknown.
     """
 
     image_id: str

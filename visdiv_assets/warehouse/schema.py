@@ -32,12 +32,12 @@ def schema_version(connection: duckdb.DuckDBPyConnection) -> int:
 
 
 def migrate(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Bring the schema up to date inside the caller's transaction."""
+    """Migrate the schema inside the caller's transaction."""
     version, scripts = schema_version(connection), migrations()
     if version > len(scripts):
         raise VisdivError(
-            f"{path} has schema version {version}, this visdiv knows {len(scripts)}; "
-            "a newer one wrote it, please upgrade"
+            f"{path} has schema version {version}, but this version of visdiv supports only "
+            f"{len(scripts)}; upgrade visdiv"
         )
     for number, script in enumerate(scripts[version:], start=version + 1):
         if number == 1:

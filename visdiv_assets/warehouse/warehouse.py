@@ -1,8 +1,8 @@
 """The DuckDB file: connections, migrations, evaluations, the outbox of alerts.
 
-Here: short transactions on one file that many processes share. DuckDB locks readers out while a
-process writes, so no connection is held longer than a statement takes, and a locked file is
-waited for.
+Here: short transactions on one file that many processes share. DuckDB locks out readers while a
+process writes, so connections are held only as long as a statement takes, and a locked file is
+retried.
 """
 
 import re
@@ -39,7 +39,7 @@ from visdiv_assets.warehouse.schema import migrate, migrations, schema_version
 
 LOCK_PATIENCE_SECONDS = 60
 
-# What dashboards read.
+# Tables and views that are exported for dashboards.
 EXPORTED = (
     "evaluations",
     "latest_evaluations",
@@ -54,7 +54,7 @@ EXPORTED = (
     "acquisitions",
 )
 
-# Another process holds the file, or this one holds it in the other mode.
+# Another process has the file open, or this process has it open in the other mode.
 LOCKED = re.compile("Could not set lock on file|with a different configuration than existing")
 
 
@@ -63,7 +63,7 @@ _PLACES = ", ".join("?" for _ in fields(Evaluation))
 
 
 class Warehouse:
-    """The results of a store. The file is created and brought up to date at the first write."""
+    """The results of a store. The first write creates the file or migrates its schema."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -71,15 +71,15 @@ class Warehouse:
     def record(
         self, evaluation: Evaluation, spectrum: FloatArray, states: Iterable[State] = ()
     ) -> list[Alert]:
-        """Append an evaluation, its spectrum and the alerts it gives rise to, in one transaction.
+        """Append an evaluation, its spectrum and the alerts it raises, in one transaction.
 
         Args:
             evaluation: the row to append.
             spectrum: eigenvalues, descending, shape (D,).
-            states: the conditions that the dataset is now in, or no longer.
+            states: the conditions that now hold or no longer hold.
 
         Returns:
-            the alerts that were put into the outbox.
+            the alerts that were added to the outbox.
 
         Raises:
             VisdivError: the file is damaged, cannot be opened, or was written by a newer version.
@@ -115,9 +115,9 @@ class Warehouse:
         now: datetime,
         run_id: str | None = None,
     ) -> list[Alert]:
-        """Note conditions that come without an evaluation; returns the alerts they give rise to.
+        """Record conditions without an evaluation, and return the alerts that they raise.
 
-        Nothing is written when nothing changes.
+        Nothing is written if nothing changed.
         """
         active = self.active_conditions().get(dataset, frozenset())
         changed = [state for state in states if state.active != (state.condition in active)]
@@ -134,7 +134,7 @@ class Warehouse:
             return change_conditions(connection, dataset, changed, scored, now)
 
     def active_conditions(self) -> dict[str, frozenset[str]]:
-        """The conditions that hold, by dataset."""
+        """The conditions that currently hold, by dataset."""
         conditions: dict[str, set[str]] = {}
         for dataset, condition in self._read(
             "SELECT dataset, condition FROM conditions WHERE active", []
@@ -146,8 +146,8 @@ class Warehouse:
         """The newest alerts, newest first.
 
         Returns:
-            for each: the alert, to how many targets it is addressed, how many have it, and what
-            went wrong last.
+            for each: the alert, the number of its targets, the number of targets that received
+            it, and the last error.
         """
         rows = self._read(
             f"SELECT {ALERT_COLUMNS}, count(target), count(delivered_at), max(last_error) "  # noqa: S608
@@ -158,7 +158,7 @@ class Warehouse:
         return [(Alert(*row[:-3]), *row[-3:]) for row in rows]
 
     def take_due_alerts(self, targets: Sequence[str], now: datetime) -> dict[str, list[DueAlert]]:
-        """What each target is to be sent now; new alerts are addressed to all of them first."""
+        """The alerts that are due for each target, after addressing new alerts to all of them."""
         with self._reader() as connection:
             if not connection:
                 return {target: [] for target in targets}
@@ -169,21 +169,21 @@ class Warehouse:
             return {target: due_alerts(connection, target, now) for target in targets}
 
     def mark_delivered(self, alert_ids: Sequence[str], target: str, now: datetime) -> None:
-        """The service behind a target has accepted these alerts."""
+        """Record that the target's service accepted these alerts."""
         with self._write() as connection:
             mark_delivered(connection, alert_ids, target, now)
 
     def mark_failed(
         self, alert_ids: Sequence[str], target: str, error: str, next_attempt_at: datetime
     ) -> None:
-        """The service behind a target has not accepted these alerts; try again then."""
+        """Record that the target's service did not accept these alerts, and when to retry."""
         with self._write() as connection:
             mark_failed(connection, alert_ids, target, error, next_attempt_at)
 
     def export(self, folder: Path) -> None:
-        """Write each table of EXPORTED as parquet, each file replaced as a whole.
+        """Write each table in EXPORTED to a Parquet file, replacing the old file atomically.
 
-        For dashboards: they read files that no writer ever locks.
+        Dashboards read these files, because no writer ever locks them.
         """
         with self._reader() as connection:
             if not connection:
@@ -195,7 +195,7 @@ class Warehouse:
                 partial.replace(folder / f"{table}.parquet")
 
     def latest_evaluations(self) -> list[Evaluation]:
-        """The newest evaluation of each dataset, by name of the dataset.
+        """The newest evaluation of each dataset, in order of dataset names.
 
         Raises:
             VisdivError: as `record` does.
@@ -206,13 +206,13 @@ class Warehouse:
         """The newest evaluation of each of these datasets, in the order of the names.
 
         Raises:
-            VisdivError: one was never evaluated; or as `record` does.
+            VisdivError: a dataset has never been evaluated; or as `record` does.
         """
         latest = {each.dataset: each for each in self.latest_evaluations()}
         wanted = list(dict.fromkeys(names))
         for name in wanted:
             if name not in latest:
-                raise VisdivError(f"{name} has not been evaluated; run visdiv score {name}")
+                raise VisdivError(f"{name} has never been evaluated; run `visdiv score {name}`")
         return [latest[name] for name in wanted]
 
     def history(self, dataset: str) -> list[Evaluation]:
@@ -227,19 +227,19 @@ class Warehouse:
         return self._evaluations(query, [dataset])
 
     def pin_baseline(self, dataset: str, evaluation_id: str, now: datetime) -> None:
-        """Measure the drift of a dataset from this evaluation from now on."""
+        """From now on, measure the drift of a dataset from this evaluation."""
         with self._write() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO baselines VALUES (?, ?, ?)", [dataset, evaluation_id, now]
             )
 
     def unpin_baseline(self, dataset: str) -> None:
-        """Measure the drift of a dataset from the evaluation before, again."""
+        """Measure the drift of a dataset from its previous evaluation again."""
         with self._write() as connection:
             connection.execute("DELETE FROM baselines WHERE dataset = ?", [dataset])
 
     def baseline(self, dataset: str) -> Evaluation | None:
-        """The evaluation that was pinned; None if none was."""
+        """The pinned evaluation; None if there is none."""
         pinned = self._evaluations(
             "SELECT {} FROM evaluations WHERE evaluation_id = "
             "(SELECT evaluation_id FROM baselines WHERE dataset = ?)",
@@ -250,9 +250,9 @@ class Warehouse:
     def record_failures(
         self, dataset: str, model_id: str, failed: Iterable[FailedImage], now: datetime
     ) -> None:
-        """Replace what is known of the images of a dataset that could not be embedded.
+        """Replace the list of a dataset's images that could not be embedded.
 
-        Nothing is written where there were none and are none.
+        Nothing is written if there were none before and there are none now.
         """
         rows = [asdict(image) for image in failed]
         if not rows and not self.failures(dataset):
@@ -261,12 +261,13 @@ class Warehouse:
         self.replace_rows("failures", dataset, pa.Table.from_pylist(named))
 
     def replace_rows(self, table: str, dataset: str, rows: pa.Table) -> None:
-        """Replace what a table of findings says of a dataset, in one transaction.
+        """Replace a dataset's rows in a table of findings, in one transaction.
 
         Args:
-            table: one that has a column `dataset` and is no history; a name of our own.
-            dataset: whose rows are replaced.
-            rows: its other columns, by name; no rows where there is nothing to say.
+            table: a table with a column `dataset` that keeps no history. The name is inserted
+                into the SQL, so it must not come from outside.
+            dataset: the dataset whose rows are replaced.
+            rows: the other columns, by name; may have no rows.
         """
         with self._write() as connection:
             connection.execute(f"DELETE FROM {table} WHERE dataset = ?", [dataset])  # noqa: S608
@@ -280,7 +281,7 @@ class Warehouse:
             connection.unregister("rows_now")
 
     def rows(self, table: str, dataset: str) -> list[dict[str, Any]]:
-        """What a table of findings says of a dataset, in the order in which it was written."""
+        """A dataset's rows in a table of findings, in the order in which they were written."""
         with self._reader() as connection:
             if not connection:
                 return []
@@ -292,9 +293,9 @@ class Warehouse:
             return [dict(zip(columns, row, strict=True)) for row in found.fetchall()]
 
     def columns(self, table: str, dataset: str, names: Sequence[str]) -> pa.Table | None:
-        """Some columns of a table of findings, for where its rows may be millions.
+        """Some columns of a table of findings as Arrow, for tables with millions of rows.
 
-        None where there is no file yet.
+        None if there is no file yet.
         """
         with self._reader() as connection:
             if not connection:
@@ -303,7 +304,7 @@ class Warehouse:
             return connection.sql(query, params=[dataset]).to_arrow_table()
 
     def failures(self, dataset: str) -> list[FailedImage]:
-        """The images of a dataset that could not be embedded when it was looked at last, by id."""
+        """The images that could not be embedded in the last evaluation, in order of ids."""
         rows = self._read(
             "SELECT image_id, reason, exception, bytes FROM failures "
             "WHERE dataset = ? ORDER BY image_id",
@@ -312,7 +313,7 @@ class Warehouse:
         return [FailedImage(*row) for row in rows]
 
     def schema_version(self) -> int:
-        """The newest migration that the file has had; 0 when there is no file."""
+        """The number of the last migration applied to the file; 0 if there is no file."""
         if not self.path.exists():
             return 0
         with self._connect(read_only=True) as connection:
@@ -336,7 +337,7 @@ class Warehouse:
                 yield connection
                 return
         with self._write():
-            pass  # brings the schema up to date, or says that it is a newer one
+            pass  # migrates the schema, or raises if the schema is too new
         with self._connect(read_only=True) as connection:
             yield connection
 
@@ -371,24 +372,26 @@ class Warehouse:
                     connection.close()
         except (duckdb.OperationalError, duckdb.FatalException) as error:
             reason = str(error).splitlines()[0]
-            raise VisdivError(f"cannot use the results in {self.path}: {reason}") from error
+            raise VisdivError(f"cannot use the results database {self.path}: {reason}") from error
 
     @contextmanager
     def _turn(self, *, read_only: bool) -> Iterator[None]:
-        """Wait until no other visdiv has the file open.
+        """Wait until no other visdiv process has the file open.
 
-        DuckDB's own lock does not do: version 2.0 reads the head of a file before it locks it, so
-        what another process commits in between is overwritten.
+        DuckDB's own lock is not enough: version 2.0 reads the header of a file before it locks
+        it, and so overwrites what another process commits in between.
         """
         lock = filelock.FileLock(self.path.with_name(f".{self.path.name}.lock"))
         try:
             lock.acquire(timeout=LOCK_PATIENCE_SECONDS, poll_interval=0.01)
         except filelock.Timeout as error:
-            raise VisdivError(f"another process does not let go of {self.path}") from error
+            raise VisdivError(
+                f"another process is using {self.path}; wait until it is done, then try again"
+            ) from error
         except OSError:
             if not read_only:
                 raise
-            # A store that can only be read needs no turns.
+            # A read-only store needs no lock.
         try:
             yield
         finally:

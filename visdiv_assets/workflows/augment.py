@@ -132,7 +132,7 @@ def measure_augmentations(
     if embedder.model_id != evaluation.model_id:
         raise VisdivError(
             f"{evaluation.dataset} was evaluated with {evaluation.model_id}, but its model is now "
-            f"{embedder.model_id}; run visdiv score {evaluation.dataset} to evaluate it again"
+            f"{embedder.model_id}; run `visdiv score {evaluation.dataset}` to evaluate it again"
         )
     n, done = len(sample.keys), 0
     total = n * (1 + len(augmentations))

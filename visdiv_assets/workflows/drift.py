@@ -49,7 +49,7 @@ def drift_of(name: str, store: Store, warehouse: Warehouse) -> DatasetDrift | No
     """The drift of a dataset from its baseline; None where there is nothing to compare with."""
     history = warehouse.history(name)
     if not history:
-        raise VisdivError(f"{name} has not been evaluated; run visdiv score {name}")
+        raise VisdivError(f"{name} has never been evaluated; run `visdiv score {name}`")
     *earlier, newest = history
     before = baseline_of(newest, earlier, warehouse)
     if before is None:

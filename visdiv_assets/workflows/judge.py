@@ -51,7 +51,7 @@ def judge_dataset(
     """
     history = warehouse.history(dataset)
     if not history:
-        raise VisdivError(f"{dataset} has not been evaluated")
+        raise VisdivError(f"{dataset} has never been evaluated")
     *earlier, newest = history
     fingerprint, model_id = newest.manifest_fingerprint, newest.model_id
     index = store.read_index(dataset, model_id, fingerprint, ("row",))
@@ -86,7 +86,7 @@ def judge_duplicates_of(dataset: str, warn_rate: float, warehouse: Warehouse) ->
     found = warehouse.rows("redundancy", dataset)
     if not found:
         raise VisdivError(
-            f"{dataset} has not been searched for duplicates; run visdiv duplicates {dataset}"
+            f"{dataset} has not been searched for duplicates; run `visdiv duplicates {dataset}`"
         )
     [row] = found
     return judge_near_duplicates(

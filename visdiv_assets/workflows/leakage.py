@@ -230,7 +230,7 @@ def comparable(
         if name == evaluation.dataset:
             continue
         if name not in latest:
-            reasons[name] = "it has not been evaluated"
+            reasons[name] = "it has never been evaluated"
         elif latest[name].model_id != evaluation.model_id:
             reasons[name] = f"it was embedded with another model, {latest[name].model_id}"
         else:

@@ -59,7 +59,7 @@ class Project:
         if name not in latest:
             if not scheme_of(called) and not absolute_path(called).exists():
                 self.settings.dataset(called)  # says which there are
-            raise VisdivError(f"{called} has not been evaluated; run visdiv score {called}")
+            raise VisdivError(f"{called} has never been evaluated; run `visdiv score {called}`")
         configured = self.settings.datasets.get(name)
         if configured is None:
             configured = DatasetSettings.model_construct(source=source)

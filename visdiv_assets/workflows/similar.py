@@ -72,7 +72,7 @@ def query_from(
     if embedder.model_id != evaluation.model_id:
         raise VisdivError(
             f"{evaluation.dataset} was embedded with {evaluation.model_id}, but the settings now "
-            f"name {embedder.model_id}; run visdiv score {evaluation.dataset} to embed it again"
+            f"name {embedder.model_id}; run `visdiv score {evaluation.dataset}` to embed it again"
         )
     vectors = embedder.embed(decoded(data, embedder.decoding)[None])
     return Query(to_grid(vectors)[0], key.hex())

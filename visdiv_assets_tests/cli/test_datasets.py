@@ -85,7 +85,7 @@ def test_init_leaves_a_file_that_is_there_alone(visdiv):
     CONFIG.write_text("store: mine\n")
     result = visdiv("init", code=1)
     assert result.stdout == ""
-    assert "visdiv.yaml is there already" in result.stderr
+    assert "visdiv.yaml already exists" in result.stderr
     assert CONFIG.read_text() == "store: mine\n"
 
 
@@ -141,9 +141,9 @@ def test_a_source_that_is_a_url_stays_as_it_is(visdiv):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (("birds", "y"), "there is a dataset 'birds' already"),
-        (("a/b", "y"), "a dataset's name is"),
-        (("", "y"), "a dataset's name is"),
+        (("birds", "y"), "the dataset 'birds' already exists"),
+        (("a/b", "y"), "a dataset name has"),
+        (("", "y"), "a dataset name has"),
     ],
 )
 def test_add_refuses_in_a_sentence_and_leaves_the_file_as_it_was(visdiv, arguments, problem):
@@ -169,7 +169,7 @@ def test_add_refuses_a_threshold_that_is_no_score(visdiv, threshold):
 @pytest.mark.parametrize("arguments", [("add", "birds", "x"), ("remove", "birds")])
 def test_without_a_file_there_is_nothing_to_edit(visdiv, arguments):
     result = visdiv(*arguments, code=1)
-    assert "there is no visdiv.yaml here; run visdiv init to create one" in result.stderr
+    assert "there is no visdiv.yaml here; run `visdiv init` to create one" in result.stderr
     assert not CONFIG.exists()
 
 
@@ -374,7 +374,10 @@ def test_a_test_message_is_not_an_alert_of_the_outbox(visdiv):
     ("urls", "problem"),
     [
         ("", "the settings name no alert URLs"),
-        ("['nonsense://secret@host']", "begins with 'nonsense' is not understood"),
+        (
+            "['nonsense://secret@host']",
+            "does not recognise the alert URL that starts with 'nonsense'",
+        ),
         ("['json://${VISDIV_TEST_UNSET}']", "VISDIV_TEST_UNSET, used by 'alerts.urls', is not set"),
     ],
 )

@@ -91,7 +91,7 @@ def test_a_results_file_that_is_garbage_is_a_problem(settings, store):
     (store / "visdiv.duckdb").write_bytes(b"garbage" * 1000)
     assert list(problems(settings)) == ["results"]
     assert problems(settings)["results"].startswith(
-        f"cannot use the results in {store}/visdiv.duckdb"
+        f"cannot use the results database {store}/visdiv.duckdb"
     )
 
 
@@ -100,7 +100,7 @@ def test_a_results_file_of_a_newer_version_is_a_problem(settings, store):
         connection.execute("INSERT INTO schema_version VALUES (99, now())")
     assert list(problems(settings)) == ["results"]
     assert "has schema version 99" in problems(settings)["results"]
-    assert "please upgrade" in problems(settings)["results"]
+    assert "upgrade visdiv" in problems(settings)["results"]
 
 
 def test_a_file_in_place_of_the_store_is_a_problem(settings):

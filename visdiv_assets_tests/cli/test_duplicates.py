@@ -69,10 +69,10 @@ def test_each_command_has_examples(visdiv, command):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("birds", "birds has not been evaluated; run visdiv score birds"),
-        ("./birds", "./birds has not been evaluated; run visdiv score ./birds"),
+        ("birds", "birds has never been evaluated; run `visdiv score birds`"),
+        ("./birds", "./birds has never been evaluated; run `visdiv score ./birds`"),
         ("nothing", "there is no dataset 'nothing' in the settings"),
-        ("s3://nothing/", "s3://nothing/ has not been evaluated"),
+        ("s3://nothing/", "s3://nothing/ has never been evaluated"),
     ],
 )
 def test_what_was_never_evaluated_is_an_error_in_one_sentence(visdiv, command, name, sentence):
@@ -278,9 +278,9 @@ def test_leakage_without_benchmarks_has_nowhere_to_go(visdiv, birds):
 
 def test_leakage_says_which_benchmarks_were_not_compared(visdiv, birds):
     result = visdiv("leakage", "birds", code=1)
-    assert "test was not compared: it has not been evaluated" in result.stderr
+    assert "test was not compared: it has never been evaluated" in result.stderr
     [row] = Warehouse("store/visdiv.duckdb").rows("leakage", "birds")
-    assert row["not_compared"] == "it has not been evaluated"
+    assert row["not_compared"] == "it has never been evaluated"
 
 
 # --- similar ---

@@ -51,7 +51,7 @@ def birds(evaluated):
 def test_what_was_never_evaluated_is_an_error_in_one_sentence(visdiv, command):
     result = visdiv(command, "birds", *(["frames"] if command == "acquire" else []), code=1)
     assert result.stdout == ""
-    assert result.stderr == "error: birds has not been evaluated; run visdiv score birds\n"
+    assert result.stderr == "error: birds has never been evaluated; run `visdiv score birds`\n"
 
 
 @pytest.mark.parametrize("command", ["axes", "augment", "acquire"])

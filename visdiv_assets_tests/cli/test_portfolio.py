@@ -63,13 +63,13 @@ COMMANDS = [("compare",), ("mix",), ("slices",), ("drift",)]
 def test_what_was_never_evaluated_is_an_error_in_one_sentence(visdiv, command, name):
     result = visdiv(*command, name, code=1)
     assert result.stdout == ""
-    assert result.stderr == (f"error: {name} has not been evaluated; run visdiv score {name}\n")
+    assert result.stderr == (f"error: {name} has never been evaluated; run `visdiv score {name}`\n")
 
 
 @pytest.mark.parametrize("command", ["compare", "mix"])
 def test_without_names_and_evaluations_there_is_nothing_to_show(visdiv, command):
     result = visdiv(command, code=1)
-    assert "no registered dataset has been evaluated yet; run visdiv score" in result.stderr
+    assert "no registered dataset has been evaluated yet; run `visdiv score`" in result.stderr
 
 
 # --- compare ---
@@ -225,7 +225,7 @@ def test_drift_compares_with_another_dataset(visdiv, two):
     assert result.stdout.startswith("birds against cars of ")
     assert result.stdout.endswith("\nno more than chance\n")
     assert (
-        "nothing has not been evaluated"
+        "nothing has never been evaluated"
         in visdiv("drift", "birds", "--against", "nothing", code=1).stderr
     )
     score("cars", model="another")

@@ -346,7 +346,7 @@ def test_what_cannot_be_meant_is_an_error_in_one_sentence(photos, store, argumen
     [
         ("store: [", "visdiv.yaml is not a valid YAML file: line 1: .*"),
         ("stor: x", "visdiv.yaml: 'stor' is not a setting.*"),
-        ("datasets: {a/b: {source: x}}", "visdiv.yaml: 'datasets.a/b': a dataset's name is .*"),
+        ("datasets: {a/b: {source: x}}", "visdiv.yaml: 'datasets.a/b': a dataset name has .*"),
         ("datasets: {..: {source: x}}", r"visdiv.yaml: 'datasets...': .*; got '\.\.'.*"),
         ('datasets: {"a\\n": {source: x}}', r"visdiv.yaml: 'datasets.a\\n': .*"),
         ("store: '[red]x[/bold]'\nstor: x", "visdiv.yaml: 'stor' is not a setting.*"),

@@ -90,7 +90,7 @@ def test_an_unknown_image_is_an_error_and_nothing_is_written(visdiv):
     [
         (("birds", "-k", "61"), "the number of embeddings, 60; got 61"),
         (("birds", "-k", "0"), "k must be between 1"),
-        (("cars", "-k", "5"), "cars has not been evaluated"),
+        (("cars", "-k", "5"), "cars has never been evaluated"),
         (("birds", "-k", "5", "--include", "gone.txt"), "gone.txt: No such file or directory"),
         (("unregistered", "-k", "5", "--sheet", "a.png"), "unregistered is not registered"),
     ],

@@ -57,5 +57,5 @@ def test_what_was_never_evaluated_fails_with_a_sentence_that_says_what_to_do(run
     result = run("guidance")
     failures = [event for event in result.all_events if event.is_step_failure]
     assert {each.step_failure_data.user_failure_data.description for each in failures} == {
-        "birds has not been evaluated; run visdiv score birds"
+        "birds has never been evaluated; run `visdiv score birds`"
     }

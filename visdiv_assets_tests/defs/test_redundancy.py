@@ -129,4 +129,4 @@ def test_a_dataset_that_was_never_scored_fails_with_one_sentence(run):
         if event.is_step_failure
     }
     assert set(reasons) == {"near_duplicates", "benchmark_leakage"}
-    assert set(reasons.values()) == {"birds has not been evaluated; run visdiv score birds"}
+    assert set(reasons.values()) == {"birds has never been evaluated; run `visdiv score birds`"}

@@ -59,7 +59,7 @@ def test_size_and_method_are_settings(run):
     ("options", "evaluated", "sentence"),
     [
         (", core_set: {k: 81}", True, "the number of embeddings, 80; got 81"),
-        ("", False, "birds has not been evaluated"),
+        ("", False, "birds has never been evaluated"),
         (", core_set: {method: best}", False, "'datasets.birds.core_set.method'"),
     ],
 )

@@ -89,7 +89,7 @@ def test_a_message_says_all_that_one_needs_to_act(warehouse):
         "\nscore: 0.1234 (Low), before: 0.5000, threshold: 0.30\n",
         "\n95 % interval: 0.110 to 0.140, plain score: 0.1000\n",
         "250 of 300 images are exact copies of others",
-        "200 images more than before",
+        "200 more images than before",
         f"{URL}/runs/{alert.run_id}",
     ):
         assert part in body["message"]
@@ -144,7 +144,7 @@ def test_more_than_a_service_takes_is_told_in_a_line_each_and_no_more_lines_than
         assert len(body) <= longest
         told = body.count("could not be evaluated")
         if told < 40:
-            assert body.endswith(f"\n… and {40 - told} more: visdiv alerts list")
+            assert body.endswith(f"\n… and {40 - told} more; run `visdiv alerts list`")
             assert longest - len(body) < 80  # as many as fit
     [first, *_] = due
     assert len(compose([first], URL, 50).body) == 50
@@ -255,7 +255,7 @@ def test_a_dataset_that_nobody_evaluates_goes_stale_once(warehouse):
     assert note_stale(["birds"], warehouse, later + timedelta(hours=1)) == {}
     with webhook() as hook:
         deliver(warehouse, hook.url, now=later)
-        assert hook.titles == ["visdiv: birds has not been evaluated for more than 26 hours"]
+        assert hook.titles == ["visdiv: birds has never been evaluated for more than 26 hours"]
 
 
 def test_a_drop_is_told_but_its_end_is_not(warehouse):

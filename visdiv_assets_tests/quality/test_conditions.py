@@ -72,17 +72,17 @@ def test_the_end_of_a_drop_is_no_news():
 @pytest.mark.parametrize(
     ("now", "reason"),
     [
-        (BEFORE, "the images have become more alike"),
-        (Facts(100, 100, 0, "other"), "another model made the embeddings"),
-        (Facts(150, 150, 0, "m"), "50 images more than before"),
-        (Facts(60, 60, 0, "m"), "40 images fewer than before"),
+        (BEFORE, "the images became more similar to each other"),
+        (Facts(100, 100, 0, "other"), "the embeddings come from a different model"),
+        (Facts(150, 150, 0, "m"), "50 more images than before"),
+        (Facts(60, 60, 0, "m"), "40 fewer images than before"),
         (Facts(100, 90, 0, "m"), "10 of 100 images are exact copies of others (before: 0)"),
         (Facts(100, 100, 7, "m"), "7 images could not be embedded"),
         (
             Facts(2100, 1100, 3, "other"),
-            "another model made the embeddings; "
+            "the embeddings come from a different model; "
             "1,000 of 2,100 images are exact copies of others (before: 0); "
-            "2,000 images more than before; 3 images could not be embedded",
+            "2,000 more images than before; 3 images could not be embedded",
         ),
     ],
 )
@@ -95,7 +95,7 @@ def test_without_an_earlier_evaluation_the_reason_compares_with_nothing():
     assert likely_reason(now, None) == (
         "60 of 100 images are exact copies of others; 2 images could not be embedded"
     )
-    assert likely_reason(BEFORE, None) == "the images have become more alike"
+    assert likely_reason(BEFORE, None) == "the images became more similar to each other"
 
 
 def test_failures_that_were_there_before_are_no_reason():

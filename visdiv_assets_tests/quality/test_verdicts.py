@@ -51,7 +51,7 @@ FAILING = {
     "model": judge_model("b", "a"),
     "near-duplicates": judge_near_duplicates(100, 3, 3, 0.75, 0.05),
     "leakage": judge_leakage({"test": 1}, {}, 0.95),
-    "leakage unknown": judge_leakage({}, {"test": "it has not been evaluated"}, 0.95),
+    "leakage unknown": judge_leakage({}, {"test": "it has never been evaluated"}, 0.95),
 }
 
 
@@ -204,13 +204,16 @@ def test_a_unit_vector_for_each_image_that_did_not_fail_is_valid(norm_error):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"n_listed": 101}, "the index has 100 images, the manifest 101"),
-        ({"n_listed": 99}, "the index has 100 images, the manifest 99"),
+        ({"n_listed": 101}, "the index lists 100 images, but the manifest lists 101"),
+        ({"n_listed": 99}, "the index lists 100 images, but the manifest lists 99"),
         ({"n_rows": 97}, "there are 97 vectors for 98 images"),
         ({"n_rows": 99}, "there are 99 vectors for 98 images"),
-        ({"norm_error": math.nextafter(NORM_TOLERANCE, 1)}, "norm is off by 0.002"),
-        ({"norm_error": math.inf}, "norm is off by inf"),
-        ({"norm_error": math.nan}, "norm is off by nan"),
+        (
+            {"norm_error": math.nextafter(NORM_TOLERANCE, 1)},
+            "norm of a vector differs from 1 by 0.002",
+        ),
+        ({"norm_error": math.inf}, "norm of a vector differs from 1 by inf"),
+        ({"norm_error": math.nan}, "norm of a vector differs from 1 by nan"),
     ],
 )
 def test_each_problem_of_embeddings_is_an_error_that_says_which(changes, problem):
@@ -260,7 +263,7 @@ def test_an_evaluation_is_stale_after_26_hours(age, expected):
 def test_a_dataset_that_was_never_evaluated_is_stale():
     verdict = judge_age(None, NOW)
     assert outcome(verdict) == "ERROR"
-    assert verdict.finding == "never evaluated"
+    assert verdict.finding == "the dataset has never been evaluated"
 
 
 def test_ages_are_right_across_time_zones():
@@ -311,7 +314,8 @@ def test_over_the_rate_copies_and_near_duplicates_together_are_a_warning(n_exact
 def test_a_verdict_on_duplicates_names_both_kinds_and_the_threshold():
     verdict = judge_near_duplicates(1000, 20, 103, 0.75, 0.05)
     assert verdict.finding == (
-        "12.3% of 1,000 images repeat others: 20 exact copies, 103 near-duplicates at 0.75 (> 5.0%)"
+        "12.3% of 1,000 images repeat others, more than 5.0%: "
+        "20 exact copies, 103 near-duplicates (similarity ≥ 0.75)"
     )
     assert "visdiv duplicates" in verdict.advice
 
@@ -325,17 +329,19 @@ def test_an_image_in_a_benchmark_is_an_error_that_names_every_benchmark():
     assert outcome(verdict) == "ERROR"
     assert verdict.finding == (
         "1 image is in the benchmark test, 1,200 images are in the benchmark val "
-        "(similarity ≥ 0.95); old was not compared, since it is gone"
+        "(similarity ≥ 0.95); old was not compared because it is gone"
     )
     assert verdict.measured == {"threshold": 0.95, "in clean": 0, "in test": 1, "in val": 1200}
 
 
 def test_a_benchmark_that_was_not_compared_is_a_warning():
-    verdict = judge_leakage({"clean": 0}, {"old": "it has not been evaluated"}, 0.95)
+    verdict = judge_leakage({"clean": 0}, {"old": "it has never been evaluated"}, 0.95)
     assert outcome(verdict) == "WARN"
-    assert verdict.finding == "old was not compared, since it was never evaluated"
+    assert verdict.finding == "old was not compared because it was never evaluated"
 
 
 def test_without_leaks_or_without_benchmarks_all_is_well():
-    assert judge_leakage({"a": 0, "b": 0}, {}, 0.95).finding == "no image is in a, b"
+    assert (
+        judge_leakage({"a": 0, "b": 0}, {}, 0.95).finding == "no image is in the benchmarks (a, b)"
+    )
     assert judge_leakage({}, {}, 0.95).passed

@@ -367,13 +367,13 @@ def test_any_dataset_can_be_added_and_removed_without_a_trace(tmp_path, name, en
 @pytest.mark.parametrize(
     ("name", "options", "problem"),
     [
-        ("birds", {}, "there is a dataset 'birds' already"),
-        ("007", {}, "there is a dataset '007' already"),
-        ("a/b", {}, "a dataset's name is"),
-        ("", {}, "a dataset's name is"),
-        ("a b", {}, "a dataset's name is"),
-        ("a\nb", {}, "a dataset's name is"),
-        (".a", {}, "a dataset's name is"),
+        ("birds", {}, "the dataset 'birds' already exists"),
+        ("007", {}, "the dataset '007' already exists"),
+        ("a/b", {}, "a dataset name has"),
+        ("", {}, "a dataset name has"),
+        ("a b", {}, "a dataset name has"),
+        ("a\nb", {}, "a dataset name has"),
+        (".a", {}, "a dataset name has"),
         ("emus", {"threshold": 1.5}, "'datasets.emus.threshold': "),
         ("emus", {"threshold": -0.1}, "'datasets.emus.threshold': "),
         ("emus", {"threshold": float("nan")}, "'datasets.emus.threshold': "),
@@ -393,7 +393,9 @@ def test_a_refused_dataset_leaves_the_file_as_it_was_to_the_byte(path, name, opt
 
 def test_an_unknown_dataset_cannot_be_removed(path):
     before = path.read_bytes()
-    with pytest.raises(VisdivError, match=r"no dataset 'emus' .*there are: 007, birds, cats, dogs"):
+    with pytest.raises(
+        VisdivError, match=r"no dataset 'emus' .*known datasets: 007, birds, cats, dogs"
+    ):
         remove_dataset(path, "emus")
     assert path.read_bytes() == before
 
@@ -441,7 +443,7 @@ def test_the_template_is_valid_with_its_examples_uncommented(tmp_path, monkeypat
 
 
 def test_create_never_overwrites(path):
-    with pytest.raises(VisdivError, match="is there already; it was left alone"):
+    with pytest.raises(VisdivError, match="already exists; it was not changed"):
         create(path)
     assert path.read_text(encoding="utf-8") == HAND_WRITTEN
 

@@ -168,7 +168,7 @@ def test_two_dots_after_a_link_lead_out_of_where_it_points_to(tmp_path):
         ("datasets: [birds]", "'datasets' must hold 'key: value' lines"),
         ("datasets: {birds: }", "'datasets.birds' must hold 'key: value' lines"),
         ("datasets: {birds: {}}", "'datasets.birds.source' is missing"),
-        ("datasets: {a/b: {source: x}}", "'datasets.a/b': a dataset's name is .*; got 'a/b'"),
+        ("datasets: {a/b: {source: x}}", "'datasets.a/b': a dataset name has .*; got 'a/b'"),
         ("datasets: {2024: {source: x}}", "'datasets.2024': .*in quotes if it looks like a number"),
         ("store: x\nstore: y", 'line 2: found duplicate key "store"'),
         ("datasets:\n  a: {source: x}\n  a: {source: y}", 'line 3: found duplicate key "a"'),
@@ -245,13 +245,13 @@ def test_ordinary_dataset_names_are_accepted(name):
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".a", "-a", "a/b", "a\n", "a b", "é", "x" * 101])
 def test_dataset_names_that_are_no_folder_name_are_refused(name):
-    with pytest.raises(ValueError, match="a dataset's name is"):
+    with pytest.raises(ValueError, match="a dataset name has"):
         Settings.model_validate({"datasets": {name: {"source": "x"}}})
 
 
 def test_an_unknown_dataset_is_refused_with_the_known_ones():
     settings = read("datasets: {birds: {source: x}, ants: {source: y}}")
-    with pytest.raises(VisdivError, match=r"no dataset 'cats' .*\(there are: ants, birds\)"):
+    with pytest.raises(VisdivError, match=r"no dataset 'cats' .*known datasets: ants, birds"):
         settings.dataset("cats")
 
 

@@ -169,7 +169,7 @@ def test_a_file_of_a_newer_version_is_refused_and_unharmed(warehouse):
         warehouse.latest_evaluations,
         lambda: warehouse.history("birds"),
     ):
-        with pytest.raises(VisdivError, match=r"has schema version 99, .* please upgrade"):
+        with pytest.raises(VisdivError, match=r"has schema version 99, .* upgrade visdiv"):
             use()
     assert warehouse.schema_version() == 99
     assert digest(warehouse.path) == before
@@ -183,7 +183,9 @@ def test_a_file_that_is_no_database_is_refused_and_unharmed(warehouse, content):
     warehouse.path.parent.mkdir()
     warehouse.path.write_bytes(content)
     for use in (lambda: warehouse.record(make(), SPECTRUM), warehouse.latest_evaluations):
-        with pytest.raises(VisdivError, match=r"cannot use the results in .*visdiv\.duckdb: "):
+        with pytest.raises(
+            VisdivError, match=r"cannot use the results database .*visdiv\.duckdb: "
+        ):
             use()
     assert warehouse.path.read_bytes() == content
 

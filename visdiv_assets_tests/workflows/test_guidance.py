@@ -152,9 +152,7 @@ def test_too_few_images_for_mixing_are_no_error_but_a_verdict(home):
 
 def test_too_few_images_at_all_wrong_sizes_and_another_model_are_errors_in_one_sentence(home):
     evaluation = home.score("few", range(52))
-    with pytest.raises(
-        VisdivError, match="few has 52 different images that can be read"
-    ):
+    with pytest.raises(VisdivError, match="few has 52 different images that can be read"):
         measured(home, evaluation, ["flip"])
     evaluation = home.score("birds", range(60))
     for size in (0, 52, 2001):

@@ -40,7 +40,7 @@ def test_what_cannot_be_compared_has_a_reason(leaky):
     assert others == []
     assert reasons == {
         "bench": "it was embedded with another model, another",
-        "never": "it has not been evaluated",
+        "never": "it has never been evaluated",
     }
     bench = leaky.evaluate("bench")
     assert comparable(birds, ["bench"], leaky.warehouse) == ([bench], {})

@@ -80,7 +80,7 @@ def test_what_cannot_be_chosen_is_an_error_in_one_sentence(birds, options, sente
 
 def test_what_was_never_evaluated_has_no_core_set(birds):
     store, warehouse, _ = birds
-    with pytest.raises(VisdivError, match="cars has not been evaluated; run visdiv score cars"):
+    with pytest.raises(VisdivError, match="cars has never been evaluated; run `visdiv score cars`"):
         select_core_set("cars", store, warehouse, 5)
 
 
