@@ -59,9 +59,8 @@ def test_torchscript_gives_the_same_bits_in_every_call(checkpoints, pixels):
 
 def test_a_vector_does_not_depend_on_the_batch_size(checkpoints, vectors, pixels):
     weights = find_weights(str(checkpoints["torchvision"]))
-    for batch_size in (1, 3):
-        alone = TorchRuntime(weights, batch_size=batch_size).embed(pixels[:1])
-        np.testing.assert_allclose(alone, vectors[:1], rtol=0, atol=1e-6)
+    alone = TorchRuntime(weights, batch_size=3).embed(pixels[:1])
+    np.testing.assert_allclose(alone, vectors[:1], rtol=0, atol=1e-6)
 
 
 def test_a_vector_does_not_depend_on_the_other_images_of_its_batch(runtime, vectors, pixels):
