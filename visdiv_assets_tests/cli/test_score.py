@@ -429,16 +429,28 @@ def test_a_log_gets_all_failures_however_many(photos):
 # --- a terminal, and Ctrl-C ---
 
 
-def use_one_cpu() -> None:
-    """So that there is something left to interrupt, however fast the machine."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+# `visdiv`, with a model that stops after two batches until the command is interrupted.
+STOPS_HALFWAY = """
+import signal, threading
+from visdiv_assets.cli.main import main
+from visdiv_assets.embedding.embedder import SSCDEmbedder
 
+interrupted, calls, embed = threading.Event(), [], SSCDEmbedder.embed
 
-def _interruptible() -> None:
-    """As a command in the foreground is, also where the tests run in the background of a shell."""
-    use_one_cpu()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def embed_two_batches(self, pixels):
+    calls.append(pixels)
+    if len(calls) > 2:
+        interrupted.wait()
+    return embed(self, pixels)
+
+def interrupt(*_):
+    interrupted.set()
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGINT, interrupt)
+SSCDEmbedder.embed = embed_two_batches
+main()
+"""
 
 
 class Terminal:
@@ -447,11 +459,10 @@ class Terminal:
     def __init__(self, *arguments: str | Path) -> None:
         self._screen, terminal = os.openpty()
         self.process = subprocess.Popen(
-            [COMMAND, *arguments],
+            [sys.executable, "-c", STOPS_HALFWAY, *arguments],
             stdout=subprocess.PIPE,
             stderr=terminal,
             env=os.environ | {"COLUMNS": "100", "TERM": "xterm"},
-            preexec_fn=_interruptible,
         )
         os.close(terminal)
         self.text = ""

@@ -8,6 +8,10 @@ import dagster as dg
 import pytest
 
 from visdiv_assets.defs.resources import EmbedderResource
+from visdiv_assets.sources.directory import DirectorySource
+from visdiv_assets.store.store import Store
+from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.evaluate import evaluate
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder
 
 QUIET = {"telemetry": {"enabled": False}}
@@ -34,6 +38,13 @@ def instance(tmp_path: Path, empty_home: Path) -> Iterator[dg.DagsterInstance]:
     home = shutil.copytree(empty_home, tmp_path / "dagster")
     with dg.DagsterInstance.local_temp(str(home), overrides=QUIET) as instance:
         yield instance
+
+
+def score(root: Path, dataset: str, model_id: str = "fake") -> None:
+    """Evaluate a dataset outside Dagster, which is faster, where its run is not what is tested."""
+    store, warehouse = Store(root / "store"), Warehouse(root / "store/visdiv.duckdb")
+    embedder = FakeEmbedder(model_id, batch_size=64)
+    evaluate(dataset, DirectorySource(root / dataset), embedder, store, warehouse)
 
 
 def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, object]:

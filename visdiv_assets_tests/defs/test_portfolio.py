@@ -8,7 +8,7 @@ import pytest
 from visdiv_assets.definitions import build_defs
 from visdiv_assets.defs.resources import SettingsResource
 from visdiv_assets.defs.schedules import nightly_comparison
-from visdiv_assets_tests.defs.conftest import CheapEmbedder, metadata
+from visdiv_assets_tests.defs.conftest import CheapEmbedder, metadata, score
 from visdiv_assets_tests.embedding.fakes import write_image
 
 NAMES = ["birds", "cars"]
@@ -82,8 +82,8 @@ def test_with_nothing_evaluated_there_is_no_mixture_and_a_sentence_says_why(run)
     assert metadata(result, "dataset_drift")["datasets"] == 0
 
 
-def test_one_dataset_is_a_mixture_of_its_own(run):
-    assert run("evaluate_dataset", "birds").success
+def test_one_dataset_is_a_mixture_of_its_own(project, run):
+    score(project, "birds")
     result = run("compare_datasets")
     assert result.success
     assert "100.0%" in metadata(result, "mixture_plan")["mixture"]
@@ -92,7 +92,7 @@ def test_one_dataset_is_a_mixture_of_its_own(run):
 
 def test_a_dataset_that_is_no_longer_registered_is_left_out(project, run):
     for name in NAMES:
-        assert run("evaluate_dataset", name).success
+        score(project, name)
     (project / "visdiv.yaml").write_text("store: store\ndatasets: {cars: {source: cars}}\n")
     board = metadata(run("compare_datasets"), "dataset_leaderboard")
     assert board["datasets"] == 1

@@ -7,18 +7,13 @@ import pytest
 from PIL import Image
 
 from visdiv_assets.definitions import build_defs
-from visdiv_assets.defs.resources import EmbedderResource, SettingsResource
+from visdiv_assets.defs.resources import SettingsResource
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets_tests.defs.conftest import metadata
-from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image
+from visdiv_assets_tests.defs.conftest import CheapEmbedder, metadata, score
+from visdiv_assets_tests.embedding.fakes import write_image
 
 NAMES = ["birds", "test", "cars"]
 ASSETS = [dg.AssetKey("near_duplicates"), dg.AssetKey("benchmark_leakage")]
-
-
-class TwoModels(EmbedderResource):
-    def open(self, dataset):
-        return FakeEmbedder("another" if dataset == "cars" else "fake", batch_size=64)
 
 
 @pytest.fixture
@@ -45,7 +40,7 @@ def project(tmp_path):
 def run(project, instance):
     instance.add_dynamic_partitions("datasets", NAMES)
     settings = SettingsResource(config_path=str(project / "visdiv.yaml"))
-    overrides = {"settings": settings, "embedder": TwoModels(settings=settings)}
+    overrides = {"settings": settings, "embedder": CheapEmbedder(settings=settings)}
     definitions = build_defs(resource_overrides=overrides)
 
     def execute(job, dataset):
@@ -99,9 +94,9 @@ def test_a_scored_dataset_is_analyzed_in_one_run(project, run):
     assert len(warehouse.rows("leaks", "birds")) == 1
 
 
-def test_a_benchmark_of_another_model_is_named_and_what_repeats_nothing_passes(run):
-    for name in ("test", "cars"):
-        assert run("evaluate_dataset", name).success
+def test_a_benchmark_of_another_model_is_named_and_what_repeats_nothing_passes(project, run):
+    score(project, "test")
+    score(project, "cars", "another")
     result = run("analyze_dataset", "cars")
     assert result.success
     assert metadata(result, "near_duplicates")["largest clusters"] == "none"
@@ -113,8 +108,8 @@ def test_a_benchmark_of_another_model_is_named_and_what_repeats_nothing_passes(r
     assert not verdicts["no_leakage"].passed
 
 
-def test_a_benchmark_leaks_into_none(run):
-    assert run("evaluate_dataset", "test").success
+def test_a_benchmark_leaks_into_none(project, run):
+    score(project, "test")
     result = run("analyze_dataset", "test")
     assert metadata(result, "benchmark_leakage")["not compared"] == "it is a benchmark itself"
     assert checks(result)["no_leakage"].passed

@@ -6,7 +6,7 @@ import pytest
 from visdiv_assets.definitions import build_defs
 from visdiv_assets.defs.resources import SettingsResource
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets_tests.defs.conftest import CheapEmbedder, metadata
+from visdiv_assets_tests.defs.conftest import CheapEmbedder, metadata, score
 from visdiv_assets_tests.embedding.fakes import write_image
 
 
@@ -24,8 +24,7 @@ def run(tmp_path, instance):
         overrides = {"settings": settings, "embedder": CheapEmbedder(settings=settings)}
         definitions = build_defs(resource_overrides=overrides)
         if evaluated:
-            job = definitions.resolve_job_def("evaluate_dataset")
-            assert job.execute_in_process(partition_key="birds", instance=instance).success
+            score(tmp_path, "birds")
         return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
             partition_key="birds",
             instance=instance,

@@ -337,7 +337,7 @@ def test_an_image_in_a_benchmark_is_an_error_that_names_every_benchmark():
 def test_a_benchmark_that_was_not_compared_is_a_warning():
     verdict = judge_leakage({"clean": 0}, {"old": "it has never been evaluated"}, 0.95)
     assert outcome(verdict) == "WARN"
-    assert verdict.finding == "old was not compared because it was never evaluated"
+    assert verdict.finding == "old was not compared because it has never been evaluated"
 
 
 def test_without_leaks_or_without_benchmarks_all_is_well():

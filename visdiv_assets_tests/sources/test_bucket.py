@@ -192,7 +192,7 @@ def test_a_server_that_fails_now_and_then_gives_every_byte(bucket, failures):
 
 def test_a_slow_server_gives_every_byte(bucket):
     contents = fill(bucket)
-    bucket.front.behave(delay=0.3)
+    bucket.front.behave(delay=0.1)
     assert read(bucket.source()) == contents
 
 

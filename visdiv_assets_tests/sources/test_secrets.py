@@ -42,25 +42,39 @@ class Far(NamedTuple):
     folder: Path  # of the images, where a web server serves them
 
 
-@pytest.fixture(params=WAYS)
-def far(request, tmp_path, monkeypatch) -> Iterator[Far]:
-    """Images that need credentials: four can be embedded, one is no image, one cannot be read."""
-    folder = tmp_path / "far"
+def write_folder(folder):
+    """Four images that can be embedded, one that is none, and one that cannot be read."""
     write_images(folder, IMAGES)
     (folder / "text.png").write_text("I am no image")
     names = [path.name for path in sorted(folder.iterdir())] + ["gone.png"]
     (folder / "list.txt").write_text("\n".join(names))
+    return names
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory):
+    """An object store with the images in a bucket."""
+    folder = tmp_path_factory.mktemp("bucket")
+    write_folder(folder)
+    with s3_server(echoing) as endpoint:
+        upload(endpoint, folder)
+        yield endpoint
+
+
+@pytest.fixture(params=WAYS)
+def far(request, tmp_path, monkeypatch) -> Iterator[Far]:
+    """Images that need credentials."""
+    folder = tmp_path / "far"
+    names = write_folder(folder)
     if request.param in ("options", "environment"):
-        with s3_server(echoing) as endpoint:
-            keys = {"access_key_id": "me", "secret_access_key": SECRET}
-            options = {"endpoint": endpoint, "region": "us-east-1"}
-            upload(endpoint, folder)
-            if request.param == "options":
-                options |= keys
-            else:
-                for name, value in keys.items():
-                    monkeypatch.setenv(f"AWS_{name.upper()}", value)
-            yield Far(SourceSettings(uri="s3://bucket/list.txt", options=options), folder)
+        keys = {"access_key_id": "me", "secret_access_key": SECRET}
+        options = {"endpoint": request.getfixturevalue("endpoint"), "region": "us-east-1"}
+        if request.param == "options":
+            options |= keys
+        else:
+            for name, value in keys.items():
+                monkeypatch.setenv(f"AWS_{name.upper()}", value)
+        yield Far(SourceSettings(uri="s3://bucket/list.txt", options=options), folder)
         return
     with http_server(folder) as address:
         login = address.replace("://", f"://{LOGIN}:{ESCAPED[PASSWORD]}@")

@@ -156,7 +156,7 @@ def test_too_few_images_at_all_wrong_sizes_and_another_model_are_errors_in_one_s
         measured(home, evaluation, ["flip"])
     evaluation = home.score("birds", range(60))
     for size in (0, 52, 2001):
-        with pytest.raises(VisdivError, match="a sample has 53 to 2,000 images"):
+        with pytest.raises(VisdivError, match="a sample needs 53 to 2,000 images"):
             measured(home, evaluation, ["flip"], size)
     with pytest.raises(VisdivError, match="birds was evaluated with fake, but its model is now"):
         measured(home, evaluation, ["flip"], embedder=FakeEmbedder("another", 64))
