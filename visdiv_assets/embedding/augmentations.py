@@ -1,10 +1,10 @@
-"""A catalogue of standard augmentations, and how they are applied to decoded images.
+"""A catalogue of standard augmentations, applied to decoded images.
 
-Here: what is applied, seeded by each image's content. Not here: which images, embedding them
-(`advice.py`), what is concluded (`guidance/augmentation.py`).
+Here: the augmentations, seeded by each image's content. Not here: choosing and embedding images
+(`workflows/advice.py`), judging the effect (`guidance/augmentation.py`).
 
-All act on the decoded square of 320 × 320, as the model sees it: a crop is cut out of the squashed
-image, and a rotation turns that. Importing this module imports no torch.
+All of them act on the decoded 320 × 320 square that the model sees, so crops and rotations apply
+to the resized image. Importing this module does not import torch.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A way of making another image of an image.
+    """One augmentation.
 
     Attributes:
-        name: short, for commands and tables.
-        what: says what it does, with its parameters.
-        make: the transform of torchvision, with its parameters; called with `transforms.v2`.
-        mixes: whether it takes two images.
+        name: short name for commands and tables.
+        what: description, with its parameters.
+        make: returns the torchvision transform; called with `transforms.v2`.
+        mixes: whether it mixes two images.
     """
 
     name: str
@@ -41,8 +41,8 @@ class Augmentation:
     mixes: bool = False
 
 
-# Parameters are torchvision's defaults or those of its training recipes, unless `what` says
-# mild or strong; each is applied to every image, since what is measured is what it makes of them.
+# Parameters are torchvision's defaults or those of its training recipes, unless the name says mild
+# or strong. Each augmentation is applied with probability 1, to measure its full effect.
 CATALOGUE = (
     Augmentation("flip", "mirrored left to right", lambda v2: v2.RandomHorizontalFlip(1)),
     Augmentation("flip-vertical", "upside down, mirrored", lambda v2: v2.RandomVerticalFlip(1)),
@@ -104,10 +104,10 @@ NAMES = tuple(each.name for each in CATALOGUE)
 def chosen(names: Iterable[str]) -> tuple[Augmentation, ...]:
     """Augmentations by name, in the order of the catalogue.
 
-    A name stands for all that begin with it and a dash, too: `crop` for `crop-mild` as well.
+    A name also selects all names that start with it and a dash: `crop` selects `crop-mild`.
 
     Raises:
-        VisdivError: there is none of that name, or no name at all.
+        VisdivError: an unknown name, or no name at all.
 
     Example:
         >>> [each.name for each in chosen(["mixup", "flip"])]
@@ -115,10 +115,10 @@ def chosen(names: Iterable[str]) -> tuple[Augmentation, ...]:
     """
     wanted = [name.strip() for name in names if name.strip()]
     if not wanted:
-        raise VisdivError(f"name at least one augmentation of: {', '.join(NAMES)}")
+        raise VisdivError(f"name at least one augmentation: {', '.join(NAMES)}")
     for name in wanted:
         if not any(_is_meant(each, name) for each in NAMES):
-            raise VisdivError(f"there is no augmentation {name!r}; there are: {', '.join(NAMES)}")
+            raise VisdivError(f"there is no augmentation {name!r}; choose from {', '.join(NAMES)}")
     return tuple(each for each in CATALOGUE if any(_is_meant(each.name, name) for name in wanted))
 
 
@@ -129,15 +129,16 @@ def _is_meant(each: str, name: str) -> bool:
 def augment(
     augmentation: Augmentation, pixels: Sequence[Pixels], keys: Sequence[bytes]
 ) -> Iterator[Pixels]:
-    """A copy of each image.
+    """An augmented copy of each image.
 
-    What is random is seeded by the image's content and the augmentation, so that an image has the
-    same copy whatever stands beside it. Mixing ones pair images: 0 and 1, 2 and 3, … (see `pairs`).
+    The random seed is derived from the image's content and the augmentation, so the copy of an
+    image does not depend on other images. Augmentations that mix pair images 0 and 1, 2 and 3, …
+    (see `pairs`).
 
     Args:
-        augmentation: one of the catalogue.
-        pixels: images of shape (320, 320, 3), uint8; for a mixing one, at least 2.
-        keys: the content key of each.
+        augmentation: one from the catalogue.
+        pixels: images of shape (320, 320, 3), uint8; at least 2 if the augmentation mixes.
+        keys: the content key of each image.
 
     Yields:
         images of the same shape and type, in the same order.
@@ -159,7 +160,7 @@ def augment(
 
 
 def pairs(n: int) -> NDArray[np.int64]:
-    """Which pair each of n images is in, for those that mix two; of an odd number, three are one.
+    """The pair that each of n images belongs to; if n is odd, the last three form one group.
 
     Example:
         >>> pairs(5).tolist()
@@ -169,7 +170,7 @@ def pairs(n: int) -> NDArray[np.int64]:
 
 
 def _partner(group: NDArray[np.int64], at: int) -> int:
-    """The next one of its pair, around."""
+    """The next image of its group, cyclically."""
     members = np.flatnonzero(group == group[at])
     return int(members[(np.searchsorted(members, at) + 1) % len(members)])
 
@@ -184,7 +185,7 @@ def _mixed(transform: Any, image: Pixels, other: Pixels) -> "torch.Tensor":
 
 
 def _jpeg(image: "torch.Tensor") -> "torch.Tensor":
-    """By Pillow, since torchvision's codecs are on their way out."""
+    """Uses Pillow, because torchvision's codecs are deprecated."""
     import torch
 
     encoded = io.BytesIO()
@@ -197,7 +198,7 @@ def _jpeg(image: "torch.Tensor") -> "torch.Tensor":
 def _tensor(image: Pixels) -> "torch.Tensor":
     import torch
 
-    # Copied: decoded pixels are read-only, which torch does not know.
+    # Copied: decoded pixels are read-only, which torch does not support.
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)).copy())
 
 

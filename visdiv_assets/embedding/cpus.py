@@ -1,4 +1,4 @@
-"""How many CPUs this process may use. Not here: what to do with them."""
+"""The number of CPUs that this process may use. Not here: what to do with them."""
 
 import contextlib
 import os
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def usable_cpus() -> int:
-    """CPUs that the process can keep busy, at least 1.
+    """Number of CPUs that the process can keep busy, at least 1.
 
-    Less than the machine has where it is pinned to some of them (`taskset`, cpuset), or in a
-    container with a quota of time; half a CPU is left unused rather than fought over.
+    It is lower than the machine's if the process is pinned to some CPUs (`taskset`, cpuset) or its
+    container has a CPU quota. Fractions are rounded down, to avoid contention.
     """
     cpus = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
@@ -18,14 +18,14 @@ def usable_cpus() -> int:
 
 
 def cgroup_quota(proc: Path = Path("/proc/self"), mounts: Path = Path("/sys/fs/cgroup")) -> float:
-    """CPU time that Linux gives the process's control groups, in CPUs; ∞ where there is no limit.
+    """The CPU quota of the process's control groups, in CPUs; ∞ if there is no limit.
 
-    Both versions of control groups are read, the process's own group and all above it. Inside a
-    container, where those above cannot be seen, its own group is the root of what is mounted.
+    Reads both versions of control groups, for the process's own group and all of its parents.
+    Inside a container parents are not visible, and its own group is the root of the mount.
 
     Args:
-        proc: where the kernel says which groups the process is in.
-        mounts: where control groups are mounted.
+        proc: folder in which the kernel lists the process's groups.
+        mounts: folder in which control groups are mounted.
     """
     quota = float("inf")
     with contextlib.suppress(OSError):
@@ -42,9 +42,9 @@ def cgroup_quota(proc: Path = Path("/proc/self"), mounts: Path = Path("/sys/fs/c
 
 
 def _quota(folder: Path) -> float:
-    """The limit of one control group, in CPUs."""
+    """The quota of one control group, in CPUs."""
     for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
-        # A group without limit says `max` or -1.
+        # A group without a limit contains `max` or -1.
         with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
             granted, period = " ".join((folder / name).read_text() for name in names).split()
             if int(granted) > 0:

@@ -1,10 +1,10 @@
-"""A process that decodes one image after the other, so that no image can harm the run.
+"""A process that decodes images one by one, so that no image can harm the run.
 
-Here: the process's own side of the conversation. Not here: starting, watching and ending it
-(`decoders.py`). Imports little, since it starts anew after every image that brings it down.
+Here: the worker's side of the protocol. Not here: starting, watching and stopping it
+(`decoders.py`). It imports little, because it is restarted after every image that crashes it.
 
-On stdin, per image: its length (8 bytes) and its bytes. On stdout: b"+", width and height as it was
-encoded (4 bytes each) and the pixels, or b"-", the length (4 bytes) of a JSON array, and the array:
+On stdin, per image: its length (8 bytes) and its bytes. On stdout: b"+", the encoded width and
+height (4 bytes each) and the pixels; or b"-", the length (4 bytes) of a JSON array, and the array:
 reason, class of the exception.
 """
 
@@ -18,13 +18,13 @@ from visdiv_assets.embedding.decoding import DecodeError, Decoding, decode_squar
 
 READY = b"!"
 
-# Address space: the largest image that is let through takes 0.5 GB as RGB, twice that as RGBA.
+# Address space. The largest image allowed by default takes 0.5 GB as RGB, twice that as RGBA.
 MAX_BYTES = 4 * 2**30
 
 
 def main() -> None:
-    """Answer until stdin ends, which it does when the run does, whatever ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends this process
+    """Answer until stdin closes, which happens however the run ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run handles Ctrl-C and stops this process
     with contextlib.suppress(ImportError, ValueError, OSError):  # not on Windows
         import resource
 
@@ -32,7 +32,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     decoding = Decoding(**json.loads(sys.argv[1]))
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    sys.stdout = sys.stderr  # whatever a decoder prints is no answer
+    sys.stdout = sys.stderr  # output printed by a decoder must not mix with answers
     answers.write(READY)
     answers.flush()
     while header := requests.read(8):

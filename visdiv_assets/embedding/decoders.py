@@ -1,4 +1,4 @@
-"""Decoding in processes of their own: a crash or a hang costs one image and not the run.
+"""Decoding in separate processes: a crash or a hang costs one image, not the run.
 
 Here: starting, watching and replacing `decode_worker` processes. Not here: decoding.
 """
@@ -29,12 +29,12 @@ PIXEL_BYTES = IMAGE_SIDE * IMAGE_SIDE * 3
 PIPE_BYTES = 2**20
 MAX_ANSWER_BYTES = 2**16
 
-# Not verdicts on an image for good: on a busy machine it may have a better day.
+# Failures that may be temporary, for example on a busy machine, so that the image is tried again.
 PASSING = frozenset({"TimeoutError", "ProcessError"})
 
 
 class Picture(NamedTuple):
-    """A decoded image: pixels as `preprocess.decode_image`, width and height as encoded."""
+    """A decoded image: pixels as from `preprocess.decode_image`, encoded width and height."""
 
     pixels: Pixels
     width: int
@@ -42,12 +42,12 @@ class Picture(NamedTuple):
 
 
 class Decoders:
-    """Up to `processes` decoder processes, started when needed and shared by threads.
+    """Up to `processes` decoder processes, started on demand and shared by threads.
 
     Args:
-        decoding: how to decode, and its limits.
-        processes: how many at most.
-        command: what to start.
+        decoding: how to decode, and the limits.
+        processes: largest number of processes.
+        command: command that starts a process.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class Decoders:
         return self.picture(data).pixels
 
     def picture(self, data: bytes) -> Picture:
-        """As `preprocess.decode_image`; waits for a process that is free.
+        """As `preprocess.decode_image`; waits for a free process.
 
         Raises:
-            DecodeError: the image cannot be decoded, takes too long, or brings its process down.
+            DecodeError: the image cannot be decoded, takes too long, or crashes its process.
             VisdivError: no process can be started.
         """
         process = self._idle.get()
@@ -86,8 +86,8 @@ class Decoders:
             self._idle.put(process)
 
     def close(self) -> None:
-        """End all processes; nothing may be decoding."""
-        # All are taken before any is put back: the queue hands out what came last.
+        """Stop all processes; no image may be decoding."""
+        # Take all before putting any back, since the queue returns the last one put.
         for process in [self._idle.get() for _ in range(self._processes)]:
             if process:
                 process.kill()
@@ -106,7 +106,7 @@ class Decoders:
 
 
 class _GoneError(Exception):
-    """The process had to be ended, or ended by itself."""
+    """The process was killed, or exited by itself."""
 
     def __init__(self, reason: str, exception: str) -> None:
         super().__init__(reason)
@@ -123,7 +123,7 @@ class _Process:
                 [*command, json.dumps(asdict(decoding))],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # codecs in C write to it what they like
+                stderr=subprocess.DEVNULL,  # C codecs print to it
                 bufsize=0,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             )
@@ -141,7 +141,7 @@ class _Process:
             ready = bytearray()
         if ready != READY:
             self.kill()
-            raise VisdivError(f"the decoder does not start; `{' '.join(command)}` says why")
+            raise VisdivError(f"the decoder does not start; run `{' '.join(command)}` to see why")
 
     def decode(self, data: bytes) -> Picture:
         self._deadline = time.monotonic() + self._seconds
@@ -162,7 +162,7 @@ class _Process:
             reason, exception = json.loads(self._read(size))
         except (ValueError, TypeError):
             self.kill()
-            raise _GoneError("makes the decoder talk rubbish", "ProcessError") from None
+            raise _GoneError("the decoder gave an invalid answer", "ProcessError") from None
         raise DecodeError(str(reason), str(exception))
 
     def _read(self, size: int) -> bytearray:
@@ -174,7 +174,9 @@ class _Process:
             left = self._deadline - time.monotonic()
             if left <= 0 or not poll.poll(left * 1000):
                 self.kill()
-                raise _GoneError(f"takes longer than {self._seconds:g} seconds", "TimeoutError")
+                raise _GoneError(
+                    f"decoding took longer than {self._seconds:g} seconds", "TimeoutError"
+                )
             got = os.readv(self._answers.fileno(), [view[done:]])
             if not got:
                 raise self._gone()
@@ -183,14 +185,14 @@ class _Process:
 
     def _gone(self) -> _GoneError:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1)  # its pipe closes a moment before its exit code is known
+            self._process.wait(1)  # its pipe closes just before its exit code is available
         self.kill()
         code = self._process.returncode
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return _GoneError(f"brings the decoder down ({how})", "ProcessError")
+        return _GoneError(f"the decoder crashed ({how})", "ProcessError")
 
     def kill(self) -> None:
-        """End it, if it has not ended by itself."""
+        """Kill the process if it is still running."""
         self._process.kill()
         self._process.wait()
         self._requests.close()
@@ -204,7 +206,7 @@ def _write(file: IO[bytes], data: bytes) -> None:
 
 
 def _enlarge(pipe: IO[bytes]) -> None:
-    """Fewer turns between the two processes; Linux has this, others do without."""
+    """Enlarge a pipe's buffer, for fewer context switches; does nothing except on Linux."""
     with contextlib.suppress(ImportError, AttributeError, OSError):
         import fcntl
 

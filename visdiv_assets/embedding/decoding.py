@@ -1,8 +1,8 @@
-"""Encoded image → the square that SSCD sees, as a picture.
+"""Encoded image → the square that SSCD sees, as a Pillow image.
 
-Here: decoding, colour conversion and resizing, exactly as FineVision does it unless told otherwise.
-Not here: processes to do it in (`decoders.py`); arrays (`preprocess.py`): NumPy would make a
-decoder process start four times as slowly.
+Here: decoding, colour conversion and resizing, by default exactly as FineVision does it.
+Not here: decoder processes (`decoders.py`) or arrays (`preprocess.py`). NumPy would make a decoder
+process start four times more slowly.
 """
 
 import importlib.util
@@ -16,12 +16,12 @@ from PIL import Image, ImageOps
 
 IMAGE_SIDE = 320
 
-# Names the steps below in the model id: embeddings of different steps never mix.
+# The steps below, as part of the model id: embeddings from different steps never mix.
 PREPROCESSING = f"rgb-squash{IMAGE_SIDE}-bilinear"
 
-# Formats that hold pixels. Of what else Pillow opens, EPS runs Ghostscript, and others are stubs.
-# Pillow tries them in this order, and loads all of its codecs at the first that is not built in:
-# a decoder process that meets only the first two starts in half the time.
+# Formats that hold pixels. Of the others that Pillow opens, EPS runs Ghostscript, and some are
+# stubs. Pillow tries them in this order and loads all codecs at the first one that is not built
+# in, so a decoder process that sees only the first two starts in half the time.
 # fmt: off
 FORMATS = (
     "JPEG", "PNG", "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG2000", "PCX", "PPM", "QOI",
@@ -30,12 +30,12 @@ FORMATS = (
 # fmt: on
 HEIF = "HEIF"
 
-# Twice the size at which Pillow starts to warn of a decompression bomb; 537 MB as RGB.
+# Twice the size at which Pillow warns of a decompression bomb; 537 MB as RGB.
 MAX_PIXELS = 178_956_970
 MAX_SECONDS = 30.0
 
-# Pillow's warnings are about oddities in files that it reads all the same. Silenced for good:
-# `catch_warnings` around each image is not safe in threads, and may silence the whole process.
+# Pillow warns about oddities in files that it reads anyway. These warnings are silenced globally,
+# since `catch_warnings` around each image is not thread-safe and may silence the whole process.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -44,7 +44,7 @@ class DecodeError(Exception):
 
     Attributes:
         reason: what is wrong with it.
-        exception: class of what the decoder raised, or "" where nothing was raised.
+        exception: class of the exception that the decoder raised; "" if it raised none.
     """
 
     def __init__(self, reason: str, exception: str = "") -> None:
@@ -57,13 +57,13 @@ class Decoding:
     """How images are decoded. The defaults are FineVision's.
 
     Attributes:
-        exif_orientation: turn photographs upright, as their EXIF data says.
-        alpha_background: colour `#rrggbb` that transparent images are laid on; FineVision drops
-            the transparency and keeps whatever colour is below it.
+        exif_orientation: rotate photographs upright according to their EXIF data.
+        alpha_background: background colour `#rrggbb` for transparent images; FineVision drops the
+            alpha channel and keeps the colours below it.
         jpeg_on_gpu: decode ordinary JPEGs with nvJPEG, in the process that runs the model; their
-            pixels differ a little.
-        max_pixels: width × height that an image may have.
-        max_seconds: time that decoding an image may take.
+            pixels differ slightly.
+        max_pixels: largest width × height of an image.
+        max_seconds: longest time to decode an image.
     """
 
     exif_orientation: bool = False
@@ -74,7 +74,7 @@ class Decoding:
 
     @property
     def name(self) -> str:
-        """The part of the model id that says what is done to the pixels.
+        """The part of the model id that describes the preprocessing.
 
         Example:
             >>> Decoding(exif_orientation=True, alpha_background="#FFFFFF").name
@@ -87,13 +87,13 @@ class Decoding:
 
     @cached_property
     def judge(self) -> str:
-        """All that decides whether an image can be decoded: code, formats, limits, steps."""
+        """Everything that decides whether an image can be decoded: code, formats, limits, steps."""
         heif = "+heif" if _has_heif() else ""
         return f"pillow-{PIL.__version__}{heif}.{self.max_pixels}.{self.name}"
 
 
 def decode_square(data: bytes, decoding: Decoding) -> tuple[Image.Image, tuple[int, int]]:
-    """As `decode_image`, as an RGB picture of 320 × 320; and width and height as encoded."""
+    """As `decode_image`, but an RGB Pillow image of 320 × 320, and the encoded width and height."""
     if not data:
         raise DecodeError("the file is empty")
     formats = (*FORMATS, HEIF) if _open_heif() else FORMATS
@@ -101,7 +101,7 @@ def decode_square(data: bytes, decoding: Decoding) -> tuple[Image.Image, tuple[i
         with Image.open(io.BytesIO(data), formats=formats) as image:
             if image.width * image.height > decoding.max_pixels:
                 area = f"{image.width} × {image.height}"
-                raise DecodeError(f"{area} pixels are more than the limit")
+                raise DecodeError(f"{area} pixels exceed the limit")
             size = image.size
             square = _to_rgb(image, decoding).resize(
                 (IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BILINEAR
@@ -124,7 +124,7 @@ def _to_rgb(image: Image.Image, decoding: Decoding) -> Image.Image:
     if decoding.alpha_background and image.has_transparency_data:
         ground = Image.new("RGBA", image.size, decoding.alpha_background)
         image = Image.alpha_composite(ground, image.convert("RGBA"))
-    return image if image.mode == "RGB" else image.convert("RGB")  # spares a copy
+    return image if image.mode == "RGB" else image.convert("RGB")  # avoids a copy
 
 
 def _has_heif() -> bool:
@@ -132,7 +132,7 @@ def _has_heif() -> bool:
 
 
 def _open_heif() -> bool:
-    """Teach Pillow HEIC, where the codec is installed."""
+    """Register HEIC with Pillow if the codec is installed."""
     if HEIF in Image.OPEN:
         return True
     if not _has_heif():

@@ -1,7 +1,7 @@
-"""`SSCDEmbedder`: images in, unit vectors out, whatever runs the model.
+"""`SSCDEmbedder`: images in, unit vectors out, with any runtime.
 
-Here: the one object that knows weights, device, precision and batch size, and the model id.
-Not here: the store (`store.py`) and what to do about images that were embedded before.
+Here: the object that knows weights, device, precision, batch size and the model id.
+Not here: the store (`store/`), and skipping images that were embedded before (`incremental.py`).
 """
 
 import logging
@@ -36,23 +36,22 @@ logger = logging.getLogger(__name__)
 class SSCDEmbedder:
     """Turns images into SSCD descriptors.
 
-    Weights are found and their digest is taken at once, so that errors show early and
-    `model_id` is known; the model is loaded at the first image, so that a run in which
-    everything is cached costs nothing.
+    The constructor finds and hashes the weights, so errors appear early and `model_id` is known.
+    The model is loaded with the first image, so a run in which everything is cached costs nothing.
 
     Args:
-        weights: `auto` (official weights where cached, else the installed int8 ONNX model, else
+        weights: `auto` (the official weights if cached, else the installed int8 ONNX model, else
             a download), the path of a file, a URL, or the name of a published checkpoint.
         device: `auto` (all GPUs that the weights can use, else the CPU), `cpu`, `cuda`, `cuda:1`,
-            or a list of devices that take turns with whole batches.
-        batch_size: images per model call; chosen by device when None.
-        precision: `auto` (fp16 on GPUs, else the weights' own), `fp32`, `bf16`, `fp16` or `int8`,
-            as far as the weights allow it.
-        decoding: how images become pixels; as FineVision does it when None.
-        on_download: told of the progress of a download of weights.
+            or a list of devices that share the batches.
+        batch_size: images per model call; None uses the device's default.
+        precision: `auto` (fp16 on GPUs, else that of the weights), `fp32`, `bf16`, `fp16` or
+            `int8`, if the weights support it.
+        decoding: how images are decoded; None means as FineVision does it.
+        on_download: called with the progress when weights are downloaded.
 
     Raises:
-        VisdivError: no weights, wrong weights, or a device or precision they do not have.
+        VisdivError: weights are missing or invalid, or do not support the device or precision.
 
     References:
         Pizzi et al., "A self-supervised descriptor for image copy detection", CVPR 2022.
@@ -87,15 +86,15 @@ class SSCDEmbedder:
         self.decoding = decoding or Decoding()
         if self.decoding.jpeg_on_gpu and self.weights.format == "onnx":
             raise VisdivError(
-                f"{self.weights.checkpoint} runs on the CPU only, and JPEGs cannot be decoded on a "
+                f"{self.weights.checkpoint} runs on the CPU only, so JPEGs cannot be decoded on a "
                 "GPU for it; set decode to cpu, or weights to an official checkpoint"
             )
 
     @property
     def model_id(self) -> str:
-        """Checkpoint, weights digest, runtime and precision, preprocessing; names a folder.
+        """Checkpoint, weights digest, runtime and precision, preprocessing; usable as a file name.
 
-        Vectors of different model ids never mix.
+        Vectors with different model ids never mix.
         """
         digest = self.weights.sha256[:12]
         runtime = runtime_name(self.weights, self.precision)
@@ -103,7 +102,7 @@ class SSCDEmbedder:
 
     @cached_property
     def runtime(self) -> Runtime:
-        """The loaded model; loading it is put off until it is asked for."""
+        """The model, which is loaded on first use."""
         return load_runtime(
             self.weights,
             device=self._devices,
@@ -123,7 +122,7 @@ class SSCDEmbedder:
 
     @property
     def calls_at_once(self) -> int:
-        """Calls of `embed`, from threads of their own, that keep the model busy; loads it."""
+        """Number of concurrent `embed` calls that keep the model busy; loads the model."""
         return self.runtime.calls_at_once
 
     def embed(self, pixels: Pixels) -> Vectors:
@@ -139,7 +138,7 @@ class SSCDEmbedder:
 
     @cached_property
     def gpu_decoder(self) -> "GpuDecoder | None":
-        """What decodes JPEGs on the first GPU, if the settings ask for it.
+        """The decoder of JPEGs on the first GPU, if the settings ask for it.
 
         Raises:
             VisdivError: there is no GPU, or it cannot decode JPEG.
@@ -151,20 +150,20 @@ class SSCDEmbedder:
 
         device = resolve_devices(self._devices)[0]
         if device.type != "cuda":
-            raise VisdivError("decode is set to gpu, and PyTorch sees no GPU; set it to cpu")
+            raise VisdivError("decode is set to gpu, but PyTorch finds no GPU; set decode to cpu")
         return GpuDecoder(device, self.decoding)
 
     def embed_encoded(
         self, images: Sequence[Pixels | bytes], otherwise: Callable[[bytes], Pixels]
     ) -> list[NDArray[np.float32] | DecodeError]:
-        """Descriptors of images, of which some are JPEGs that `gpu_decoder` takes.
+        """Descriptors of images, some of which are JPEGs for `gpu_decoder`.
 
         Args:
-            images: as many as the batch size at most; pixels of shape (320, 320, 3), or bytes.
-            otherwise: decodes those that the GPU fails at.
+            images: at most `batch_size`; pixels of shape (320, 320, 3), or encoded bytes.
+            otherwise: decodes the images that the GPU cannot decode.
         """
         if self.gpu_decoder is None:
-            raise ValueError("encoded images are for an embedder that decodes on a GPU")
+            raise ValueError("only an embedder that decodes on a GPU accepts encoded images")
         squares, failed = self.gpu_decoder.decode_all(images, otherwise)
         vectors = self.runtime.embed(squares)
         return [failed.get(at, vector) for at, vector in enumerate(vectors)]
@@ -172,17 +171,17 @@ class SSCDEmbedder:
     def extract(self, path: str | Path) -> Vectors:
         """Descriptors of all images of a source, in the order of their ids.
 
-        Images that cannot be decoded are left out, and said so in a warning; `visdiv score` or
-        the Dagster assets list them one by one. Nothing is stored.
+        Images that cannot be decoded are left out with a warning; `visdiv score` and the Dagster
+        assets list them one by one. Nothing is stored.
 
         Args:
-            path: a folder, searched recursively, or any other source.
+            path: a folder, which is searched recursively, or any other source.
 
         Returns:
             shape (N, D), float32, L2 norm 1; N is the number of decodable images.
 
         Raises:
-            VisdivError: no such source, or no decodable image in it.
+            VisdivError: there is no such source, or it contains no decodable image.
         """
         source = open_source(str(path))
         image_ids = list_images(source).table["image_id"].to_pylist()

@@ -1,12 +1,12 @@
-"""JPEG on a GPU: encoded images → squares of pixels that need not leave it.
+"""Decoding JPEGs on a GPU: encoded images → squares of pixels that stay on it.
 
-Here: which images nvJPEG is given, and decoding and resizing those many at a time. Not here: all
-other images, which are decoded as ever (`decoders.py`); what becomes of the pixels.
+Here: choosing images for nvJPEG, and decoding and resizing them in batches. Not here: all other
+images, which are decoded as usual (`decoders.py`); what the pixels are used for.
 
-nvJPEG rounds its cosine transform and interpolates its colours otherwise than libjpeg does, so
-these pixels differ a little from FineVision's, and vectors made from them belong under a model id
-of their own. It also reads the bytes in this process: whatever a hostile file can make nvJPEG do,
-it does to the run. So it is for images of known origin, and never chosen unasked.
+nvJPEG rounds the cosine transform and upsamples colours differently from libjpeg, so these pixels
+differ slightly from FineVision's, and their vectors have a model id of their own. nvJPEG also
+reads the bytes in this process, so a malicious file that exploits nvJPEG attacks the run. Use it
+only for trusted images; it is never chosen automatically.
 """
 
 import io
@@ -25,7 +25,7 @@ from torchvision.transforms.v2.functional import InterpolationMode, resize
 from visdiv_assets.embedding.preprocess import IMAGE_SIDE, DecodeError, Decoding, Pixels
 from visdiv_assets.errors import VisdivError
 
-# Larger images are few, and each would take gigabytes of the GPU's memory.
+# Larger images are rare, and each would take gigabytes of GPU memory.
 MAX_PIXELS = 2**25
 
 # Pixels decoded at once: 0.2 GB as uint8, 0.8 GB as the float32 in which they are resized.
@@ -33,22 +33,23 @@ CHUNK_PIXELS = 2**26
 
 FRAMES = (0xC0, 0xC2)  # baseline and progressive
 
-# Deprecated since torchvision 0.29 in favour of TorchCodec; people can do nothing about it.
+# Deprecated since torchvision 0.29 in favour of TorchCodec; users cannot act on the warning.
 warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torchvision\.io")
 
 
 class Size(NamedTuple):
-    """Of an image, in pixels."""
+    """Size of an image in pixels."""
 
     width: int
     height: int
 
 
 def plain_jpeg_size(data: bytes, decoding: Decoding = Decoding()) -> Size | None:  # noqa: B008
-    """The size of a JPEG that nvJPEG decodes as libjpeg would; None for anything else.
+    """The size of a JPEG that nvJPEG decodes like libjpeg; None for anything else.
 
-    That is: baseline or progressive, 8 bits, grey or YCbCr with common subsampling, whole to the
-    last marker, within the limits, and not to be turned. Looks at the header only.
+    Such a JPEG is baseline or progressive, has 8 bits, is grey or YCbCr with common subsampling,
+    is complete up to the last marker, is within the limits, and needs no rotation. Only the header
+    is parsed.
 
     References:
         ITU-T T.81 (1992), annex B; for colours, ITU-T T.872 (2012), section 6.5.3.
@@ -64,7 +65,7 @@ def plain_jpeg_size(data: bytes, decoding: Decoding = Decoding()) -> Size | None
         return None
     size: Size | None = None
     for marker, body in _segments(data):
-        is_frame = 0xC0 <= marker <= 0xCF and marker != 0xC4  # which holds Huffman tables
+        is_frame = 0xC0 <= marker <= 0xCF and marker != 0xC4  # C4 holds Huffman tables
         other_colours = marker == 0xEE and body[:5] == b"Adobe" and body[11:12] != b"\x01"
         turned = marker == 0xE1 and body[:4] == b"Exif" and decoding.exif_orientation
         odd = is_frame and (size or marker not in FRAMES or not _is_common(body))
@@ -77,7 +78,7 @@ def plain_jpeg_size(data: bytes, decoding: Decoding = Decoding()) -> Size | None
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and content of each segment before the first scan."""
+    """The marker and content of each segment before the first scan."""
     at = 2
     while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] not in (b"", b"\xda"):
         length = int.from_bytes(data[at + 2 : at + 4])
@@ -86,7 +87,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _is_common(frame: bytes) -> bool:
-    """Whether a frame header is of 8 bits, grey or with components 1, 2, 3 subsampled as usual."""
+    """Whether a frame has 8 bits and is grey, or has components 1, 2, 3 with usual subsampling."""
     components = [tuple(frame[at : at + 2]) for at in range(6, len(frame), 3)]
     if len(frame) < 9 or frame[0] != 8 or len(frame) != 6 + 3 * frame[5]:
         return False
@@ -99,12 +100,12 @@ def _is_common(frame: bytes) -> bool:
 class GpuDecoder:
     """Decodes JPEGs on one GPU, for one thread at a time.
 
-    A process should have only one: torchvision keeps one nvJPEG decoder, and makes another whenever
-    the device changes.
+    Use only one per process: torchvision keeps a single nvJPEG decoder, and creates a new one
+    whenever the device changes.
 
     Args:
-        device: a CUDA device; the CPU works as well, through libjpeg, for tests.
-        decoding: settings; `max_seconds` is not kept.
+        device: a CUDA device; for tests, the CPU works as well, through libjpeg.
+        decoding: settings; `max_seconds` is ignored.
 
     Raises:
         VisdivError: there is no JPEG decoder on that device.
@@ -122,16 +123,16 @@ class GpuDecoder:
             raise VisdivError(f"{device} cannot decode JPEG: {reason}") from error
 
     def takes(self, data: bytes) -> bool:
-        """Whether this is an image for `decode`."""
+        """Whether `decode` accepts this image."""
         return plain_jpeg_size(data, self._decoding) is not None
 
     def decode_all(
         self, images: Sequence[Pixels | bytes], otherwise: Callable[[bytes], Pixels]
     ) -> tuple[Tensor, dict[int, DecodeError]]:
-        """As `decode`, among images decoded before; what it leaves black is for `otherwise`.
+        """As `decode`, for a mix of decoded and encoded images; failures go to `otherwise`.
 
         Returns:
-            the squares, (N, 320, 320, 3) uint8 on the device, and by position the errors of the
+            the squares, (N, 320, 320, 3) uint8 on the device, and the errors by position of the
             images that cannot be decoded, which are black.
         """
         squares, left = self.decode(
@@ -148,11 +149,11 @@ class GpuDecoder:
         return squares, failed
 
     def decode(self, encoded: Sequence[bytes]) -> tuple[Tensor, list[int]]:
-        """Decode, and squash to squares, bilinear with antialias, on the current stream.
+        """Decode and resize to squares, bilinear with antialiasing, on the current stream.
 
         Returns:
-            the squares, (N, 320, 320, 3) uint8 on the device, and the positions of the images that
-            nvJPEG does not take or cannot decode, ascending; those are black.
+            the squares, (N, 320, 320, 3) uint8 on the device, and the positions, ascending, of the
+            images that nvJPEG does not accept or cannot decode, which are black.
 
         Raises:
             VisdivError: the device failed.
@@ -172,7 +173,7 @@ class GpuDecoder:
         return squares, [at for at in range(len(encoded)) if at not in done]
 
     def _decode_what_can_be(self, encoded: Sequence[bytes]) -> list[Tensor | None]:
-        """(3, H, W) uint8 each. One bad image fails a whole call, so calls that fail are halved."""
+        """(3, H, W) uint8 each. One bad image fails a whole call, so failed batches are halved."""
         try:
             return [*self._decode(encoded)]
         except torch.AcceleratorError:
@@ -188,8 +189,8 @@ class GpuDecoder:
 
     def _decode(self, encoded: Sequence[bytes]) -> list[Tensor]:
         if self._device.type == "cuda":
-            # torchvision gives nvJPEG memory that whatever is on this stream may still be reading,
-            # and has it write there from another stream at once.
+            # torchvision may give nvJPEG memory that this stream is still reading, and writes to
+            # it at once from another stream.
             torch.cuda.current_stream(self._device).synchronize()
         buffers = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in encoded]
         images: list[Tensor] = decode_jpeg(buffers, mode=ImageReadMode.RGB, device=self._device)
@@ -197,7 +198,7 @@ class GpuDecoder:
 
 
 def _chunks(sizes: dict[int, Size]) -> Iterator[list[int]]:
-    """Positions in turn, so many at a time as have CHUNK_PIXELS, and at least one."""
+    """Positions in order, in chunks of up to CHUNK_PIXELS pixels, at least one each."""
     chunk: list[int] = []
     pixels = 0
     for at, size in sizes.items():
@@ -212,7 +213,7 @@ def _chunks(sizes: dict[int, Size]) -> Iterator[list[int]]:
 
 
 def _fill(squares: Tensor, images: dict[int, Tensor | None]) -> set[int]:
-    """Put images into their squares, all of one size at a time; which ones that went well for."""
+    """Write images into their squares, grouped by size; returns the positions that succeeded."""
     alike: dict[torch.Size, dict[int, Tensor]] = defaultdict(dict)
     for at, image in images.items():
         if image is not None:
@@ -226,7 +227,7 @@ def _fill(squares: Tensor, images: dict[int, Tensor | None]) -> set[int]:
 
 
 def _resize(images: Sequence[Tensor]) -> Tensor | None:
-    """(3, H, W) uint8, all of one size → (N, 3, 320, 320) uint8; None where that is too much."""
+    """(3, H, W) uint8, all of one size → (N, 3, 320, 320) uint8; None if that is too large."""
     try:
         resized: Tensor = resize(
             torch.stack(list(images)),
@@ -236,6 +237,6 @@ def _resize(images: Sequence[Tensor]) -> Tensor | None:
         )
     except torch.AcceleratorError:
         raise
-    except RuntimeError:  # memory; or, on a GPU, hundreds of pixels to make one of
+    except RuntimeError:  # out of memory, or a reduction by a factor of hundreds on a GPU
         return None
     return resized

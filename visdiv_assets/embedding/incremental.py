@@ -1,7 +1,7 @@
-"""Manifest → committed embeddings: only what is missing goes through the model.
+"""Manifest → committed embeddings: only missing ones go through the model.
 
-Here: what need not be read, decoded or embedded again, and the index that results.
-Not here: how images are read, decoded and embedded at the same time (`pipeline.py`).
+Here: what can be skipped, and the resulting index.
+Not here: reading, decoding and embedding images concurrently (`pipeline.py`).
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from visdiv_assets.store.index import (
 from visdiv_assets.store.key_index import KeyIndex
 from visdiv_assets.store.store import Store
 
-NO_KEY = b""  # in an array of keys: content not read
+NO_KEY = b""  # in an array of keys: the content was not read
 
 
 def embed_manifest(
@@ -41,20 +41,21 @@ def embed_manifest(
     *,
     on_progress: OnProgress | None = None,
 ) -> tuple[EmbeddingIndex, int]:
-    """See to it that every image of a manifest that can be decoded is embedded in the store.
+    """Embed every decodable image of a manifest that is not in the store yet.
 
-    Unchanged images are not opened; content that was embedded before, in any dataset, is not
-    embedded again; what could not be decoded before is not tried again. Rows are committed as
-    they come, so an interrupted call loses little.
+    Unchanged images are not opened. Content that was embedded before, in any dataset, is not
+    embedded again. Content that could not be decoded before is not tried again, unless the failure
+    may be temporary. Rows are committed along the way, so an interrupted call loses little.
 
     Returns:
-        the index, which is also written to the store, and how many images went through the model.
+        the index, which is also written to the store, and the number of images that went through
+        the model.
     """
     model_id = embedder.model_id
     known = store.key_index(model_id)
     previous = store.latest_index(dataset)
     keys = _keys_of_unchanged(manifest, previous)
-    # By content, since one file may stand for many.
+    # By content, since many files may share it.
     undecodable = _failures_that_stay(previous, embedder.decoding)
     missing = known.find(keys)[0] < 0
     given_up = np.isin(keys, list(undecodable)) if undecodable else np.zeros(len(keys), dtype=bool)
@@ -82,7 +83,7 @@ def embed_manifest(
             elif outcome.failure is not None and outcome.content_key is None:
                 unreadable[at] = outcome.failure
             elif outcome.failure is not None:
-                # NumPy hands out keys without trailing zero bytes, here and below.
+                # NumPy strips trailing zero bytes from keys, here and below.
                 undecodable[keys[at]] = outcome.failure
             done += 1
             if on_progress is not None:
@@ -90,7 +91,7 @@ def embed_manifest(
     if embedded:
         known = store.key_index(model_id)
 
-    gone = Failure("its embedding has gone from the store", "")
+    gone = Failure("its embedding is missing from the store", "")
 
     def failure(at: int) -> Failure:
         return unreadable.get(at) or undecodable.get(keys[at], gone)
@@ -104,7 +105,7 @@ def embed_manifest(
 def _failures_that_stay(
     previous: EmbeddingIndex | None, decoding: Decoding
 ) -> dict[bytes, Failure]:
-    """What the same decoder could not decode before, by content: it would fail again."""
+    """Content that the same decoder failed to decode before, and would fail on again."""
     if previous is None or previous.judge != decoding.judge:
         return {}
     failed = previous.failed()
@@ -119,7 +120,7 @@ def _failures_that_stay(
 
 
 class _Claim:
-    """Whether content is to be embedded: not in the store, not given up, not asked for before."""
+    """Whether to embed content: not in the store, not known to fail, and not claimed before."""
 
     def __init__(self, known: KeyIndex, given_up: Iterable[bytes]) -> None:
         self._known = known
@@ -137,7 +138,7 @@ class _Claim:
 
 
 def _keys_of_unchanged(manifest: Manifest, previous: EmbeddingIndex | None) -> Keys:
-    """Content keys of the images whose size and version are as before; NO_KEY for all others."""
+    """Content keys of the images with unchanged size and version; NO_KEY for all others."""
     keys = np.full(len(manifest), NO_KEY, dtype=f"S{KEY_BYTES}")
     if previous is None:
         return keys
@@ -181,6 +182,6 @@ def _index_table(
 
 
 def _told(texts: Sequence[str], missing: NDArray[np.bool_]) -> pa.Array:
-    """A text for each image that is missing, in their order; null for the others."""
+    """The texts at the positions of missing images, in order; null for the others."""
     at = np.cumsum(missing) - 1
     return pa.array(texts, type=pa.string()).take(pa.array(at, mask=~missing))

@@ -24,7 +24,7 @@ class GeneralizedMeanPool(nn.Module):
 
     Args:
         p: 1 is average pooling, ∞ is maximum pooling; SSCD uses 3.
-        eps: lower clamp; computed in float32, since εᵖ = 1e-18 is below float16.
+        eps: lower clamp; computed in float32, since εᵖ = 1e-18 underflows in float16.
 
     References:
         Radenović et al., "Fine-tuning CNN image retrieval with no human annotation", TPAMI 2018.
@@ -42,9 +42,9 @@ class GeneralizedMeanPool(nn.Module):
 
 
 class SSCD(nn.Module):
-    """Images to unit vectors: (N, 3, H, W), normalised as for ImageNet → (N, D), L2 norm 1.
+    """Images → unit vectors: (N, 3, H, W), normalised as for ImageNet → (N, D), L2 norm 1.
 
-    Module names follow Meta's checkpoints (`backbone.…`), so that these load as they are.
+    Module names are those of Meta's checkpoints (`backbone.…`), so the checkpoints load directly.
 
     References:
         Pizzi et al., "A self-supervised descriptor for image copy detection", CVPR 2022.
@@ -61,7 +61,7 @@ class SSCD(nn.Module):
 
 
 def load_sscd(path: Path) -> SSCD:
-    """Build the model for a `.torchvision.pt` state dict and load it; runs no code of the file.
+    """Build the model for a `.torchvision.pt` state dict and load it, without running its code.
 
     Raises:
         VisdivError: the file is damaged, or is not the state dict of an SSCD ResNet-50.
@@ -69,11 +69,11 @@ def load_sscd(path: Path) -> SSCD:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # UnpicklingError, RuntimeError, EOFError, KeyError: whatever a damaged pickle provokes.
-        # PyTorch's message is left out; it tells people to switch the protection off.
+        # A damaged pickle may raise anything: UnpicklingError, RuntimeError, EOFError, KeyError.
+        # PyTorch's message is left out, because it tells users to turn the protection off.
         raise VisdivError(
-            f"{path} cannot be loaded as a state dict: it is damaged, or holds other things than "
-            "tensors, which are never loaded"
+            f"{path} cannot be loaded as a state dict: it is damaged, or contains objects other "
+            "than tensors, which are never loaded"
         ) from error
     head = state.get("backbone.fc.weight") if isinstance(state, dict) else None
     if not isinstance(head, Tensor) or head.ndim != 2 or head.shape[1] != TRUNK_CHANNELS:
@@ -91,18 +91,18 @@ def load_sscd(path: Path) -> SSCD:
 
 
 def fold_batch_norms(model: SSCD) -> None:
-    """Put every batch norm into the convolution before it, in place.
+    """Fold every batch norm into the convolution before it, in place.
 
-    Behind fixed statistics a batch norm is a factor and an offset for each channel, which the
-    convolution's own weights and bias can carry. Vectors change by rounding only, some 1e-6 in
-    float32; to be done in float32, before any cast.
+    With fixed statistics, a batch norm is a factor and an offset per channel, which the weights
+    and the bias of the convolution can absorb. Vectors change only by rounding, about 1e-6 in
+    float32. Fold in float32, before any cast.
 
     References:
         Jacob et al., "Quantization and training of neural networks for efficient
         integer-arithmetic-only inference", CVPR 2018, section 3.2.
     """
     for module in model.modules():
-        # ResNet registers its layers in the order in which it runs them.
+        # ResNet registers its layers in execution order.
         for (before, conv), (after, norm) in itertools.pairwise(list(module.named_children())):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 setattr(module, before, fuse_conv_bn_eval(conv, norm))
@@ -119,7 +119,7 @@ def load_torchscript(path: Path) -> torch.jit.ScriptModule:
         raise VisdivError(f"{path} is not a TorchScript file")
     try:
         with warnings.catch_warnings():
-            # Deprecated since PyTorch 2.11; whoever has such a file can do nothing about it.
+            # Deprecated since PyTorch 2.11; users cannot act on the warning.
             warnings.simplefilter("ignore")
             model: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
                 str(path), map_location="cpu"
@@ -131,5 +131,5 @@ def load_torchscript(path: Path) -> torch.jit.ScriptModule:
 
 
 def _line(error: Exception) -> str:
-    """The first words of PyTorch's messages; the rest lists every tensor."""
+    """The start of PyTorch's message; the rest lists every tensor."""
     return " ".join(str(error).split())[:200]

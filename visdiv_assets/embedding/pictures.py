@@ -1,7 +1,7 @@
-"""Images of a dataset by name, decoded: for contact sheets and for what needs pixels again.
+"""Decoded images of a dataset by id, for contact sheets and other uses of pixels.
 
 Here: reading and decoding some images of a source. Not here: embedding whole datasets
-(`embedding/pipeline.py`), drawing (`report/sheets.py`).
+(`pipeline.py`), drawing (`report/sheets.py`).
 """
 
 from collections import deque
@@ -18,7 +18,7 @@ OnProgress = Callable[[int, int], None]
 
 
 class Size(NamedTuple):
-    """Width and height in pixels, as encoded, and bytes."""
+    """Encoded width and height in pixels, and size in bytes."""
 
     width: int
     height: int
@@ -28,16 +28,16 @@ class Size(NamedTuple):
 def pictures_of(
     source: Source, image_ids: Iterable[str], decoding: Decoding
 ) -> Iterator[tuple[str, int, Picture]]:
-    """Read and decode images, in processes of their own.
+    """Read images, and decode them in separate processes.
 
     Args:
-        source: where they are.
-        image_ids: which ones; all are held in memory, 300 KB each.
+        source: the source of the images.
+        image_ids: which images; all are held in memory, 300 KB each.
         decoding: how to decode.
 
     Yields:
-        image id, size in bytes, picture; in the order of the ids, without those that can no longer
-        be read or decoded.
+        image id, size in bytes and picture, in the order of the ids; images that can no longer be
+        read or decoded are skipped.
     """
     wanted = sorted(set(image_ids))
     found = {at: each for at, each in _decoded(source, wanted, decoding) if each is not None}
@@ -51,15 +51,15 @@ def sizes_of(
     decoding: Decoding,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Size]:
-    """How large images are, without those that can no longer be read or decoded.
+    """The sizes of images; those that can no longer be read or decoded are skipped.
 
-    Any number of them: a few are held in memory at a time.
+    Works for any number of images, since only a few are in memory at a time.
 
     Args:
-        source: where they are.
-        image_ids: which ones.
+        source: the source of the images.
+        image_ids: which images.
         decoding: how to decode.
-        on_progress: told how many of how many have been looked at.
+        on_progress: called with the number of images done and the total.
     """
     wanted = sorted(set(image_ids))
     sizes = {}
@@ -75,7 +75,7 @@ def sizes_of(
 def _decoded(
     source: Source, wanted: Sequence[str], decoding: Decoding
 ) -> Iterator[tuple[int, tuple[int, Picture] | None]]:
-    """Place, bytes and picture of each image as they come, a few ahead of the caller."""
+    """Position, bytes and picture of each image as they arrive, a few ahead of the caller."""
     workers = min(4, usable_cpus())
     with Decoders(decoding, workers) as decoders, ThreadPoolExecutor(workers) as threads:
 

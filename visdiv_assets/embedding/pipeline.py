@@ -1,12 +1,12 @@
-"""Images → vectors: read, hash, decode and infer at the same time, in bounded memory.
+"""Images → vectors: read, hash, decode and infer concurrently, in bounded memory.
 
-Here: the order of the work, and what overlaps with what. Not here: what can be skipped and where
-vectors go (`incremental.py`), the model, file formats.
+Here: the stages and how they overlap. Not here: what can be skipped and where vectors go
+(`incremental.py`), the model, file formats.
 
     source's threads → threads that hash, with decoder processes → model's threads → consumer
 
-All of them work at the same time, each a bounded number of images ahead of the next. The thread
-that called hands images from one stage to the next, in order; what it waits for is the bottleneck.
+All stages run concurrently, each a bounded number of images ahead of the next. The calling thread
+passes images from stage to stage, in order; the stage that it waits for is the bottleneck.
 """
 
 import contextlib
@@ -34,23 +34,23 @@ if TYPE_CHECKING:
 
 MAX_DECODERS = 32  # 40 MB each
 
-# Outcomes held back while a batch fills; reached only where most content is known already.
+# Outcomes held back while a batch fills; reached only if most content is already known.
 MAX_WAITING = 1024
 
-# After so long, a second of waiting counts half.
+# Half-life, in seconds, of recorded waits.
 FADING_SECONDS = 20.0
 
 OnProgress = Callable[[int, int, int, str], None]
-"""Called with images done, images in all, images that went through the model, and the stage that
-sets the pace: reading, decoding, the model or writing."""
+"""Called with the number of images done, the total, the number that went through the model, and the
+bottleneck: reading, decoding, the model or writing."""
 
 
 class Embedder(Protocol):
-    """What the pipeline needs of `SSCDEmbedder`."""
+    """The part of `SSCDEmbedder` that the pipeline needs."""
 
     @property
     def model_id(self) -> str:
-        """Names what the vectors were made with."""
+        """Identifies how the vectors were made."""
 
     @property
     def batch_size(self) -> int:
@@ -58,37 +58,37 @@ class Embedder(Protocol):
 
     @property
     def calls_at_once(self) -> int:
-        """Calls of `embed`, from threads of their own, that keep the model busy."""
+        """Number of concurrent `embed` calls that keep the model busy."""
 
     @property
     def decoding(self) -> Decoding:
-        """How images become pixels; part of the model id."""
+        """How images are decoded; part of the model id."""
 
     def embed(self, pixels: Pixels) -> Vectors:
         """(B, H, W, 3) uint8 with B ≤ batch size → (B, D) float32."""
 
     @property
     def gpu_decoder(self) -> "GpuDecoder | None":
-        """What decodes some images later, a batch at a time; asked where `decoding` says so."""
+        """Decodes some images later, a batch at a time; used only if `decoding` asks for it."""
 
     def embed_encoded(
         self, images: Sequence[Pixels | bytes], otherwise: Callable[[bytes], Pixels]
     ) -> Sequence[NDArray[np.float32] | DecodeError]:
-        """B images, some of them still encoded, for `gpu_decoder` → B vectors (D,) or reasons."""
+        """B images, some still encoded for `gpu_decoder` → B vectors (D,) or errors."""
 
 
 class Failure(NamedTuple):
-    """Why an image has no vector; `exception` is the class of what was raised, or ""."""
+    """Why an image has no vector; `exception` is the class of the exception, or ""."""
 
     reason: str
     exception: str
 
 
 class Outcome(NamedTuple):
-    """What became of the `at`-th of the images asked for.
+    """The result for the `at`-th requested image.
 
-    `vector` (D,) where it went through the model; `failure` where there is none; neither where
-    its content was not wanted. `content_key` is None only if it could not be read.
+    It has a `vector` (D,) if the image went through the model, a `failure` if that did not work,
+    and neither if its content was not wanted. `content_key` is None only if it could not be read.
     """
 
     at: int
@@ -98,7 +98,7 @@ class Outcome(NamedTuple):
 
 
 class Waits:
-    """For which stage a run waits. One thread uses it.
+    """Measures which stage a run waits for. For use by one thread.
 
     Args:
         clock: gives the time, in seconds.
@@ -111,7 +111,7 @@ class Waits:
 
     @contextlib.contextmanager
     def on(self, stage: str) -> Iterator[None]:
-        """Count the time that the block takes as spent waiting for a stage."""
+        """Count the duration of the block as waiting for a stage."""
         started = self._clock()
         try:
             yield
@@ -124,7 +124,7 @@ class Waits:
 
     @property
     def bottleneck(self) -> str:
-        """The stage that was waited for longest of late."""
+        """The stage that recently caused the longest waits."""
         return max(self._seconds, key=self._seconds.__getitem__)
 
 
@@ -139,12 +139,12 @@ _Vectors = Sequence[NDArray[np.float32] | DecodeError]
 
 
 class _Model:
-    """The model, loaded in the background, and the batches that it works on or has in line."""
+    """The model, loaded in the background, and the batches that are running or queued."""
 
     def __init__(self, embedder: Embedder, waits: Waits) -> None:
         self._embedder, self._waits = embedder, waits
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
-        # For images that the GPU fails at; started when there is one.
+        # For images that the GPU fails to decode; started on demand.
         self._decoders = Decoders(embedder.decoding, 1)
         self._threads: ThreadPoolExecutor | None = None
         self._loading: Future[tuple[int, int]] | None = None
@@ -152,17 +152,17 @@ class _Model:
         self._unfinished: list[Future[_Vectors]] = []
 
     def decodes(self, data: bytes) -> bool:
-        """Whether this image is to be handed over as it is."""
+        """Whether the model decodes this image itself."""
         if not self._embedder.decoding.jpeg_on_gpu:
             return False
         self.load_soon()
         assert self._loading is not None
-        self._loading.result()  # CUDA is started once, by the thread that loads the model
+        self._loading.result()  # CUDA is initialised once, by the thread that loads the model
         decoder = self._embedder.gpu_decoder
         return decoder is not None and decoder.takes(data)
 
     def load_soon(self) -> None:
-        """Start to load it, unless that was done before; does not wait."""
+        """Start loading the model in the background, unless that has already happened."""
         with self._lock:
             if self._loading is None:
                 self._loading = self._loader.submit(self._load)
@@ -184,16 +184,16 @@ class _Model:
         return self._loaded()[0]
 
     def raise_if_broken(self) -> None:
-        """Raise what loading it raised, also where no image came to need it."""
+        """Raise the error from loading the model, even if no image needed it."""
         if self._loading is not None:
             self._loading.result()
 
     def start(self, images: Sequence[Pixels | bytes]) -> Future[_Vectors]:
-        """Put a batch in line; waits while the line is full."""
+        """Queue a batch; waits while the queue is full."""
         _, calls = self._loaded()
         if self._threads is None:
             self._threads = ThreadPoolExecutor(calls, thread_name_prefix="model")
-        # As many in line as it works on: it need not wait for the thread that hands over.
+        # Queue as many as are running, so that the model never waits for this thread.
         while self._count_unfinished() >= 2 * calls:
             with self._waits.on("the model"):
                 wait(self._unfinished, return_when=FIRST_COMPLETED)
@@ -211,14 +211,14 @@ class _Model:
         return len(self._unfinished)
 
     def close(self) -> None:
-        """Wait for the batches that it works on; drop those in line."""
+        """Wait for the running batches and drop the queued ones."""
         for pool in filter(None, (self._threads, self._loader)):
             pool.shutdown(wait=True, cancel_futures=True)
         self._decoders.close()
 
 
 class _Batch(NamedTuple):
-    """Images in order, and the vectors to come of those that have pixels, if any has."""
+    """Images in order, and the pending vectors of those that have pixels, if any."""
 
     images: Sequence[_Decoded]
     vectors: Future[_Vectors] | None
@@ -239,7 +239,9 @@ class _Batch(NamedTuple):
             elif np.isfinite(vector).all():
                 yield Outcome(at, key, vector, None)
             else:
-                infinite = Failure("the model gives no finite vector for it", "FloatingPointError")
+                infinite = Failure(
+                    "the model returned a vector that is not finite", "FloatingPointError"
+                )
                 yield Outcome(at, key, None, infinite)
 
 
@@ -253,20 +255,20 @@ def embed_stream(
 ) -> Generator[Outcome]:
     """Read, hash, decode and embed images, with bounded memory.
 
-    Threads read, processes decode and the model works at the same time, each ahead of the next.
-    Batches are filled in the order in which the source gives the images, so that two runs do the
-    same arithmetic.
+    Threads read, processes decode and the model runs concurrently, each ahead of the next.
+    Batches are filled in the order in which the source yields images, so that two runs do the same
+    arithmetic.
 
     Args:
-        source: where the images are.
-        image_ids: which ones.
-        embedder: what turns pixels into vectors; its model is loaded while the first image that is
-            wanted is decoded.
-        wanted: whether content of this key is to be embedded; called from several threads.
-        waits: counts which stage sets the pace.
+        source: the source of the images.
+        image_ids: which images.
+        embedder: turns pixels into vectors; its model is loaded while the first wanted image is
+            being decoded.
+        wanted: whether to embed the content with a key; called from several threads.
+        waits: measures which stage is the bottleneck.
 
     Yields:
-        one outcome for each image, in the order in which the source gives them.
+        one outcome per image, in the order in which the source yields them.
     """
     waits = waits or Waits()
     batches: deque[_Batch] = deque()
@@ -274,12 +276,12 @@ def embed_stream(
     undone = held = 0
     with contextlib.closing(_Model(embedder, waits)) as model:
         ahead = _decode_ahead(source, image_ids, embedder.decoding, wanted, model, waits)
-        with contextlib.closing(ahead):  # at once, whatever happens here: processes hang on it
+        with contextlib.closing(ahead):  # close at once on any exit, since it owns processes
             for decoded in ahead:
                 images.append(decoded)
                 undone += decoded.pixels is not None
                 held += 1
-                # Asking for the batch size waits for the model, so it is not asked without need.
+                # The batch size waits for the model to load, so ask for it only when needed.
                 if undone and undone < model.batch_size and len(images) < MAX_WAITING:
                     continue
                 batches.append(_start(images, model))
@@ -310,7 +312,7 @@ def _decode_ahead(
     model: _Model,
     waits: Waits,
 ) -> Generator[_Decoded]:
-    """`_decode` of each image as it is read, a bounded number ahead of the consumer."""
+    """`_decode` each image as it is read, a bounded number ahead of the consumer."""
     workers = min(MAX_DECODERS, usable_cpus())
     ahead: deque[Future[_Decoded]] = deque()
 
@@ -321,7 +323,7 @@ def _decode_ahead(
         with waits.on("decoding"):
             return ahead.popleft().result()
 
-    # First the reader stops, then the threads end, then the processes that they talk to.
+    # On exit, the reader stops first, then the threads, then the processes that they use.
     with (
         Decoders(decoding, workers) as decoders,
         _threads(workers) as pool,

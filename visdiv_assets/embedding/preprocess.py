@@ -1,6 +1,6 @@
 """Encoded image → the square of pixels that SSCD sees, as an array.
 
-Not here: how (`decoding.py`); normalisation, which belongs to the runtime, next to the arithmetic.
+Not here: the steps (`decoding.py`); normalisation, which is part of the runtime.
 """
 
 import numpy as np
@@ -14,18 +14,18 @@ Pixels = NDArray[np.uint8]
 
 
 def decode_image(data: bytes, decoding: Decoding = Decoding()) -> Pixels:  # noqa: B008
-    """Decode, convert to RGB, squash to a square, bilinear with antialias.
+    """Decode, convert to RGB, and resize to a square, bilinear with antialiasing.
 
     Args:
-        data: an encoded image in one of FORMATS, or HEIF where pillow-heif is installed, whatever
-            its name says; of an animation, the first frame counts.
-        decoding: settings; `max_seconds` is not kept here.
+        data: an encoded image in one of FORMATS, or HEIF if pillow-heif is installed. File names
+            do not matter. Of an animation, the first frame is used.
+        decoding: settings; `max_seconds` is not enforced here.
 
     Returns:
         Pixels of shape (320, 320, 3), uint8.
 
     Raises:
-        DecodeError: the bytes are not an image, are damaged, or hold too many pixels.
+        DecodeError: the bytes are not an image, are damaged, or have too many pixels.
 
     Example:
         >>> import io

@@ -1,4 +1,4 @@
-"""What a loaded model can do: the protocol that all runtimes follow.
+"""The protocol that all runtimes of a model implement.
 
 Not here: choosing one (`runtimes.py`), and the runtimes (`runtime_onnx.py`, `runtime_torch.py`).
 """
@@ -12,7 +12,7 @@ Vectors = NDArray[np.float32]
 
 
 class Runtime(Protocol):
-    """A loaded model. The vector of an image depends on nothing but its pixels."""
+    """A loaded model. The vector of an image depends only on its pixels."""
 
     @property
     def dimension(self) -> int:
@@ -20,18 +20,18 @@ class Runtime(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Images per call that suit it."""
+        """Best number of images per call."""
 
     @property
     def calls_at_once(self) -> int:
-        """Calls of `embed`, from threads of their own, that keep it busy; more gain nothing."""
+        """Number of concurrent `embed` calls that keep it busy; more gain nothing."""
 
     @property
     def description(self) -> str:
-        """Where it runs, for people."""
+        """Runtime and device, as shown to users."""
 
     def embed(self, pixels: Any) -> Vectors:
         """(B, H, W, 3) uint8 with B ≤ batch size → (B, D) float32, L2 norm 1.
 
-        `Pixels`; the torch runtime takes tensors as well.
+        Takes `Pixels`; the torch runtime also takes tensors.
         """

@@ -1,10 +1,10 @@
 """SSCD quantised to int8, through ONNX Runtime on the CPU.
 
-Here: running a model that takes uint8 pixels (B, H, W, 3) and gives unit vectors (B, D).
+Here: running a model that maps uint8 pixels (B, H, W, 3) to unit vectors (B, D).
 Not here: finding the model file.
 
-Each CPU works on images of its own. Had they one image in common, all would wait after each of its
-seventy layers for the one that was held up last, and on a machine that also decodes, one always is.
+Each CPU processes its own images. If CPUs shared an image, all of them would wait for the slowest
+one after each of its seventy layers, and on a machine that also decodes, one is always delayed.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -18,14 +18,14 @@ from visdiv_assets.embedding.preprocess import Pixels
 from visdiv_assets.embedding.runtime import Vectors
 from visdiv_assets.errors import VisdivError
 
-# Two share the cost of a call's start and of reading the weights; more leave the caches.
+# Two images share the overhead of a call and of reading the weights; more overflow the caches.
 IMAGES_A_CALL = 2
 
 
 class OnnxRuntime:
-    """An ONNX model on the CPU. Bit-equal vectors whatever the batch size and thread count."""
+    """An ONNX model on the CPU. Vectors are bit-identical for any batch size and thread count."""
 
-    calls_at_once = 2  # while the last images of one batch are at work, CPUs begin with the next
+    calls_at_once = 2  # CPUs start the next batch while the last images of one are running
 
     def __init__(self, path: Path, *, batch_size: int | None = None) -> None:
         options = onnxruntime.SessionOptions()
@@ -36,14 +36,14 @@ class OnnxRuntime:
                 str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
-            # ONNX Runtime's exceptions share no base class but Exception.
+            # ONNX Runtime's exceptions have no common base class except Exception.
             reason = " ".join(str(error).split())[:200]
             raise VisdivError(f"{path} cannot be loaded by ONNX Runtime: {reason}") from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or inputs[0].shape[3:] != [3]:
-            raise VisdivError(f"{path} does not take images as uint8 of shape (B, H, W, 3)")
+            raise VisdivError(f"{path} does not accept uint8 images of shape (B, H, W, 3)")
         if len(outputs) != 1 or [type(size) for size in outputs[0].shape[1:]] != [int]:
-            raise VisdivError(f"{path} does not give vectors of a fixed dimension")
+            raise VisdivError(f"{path} does not return vectors of a fixed dimension")
         self._input = inputs[0].name
         self.dimension = int(outputs[0].shape[-1])
         cpus = usable_cpus()

@@ -1,6 +1,6 @@
 """SSCD through PyTorch, on the CPU or on GPUs.
 
-Here: devices, precision, normalisation, batches, and what makes a GPU busy without a pause.
+Here: devices, precision, normalisation, batches, and keeping GPUs busy without pauses.
 Not here: the architecture (`model.py`); JPEG on the GPU (`gpu_decode.py`).
 """
 
@@ -29,31 +29,30 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_BATCH = 8
 GPU_BATCH = 128
 
-# One copies to the GPU while the other computes.
+# One worker copies to the GPU while the other computes.
 WORKERS_PER_GPU = 2
 
-# What cuDNN and the allocator do in the first calls must not be in a recording.
+# Initial work of cuDNN and the allocator must not be part of a CUDA graph.
 WARM_UP = 3
 
 
 class TorchRuntime:
-    """The model on each device; batches are dealt out whole to the devices that are free.
+    """The model on each device; whole batches go to whichever device is free.
 
     Every call runs the full batch size, padded with black images, so that a vector does not
-    depend on how many images were left over for the last batch. cuDNN is not asked to try out
-    which of its convolutions is fastest here and now: its choice would differ between processes
-    and GPUs, and with it the last bits.
+    depend on how many images are left for the last batch. cuDNN's benchmark mode is off: the
+    convolutions that it picks differ between processes and GPUs, and so would the last bits.
 
     Args:
-        weights: what to load.
+        weights: the weights to load.
         devices: `auto`, or names of devices.
-        precision: `fp32`, `bf16` or `fp16`; whatever it is, GeM and L2 norm are in float32.
-        batch_size: images per call; 8 on a CPU, 128 on GPUs when None. Where the memory of a GPU
-            does not suffice it is halved until it does.
-        cuda_graphs: record what a GPU does for a batch once, and replay it.
+        precision: `fp32`, `bf16` or `fp16`; GeM and L2 norm always use float32.
+        batch_size: images per call; None means 8 on a CPU and 128 on GPUs. It is halved until it
+            fits into the GPU's memory.
+        cuda_graphs: record the work for a batch as a CUDA graph once, and replay it.
 
     Raises:
-        VisdivError: the file is no model, or a device is not there or cannot run it.
+        VisdivError: the file is not a model, or a device does not exist or cannot run it.
     """
 
     def __init__(
@@ -71,11 +70,13 @@ class TorchRuntime:
             map(str, places)
         )
         if gpu:
-            # By default GPUs convolve in TF32, with 10 bits of mantissa: that is not fp32.
+            # By default, GPUs convolve in TF32, which has only 10 bits of mantissa.
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cudnn.deterministic = True
         models = [_load(weights, DTYPES[precision]) for _ in places]
-        graphs = cuda_graphs and weights.format != "torchscript"  # its executor forbids recording
+        graphs = (
+            cuda_graphs and weights.format != "torchscript"
+        )  # its executor does not support graphs
         self.batch_size, self._workers = self._start(
             weights, models, places, batch_size or (GPU_BATCH if gpu else CPU_BATCH), graphs
         )
@@ -93,7 +94,7 @@ class TorchRuntime:
         batch_size: int,
         graphs: bool,
     ) -> tuple[int, list["_Worker"]]:
-        """The workers, and the batch size that the devices have the memory for."""
+        """The batch size that fits into the devices' memory, and the workers."""
         each = WORKERS_PER_GPU if places[0].type == "cuda" else 1
         while True:
             try:
@@ -106,12 +107,12 @@ class TorchRuntime:
                 if batch_size == 1:
                     raise self._refusal(weights, error) from error
             except Exception as error:
-                # TorchScript may raise anything; a device that is broken, RuntimeError.
+                # TorchScript may raise anything, and a broken device raises RuntimeError.
                 raise self._refusal(weights, error) from error
-            # Out here nothing holds on to what was allocated.
+            # Outside the `except` block, nothing references the allocated memory.
             torch.cuda.empty_cache()
             logger.warning(
-                "batches of %d images are too large for the memory of %s; trying %d",
+                "batches of %d images do not fit into the memory of %s; trying %d",
                 batch_size,
                 ", ".join(map(str, places)),
                 batch_size // 2,
@@ -122,7 +123,7 @@ class TorchRuntime:
         """Embed one image and return D.
 
         Raises:
-            VisdivError: the model does not run there, or does not give unit vectors.
+            VisdivError: the model does not run there, or does not return unit vectors.
         """
         black = np.zeros((1, IMAGE_SIDE, IMAGE_SIDE, 3), dtype=np.uint8)
         try:
@@ -130,7 +131,7 @@ class TorchRuntime:
         except Exception as error:
             raise self._refusal(weights, error) from error
         if vectors.ndim != 2 or not np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3):
-            raise VisdivError(f"{weights.path} does not give one unit vector per image")
+            raise VisdivError(f"{weights.path} does not return one unit vector per image")
         return int(vectors.shape[1])
 
     def _refusal(self, weights: Weights, error: Exception) -> VisdivError:
@@ -141,8 +142,8 @@ class TorchRuntime:
     def embed(self, pixels: Pixels | Tensor) -> Vectors:
         """(B, 320, 320, 3) uint8 with B ≤ batch size → (B, D) float32, L2 norm 1.
 
-        `calls_at_once` threads that call it keep all devices busy; each call takes a worker that
-        is free, so a fast device does not wait for a slow one.
+        `calls_at_once` concurrent calls keep all devices busy. Each call uses a free worker, so a
+        fast device does not wait for a slow one.
 
         Args:
             pixels: an array, or a tensor on one of the devices.
@@ -160,10 +161,10 @@ class TorchRuntime:
 
 
 class _Worker:
-    """One batch at a time through the model, on a device.
+    """Runs one batch at a time on a device.
 
-    On a GPU it has a stream, page-locked memory and a recording of its own, so that of two
-    workers one copies while the other computes.
+    On a GPU, each worker has its own stream, page-locked memory and CUDA graph, so that one worker
+    copies while another computes.
     """
 
     def __init__(
@@ -177,20 +178,20 @@ class _Worker:
         self._host = torch.zeros(shape, dtype=torch.uint8, pin_memory=gpu)
         self._host_array = self._host.numpy()
         with torch.inference_mode(), self._on_stream():
-            self._pixels = self._host.to(device)  # on the CPU, the very same
+            self._pixels = self._host.to(device)  # on the CPU, the same tensor
             for _ in range(WARM_UP if gpu else 1):
                 self._vectors = model(self._pixels)
             self._graph = self._record() if gpu and graph else None
 
     def _on_stream(self) -> contextlib.AbstractContextManager[object]:
-        """Makes device and stream the current ones."""
+        """A context with this worker's device and stream as the current ones."""
         return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def _record(self) -> torch.cuda.CUDAGraph | None:
-        """The whole way from pixels to vectors as one CUDA graph; None where that fails."""
+        """Pixels to vectors as one CUDA graph; None if recording fails."""
         try:
             recording = torch.cuda.CUDAGraph()
-            # Other threads may go on using CUDA meanwhile.
+            # Other threads may use CUDA in the meantime.
             with torch.cuda.graph(
                 recording, stream=self._stream, capture_error_mode="thread_local"
             ):
@@ -206,7 +207,7 @@ class _Worker:
     def embed(self, pixels: Pixels | Tensor) -> Vectors:
         count = len(pixels)
         if self._stream is not None and isinstance(pixels, Tensor) and pixels.is_cuda:
-            # Whoever made them did so on the stream that is current outside of here.
+            # The pixels were produced on the caller's current stream.
             self._stream.wait_stream(torch.cuda.current_stream(pixels.device))
         with self._on_stream():
             if isinstance(pixels, Tensor):
@@ -232,19 +233,19 @@ class _FromPixels(nn.Module):
         super().__init__()
         self.model = model
         self.dtype = dtype
-        # Nothing may be copied to the GPU while its work is recorded, so they live there.
+        # Buffers, since nothing may be copied to the GPU while a graph is recorded.
         self.mean = nn.Buffer(torch.tensor(IMAGENET_MEAN).view(3, 1, 1) * 255)
         self.std = nn.Buffer(torch.tensor(IMAGENET_STD).view(3, 1, 1) * 255)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        # Pixels in this order are what torch calls channels-last, without a copy.
+        # Pixels in this order are torch's channels-last format, without a copy.
         images = pixels.permute(0, 3, 1, 2).sub(self.mean).div_(self.std)
         vectors: Tensor = self.model(images.to(self.dtype)).float()
         return vectors
 
 
 def _load(weights: Weights, dtype: torch.dtype) -> nn.Module:
-    """The model, on the CPU still."""
+    """Load the model on the CPU."""
     model: nn.Module
     if weights.format == "torchscript":
         model = load_torchscript(weights.path)
@@ -256,10 +257,10 @@ def _load(weights: Weights, dtype: torch.dtype) -> nn.Module:
 
 
 def resolve_devices(names: Sequence[str]) -> list[torch.device]:
-    """The devices of these names; `auto` is all that CUDA has, else the CPU, which it says once.
+    """The devices of these names; `auto` means all CUDA devices, else the CPU, logged once.
 
     Raises:
-        VisdivError: a device is not there.
+        VisdivError: a device does not exist.
     """
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if list(names) == ["auto"]:
@@ -271,7 +272,7 @@ def resolve_devices(names: Sequence[str]) -> list[torch.device]:
         place = torch.device(name)
         if place.type == "cuda" and (place.index or 0) >= available:
             raise VisdivError(
-                f"the device {name} is not there: PyTorch {torch.__version__} sees "
+                f"the device {name} does not exist: PyTorch {torch.__version__} finds "
                 f"{available or 'no'} CUDA device{'' if available == 1 else 's'}"
             )
         devices.append(place)
@@ -281,7 +282,7 @@ def resolve_devices(names: Sequence[str]) -> list[torch.device]:
 @functools.cache
 def _say_that_the_cpu_embeds() -> None:
     logger.warning(
-        "PyTorch %s sees no CUDA device, so the model runs on the CPU", torch.__version__
+        "PyTorch %s finds no CUDA device, so the model runs on the CPU", torch.__version__
     )
 
 

@@ -1,7 +1,7 @@
-"""Which runtime runs given weights, on which device and in which precision.
+"""Choosing runtime, device and precision for weights.
 
-Not here: the runtimes themselves (`runtime_onnx.py`, `runtime_torch.py`). They are imported when
-they are needed, because importing torch takes seconds.
+Not here: the runtimes (`runtime_onnx.py`, `runtime_torch.py`). They are imported on demand,
+because importing torch takes seconds.
 """
 
 import importlib.util
@@ -16,24 +16,24 @@ from visdiv_assets.errors import VisdivError
 
 logger = logging.getLogger(__name__)
 
-# Where Linux shows NVIDIA's GPUs; PyTorch would take seconds to say whether there are any.
+# Linux lists NVIDIA GPUs here; asking PyTorch would take seconds.
 DEVICES = Path("/dev")
 
 
 def resolve_precision(weights: Weights, precision: str, devices: Sequence[str] = ("cpu",)) -> str:
-    """The arithmetic that a precision setting means for these weights.
+    """The precision that a setting means for these weights.
 
-    `auto` is the fastest that moves no score by more than 0.001 (docs/performance.md): float16
-    where the model runs on GPUs only, else the best that the weights have. For the devices
-    `auto`, PyTorch is asked whether there are GPUs, and is imported for that.
+    `auto` is the fastest precision that changes scores by at most 0.001 (docs/performance.md):
+    float16 if the model runs only on GPUs, else the best that the weights support. For the device
+    `auto`, this imports PyTorch to find out whether there are GPUs.
 
     Args:
-        weights: what is to be run.
-        precision: `auto`, or the name of one.
+        weights: the weights to run.
+        precision: `auto`, or the name of a precision.
         devices: as `device_names` returns them.
 
     Raises:
-        VisdivError: the weights cannot be run in that precision.
+        VisdivError: the weights do not support that precision.
     """
     offered = ("int8",) if weights.format == "onnx" else ("fp32", "bf16", "fp16")
     if weights.format == "torchscript":
@@ -57,15 +57,15 @@ def _gpus_only(devices: Sequence[str]) -> bool:
 
 
 def runtime_name(weights: Weights, precision: str) -> str:
-    """The part of the model id that tells by what arithmetic vectors were made."""
+    """The part of the model id that names runtime and precision."""
     return f"{'onnx' if weights.format == 'onnx' else 'torch'}-{precision}"
 
 
 def device_names(weights: Weights, device: str | Sequence[str]) -> list[str]:
-    """The devices that a setting lists; whether they are there is for the runtime to say.
+    """The devices in a setting; the runtime checks whether they exist.
 
     Raises:
-        VisdivError: it lists none, or nonsense, or one that cannot run these weights.
+        VisdivError: the list is empty, or a device is invalid or cannot run these weights.
     """
     names = [device] if isinstance(device, str) else list(device)
     if not names:
@@ -74,7 +74,7 @@ def device_names(weights: Weights, device: str | Sequence[str]) -> list[str]:
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", name):
             raise VisdivError(f"{name!r} is not a device; use auto, cpu, cuda or cuda:N")
     if "auto" in names and len(names) > 1:
-        raise VisdivError("the device auto cannot stand beside others")
+        raise VisdivError("the device auto cannot be combined with others")
     if weights.format == "onnx" and any(name.startswith("cuda") for name in names):
         raise VisdivError(
             f"{weights.checkpoint} runs on the CPU only; for {', '.join(names)} set weights to "
@@ -93,25 +93,26 @@ def load_runtime(
     """Load the model.
 
     Args:
-        weights: what to load.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, or several of these but `auto`.
+        weights: the weights to load.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, or a list of these without `auto`.
         precision: as `resolve_precision` returns it.
-        batch_size: images per call; chosen by device when None.
+        batch_size: images per call; None uses the device's default.
 
     Raises:
-        VisdivError: the file is no model, or the device is not there or cannot run it.
+        VisdivError: the file is not a model, or the device does not exist or cannot run it.
     """
     names = device_names(weights, device)
     if weights.format == "onnx":
         if importlib.util.find_spec("onnxruntime") is None:
             raise VisdivError(
-                f"{weights.path} needs ONNX Runtime; pip install 'visdiv_assets[onnx]'"
+                f"{weights.path} needs ONNX Runtime; run pip install 'visdiv_assets[onnx]'"
             )
         from visdiv_assets.embedding.runtime_onnx import OnnxRuntime
 
         if names == ["auto"] and any(DEVICES.glob("nvidia[0-9]*")):
             logger.warning(
-                "this machine has a GPU, and %s runs on the CPU only; set weights to %s to use it",
+                "this machine has a GPU, but %s runs on the CPU only; to use the GPU, set weights "
+                "to %s",
                 weights.checkpoint,
                 DEFAULT_CHECKPOINT,
             )

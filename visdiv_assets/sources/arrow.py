@@ -1,6 +1,6 @@
 """Images in Arrow files, as `save_to_disk` of the `datasets` library writes them.
 
-Here: the folder's own list of files, record batches. Not here: what columns mean (`tables.py`).
+Here: the folder's list of files, record batches. Not here: what columns mean (`tables.py`).
 """
 
 import json
@@ -23,13 +23,13 @@ MAX_JSON_BYTES = 16 * 2**20
 
 
 class ArrowSource(ContainerSource):
-    """Images in a column of Arrow files, streamed or not; places are as in parquet files.
+    """Images in a column of Arrow files or streams; places are as in Parquet files.
 
     Args:
         place: the folder of the files.
-        pattern: their names; "" where the folder itself says which they are.
-        wanted: which image ids count; all of them when None.
-        column: which column holds the images; found when None.
+        pattern: their names; "" to read them from the folder's own list.
+        wanted: whether to include an image id; None includes all.
+        column: the column that holds the images; None detects it.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ArrowSource(ContainerSource):
 
     @cached_property
     def files(self) -> list[FileInfo]:
-        """The files that the pattern names, or that the folder lists as its own."""
+        """The files that match the pattern, or those in the folder's own list."""
         if self._pattern:
             return find_files(self._place, self._pattern)
         try:
@@ -67,7 +67,7 @@ class ArrowSource(ContainerSource):
         with self._place.open(name) as file:
             content = json.loads(file.read(MAX_JSON_BYTES))
         if not isinstance(content, dict):
-            raise VisdivError(f"{self._uri_of(name)} is not as save_to_disk writes it")
+            raise VisdivError(f"{self._uri_of(name)} is not in the format of save_to_disk")
         return content
 
     def items(self) -> Iterator[Item]:
@@ -86,7 +86,7 @@ class ArrowSource(ContainerSource):
             _ = self.files
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise VisdivError(
-                f"{self.uri} is not a folder that save_to_disk wrote whole: "
+                f"{self.uri} is not a complete folder written by save_to_disk: "
                 f"{type(error).__name__}: {error}"
             ) from None
 
@@ -110,19 +110,22 @@ class ArrowSource(ContainerSource):
             for row in sorted(rows.intersection(range(first, first + batch.num_rows))):
                 for at, data in encoded_images(column[row - first].as_py()):
                     if (place := f"{row}{at}") in places:
-                        yield place, OSError("its row holds no bytes") if data is None else data
+                        yield (
+                            place,
+                            OSError("its row contains no image bytes") if data is None else data,
+                        )
             first += batch.num_rows
 
     def _batches(self, file: FileInfo) -> Iterator[pa.RecordBatch]:
         with self._opened(file) as content:
             for batch in _batches_of(content):
-                # Arrow believes every offset; a damaged one would end the process.
+                # Arrow trusts every offset; a damaged one would crash the process.
                 batch.validate(full=True)
                 yield batch
 
     @contextmanager
     def _opened(self, file: FileInfo) -> Iterator[pa.NativeFile]:
-        """Mapped into memory where it is a file of this machine, so that little is read of it."""
+        """Open a file; local files are memory-mapped, so that only the parts in use are read."""
         if isinstance(self._place, LocalPlace):
             with pa.memory_map(str(self._place.path(file.name))) as content:
                 yield content

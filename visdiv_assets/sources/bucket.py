@@ -20,12 +20,12 @@ READERS = 32
 
 
 class BucketSource:
-    """The image objects below a prefix, by extension; an image's id is its key below the prefix.
+    """The objects below a prefix with an image extension; an image's id is its relative key.
 
     Args:
         place: the prefix.
-        include: globs; where given, only images that one of them matches count.
-        exclude: globs; images that one of them matches do not count.
+        include: globs; if given, only images that match one of them are included.
+        exclude: globs; images that match one of them are skipped.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class BucketSource:
         return self._place.uri
 
     def items(self) -> Iterator[Item]:
-        """Every image object, as pages of the listing come in.
+        """Every image object, yielded as pages of the listing arrive.
 
         Raises:
-            VisdivError: the bucket cannot be listed, or no image is below the prefix.
+            VisdivError: the bucket cannot be listed, or there is no image below the prefix.
         """
         found = others = 0
         try:
@@ -59,11 +59,11 @@ class BucketSource:
             raise VisdivError(f"there are no images below {self.uri} ({others:,} other objects)")
 
     def fingerprint(self) -> None:
-        """Nothing is cheaper than listing."""
+        """None, since nothing is cheaper than listing."""
         return
 
     def read_all(self, image_ids: Iterable[str]) -> Iterator[Read]:
-        """In the order asked for, by many requests at a time."""
+        """In the given order, with many requests at a time."""
         return read_concurrently(
             lambda image_id: self._place.read(from_image_id(image_id)), image_ids, READERS
         )

@@ -1,7 +1,7 @@
-"""What all sources have in common whose images stand inside larger files.
+"""The common part of all sources whose images are inside larger files.
 
-Here: finding the files, the fingerprint of their sizes and versions, ids `file#place inside`,
-reading file by file. Not here: any format (`tar.py`, `zip.py`, `parquet.py`, `arrow.py`).
+Here: finding the files, a fingerprint of their sizes and versions, ids `file#place`, reading file
+by file. Not here: any format (`tar.py`, `zip.py`, `parquet.py`, `arrow.py`).
 """
 
 import hashlib
@@ -16,14 +16,14 @@ from visdiv_assets.sources.source import Item, Read, from_image_id, to_image_id
 
 
 class ContainerSource(ABC):
-    """Images inside the files that a name with globs and braces stands for.
+    """Images inside the files that match a pattern of globs and braces.
 
-    An image's id is `file#place`; what the place is, the format says.
+    An image's id is `file#place`; the format defines the place.
 
     Args:
         place: the folder of the files.
         pattern: their names.
-        wanted: which image ids count; all of them when None.
+        wanted: whether to include an image id; None includes all.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ContainerSource(ABC):
 
     @cached_property
     def files(self) -> list[FileInfo]:
-        """The files, sorted by name; VisdivError if there are none."""
+        """The files, sorted by name; raises VisdivError if there are none."""
         return find_files(self._place, self._pattern)
 
     @abstractmethod
@@ -47,13 +47,13 @@ class ContainerSource(ABC):
 
     @abstractmethod
     def _read(self, file: FileInfo, places: set[str]) -> Iterator[tuple[str, bytes | OSError]]:
-        """What is at these places; those left out are reported as gone."""
+        """The content of these places; places that are not yielded are reported as missing."""
 
     def items(self) -> Iterator[Item]:
-        """Every image, file after file.
+        """Every image, file by file.
 
         Raises:
-            VisdivError: a file is missing, damaged, or of another format; or there are no images.
+            VisdivError: a file is missing, damaged or of another format, or there are no images.
         """
         found = False
         for file in self.files:
@@ -74,21 +74,21 @@ class ContainerSource(ABC):
             raise VisdivError(f"there are no images in {self.uri}")
 
     def fingerprint(self) -> str:
-        """Hash of names, sizes and versions of the files, which are not opened.
+        """Hash of the files' names, sizes and versions; no file is opened.
 
         Raises:
-            VisdivError: they cannot be found.
+            VisdivError: the files cannot be found.
         """
         self.__dict__.pop("files", None)
         told = "\n".join(f"{file.name!r} {file.size} {file.version}" for file in self.files)
         return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
     def read_all(self, image_ids: Iterable[str]) -> Iterator[Read]:
-        """File after file, and within a file in the order in which images stand there."""
+        """File by file, and within a file in storage order."""
         files = {to_image_id(file.name): file for file in self.files}
 
         def owner(numbered: tuple[int, str]) -> str:
-            """The file's part of an id; the names of both may hold `#` as well."""
+            """The file in an id; the names of files and places may contain `#` as well."""
             _, image_id = numbered
             at = image_id.find("#")
             while at >= 0 and image_id[:at] not in files:
@@ -97,7 +97,7 @@ class ContainerSource(ABC):
 
         for name, group in itertools.groupby(enumerate(image_ids), key=owner):
             left = {from_image_id(image_id[len(name) + 1 :]): at for at, image_id in group}
-            gone = FileNotFoundError("it is not in its file any more")
+            gone = FileNotFoundError("it is no longer in its file")
             why: OSError = gone
             if name in files:
                 try:

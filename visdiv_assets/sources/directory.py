@@ -1,4 +1,4 @@
-"""Images as files in a directory and the directories below it."""
+"""Images as files in a directory tree."""
 
 import heapq
 import os
@@ -19,21 +19,21 @@ from visdiv_assets.sources.source import (
 
 READERS = 4
 
-# What a directory without images may hold instead, and how to name it then.
+# Container files that a directory without images may hold, and the pattern to read them with.
 CONTAINERS = {".parquet": "*.parquet", ".tar": "*.tar", ".zip": "*.zip", ".arrow": "*.arrow"}
 
 
 class DirectorySource:
-    """The image files of a directory tree, by extension; an image's id is its relative path.
+    """The files of a directory tree with an image extension; an image's id is its relative path.
 
-    Hidden files and folders (a leading dot) are left out. Linked folders are followed after all
-    others, each real folder once, so that loops end and an image has the same id in every order
-    of listing.
+    Hidden files and folders (a leading dot) are skipped. Linked folders come after all others,
+    and each real folder is visited once. So loops end, and ids do not depend on the order of
+    listing.
 
     Args:
         path: the directory.
-        include: globs; where given, only images that one of them matches count.
-        exclude: globs; images that one of them matches do not count.
+        include: globs; if given, only images that match one of them are included.
+        exclude: globs; images that match one of them are skipped.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class DirectorySource:
 
         Raises:
             VisdivError: the path is not a directory, a folder in it cannot be listed, or it
-                holds no image files at all.
+                contains no image files.
         """
         others: Counter[str] = Counter()
         found = 0
-        # Hundreds of thousands of turns a second: nothing is looked up or built without need.
+        # This loop runs hundreds of thousands of times per second, so it avoids needless work.
         for prefix, entry in self._files():
             name = entry.name
             dot = name.rfind(".")
@@ -73,26 +73,26 @@ class DirectorySource:
                 name = to_image_id(name)
             try:
                 status = entry.stat()
-            except OSError:  # a dangling link; reading it will say why
+            except OSError:  # a dangling link; reading it will report the error
                 yield Item(name, 0, "unreadable")
             else:
                 yield Item(name, status.st_size, f"{status.st_mtime_ns:x}")
         if not found:
-            chosen = " that include and exclude let through" if self._wanted else ""
+            chosen = " that match include and exclude" if self._wanted else ""
             raise VisdivError(f"there are no image files in {self.path}{chosen}{_describe(others)}")
 
     def fingerprint(self) -> None:
-        """Nothing is cheaper than listing."""
+        """None, since nothing is cheaper than listing."""
         return
 
     def read_all(self, image_ids: Iterable[str]) -> Iterator[Read]:
-        """In the order asked for."""
+        """In the given order."""
         return read_concurrently(
             lambda image_id: self._place.read(from_image_id(image_id)), image_ids, READERS
         )
 
     def _files(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        """What is neither a directory nor hidden, each with its folder relative to the root."""
+        """All entries that are neither hidden nor a directory, each with its relative folder."""
         visited: set[tuple[int, int]] = set()
         root = os.path.join(self.path, "")
         folders, links = [root], list[str]()
@@ -115,7 +115,7 @@ class DirectorySource:
                         else:
                             yield prefix, entry
             except FileNotFoundError as error:
-                raise VisdivError(f"there is nothing at {_shown(folder)}") from error
+                raise VisdivError(f"no such file or directory: {_shown(folder)}") from error
             except NotADirectoryError as error:
                 raise VisdivError(f"{_shown(folder)} is not a directory") from error
             except OSError as error:
@@ -130,5 +130,8 @@ def _describe(others: Counter[str]) -> str:
     if not others:
         return " (it is empty)"
     kinds = ", ".join(f"{count} × {extension}" for extension, count in others.most_common(3))
-    hint = next((f"; for those, add /{CONTAINERS[e]}" for e in others if e in CONTAINERS), "")
+    hint = next(
+        (f"; to read these, add /{CONTAINERS[e]} to the path" for e in others if e in CONTAINERS),
+        "",
+    )
     return f" ({others.total()} other files: {kinds}{hint})"

@@ -1,6 +1,6 @@
-"""Images that a list names: .txt, .csv, .tsv, .jsonl, and COCO's .json.
+"""Images that are named in a list: .txt, .csv, .tsv, .jsonl, or COCO .json.
 
-Here: what the lists say. Not here: the files that they name (`places.py`).
+Here: parsing the lists. Not here: the files that they name (`places.py`).
 """
 
 import csv
@@ -27,7 +27,7 @@ from visdiv_assets.sources.uris import scheme_of, without_secrets
 
 READERS = 16
 
-# Columns that hold paths, the likeliest first.
+# Names of columns that hold paths, most likely first.
 PATH_COLUMNS = (
     "path", "file_name", "filename", "file", "filepath", "file_path", "image_path", "image",
     "img", "img_path", "image_file", "url", "image_url", "name",
@@ -35,16 +35,16 @@ PATH_COLUMNS = (
 
 
 class ListSource:
-    """The images that a list names; an image's id is its path relative to the root.
+    """The images named in a list; an image's id is its path relative to the root.
 
-    The list's other columns are metadata. An image that is named several times counts once.
+    The list's other columns become metadata. An image that is named several times counts once.
 
     Args:
         place: the folder of the list.
-        name: of the list in it.
-        root: what the paths in the list are relative to; they cannot lead out of it.
-        wanted: which image ids count; all of them when None.
-        column: which column holds the paths; found when None.
+        name: name of the list in that folder.
+        root: the folder that paths in the list start at; they must not lead outside it.
+        wanted: whether to include an image id; None includes all.
+        column: the column that holds the paths; None detects it.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class ListSource:
 
     @property
     def uri(self) -> str:
-        """The list."""
+        """The URI of the list."""
         return f"{self._place.uri.rstrip('/')}/{self._name}"
 
     def items(self) -> Iterator[Item]:
-        """Every image that the list names, in its order; files of this machine are looked at.
+        """Every image in the list, in its order; only local files get a size and a version.
 
         Raises:
             VisdivError: the list cannot be read, or names no images.
@@ -86,19 +86,19 @@ class ListSource:
             raise VisdivError(f"{self.uri} names no images")
 
     def fingerprint(self) -> str | None:
-        """For a list of far images: the version of the list, which is all that they have."""
+        """The version of the list if the images are remote, else None."""
         if isinstance(self._root, LocalPlace):
             return None
         listed = self._info()
         return f"{listed.size:x}-{listed.version}"
 
     def read_all(self, image_ids: Iterable[str]) -> Iterator[Read]:
-        """In the order asked for, several at a time."""
+        """In the given order, several at a time."""
 
         def read(image_id: str) -> bytes:
             name = from_image_id(image_id)
             if scheme_of(name):
-                raise OSError(f"its address is not below {self._root.uri}; `root` may be set")
+                raise OSError(f"its address is not below {self._root.uri}; set `root`")
             return self._root.read(name)
 
         return read_concurrently(read, image_ids, READERS)
@@ -107,7 +107,7 @@ class ListSource:
         try:
             return self._place.info(self._name)
         except FileNotFoundError:
-            raise VisdivError(f"there is nothing at {self.uri}") from None
+            raise VisdivError(f"no such file: {self.uri}") from None
         except OSError as error:
             raise VisdivError(f"cannot read {self.uri}: {error.strerror or error}") from None
 
@@ -118,12 +118,12 @@ class ListSource:
             return Item(image_id, None, listed.version, metadata or None)
         try:
             _, size, version = self._root.info(name)
-        except OSError:  # reading it will say why
+        except OSError:  # reading it will report the error
             return Item(image_id, None, "unreadable", metadata or None)
         return Item(image_id, size, version, metadata or None)
 
     def _below_root(self, path: str) -> str:
-        """A path or address relative to the root, where it is below it; else as it is."""
+        """A path or address, relative to the root if it is below it, else unchanged."""
         whole = without_secrets(path) if scheme_of(path) else path
         base = self._root.uri.rstrip("/") + "/"
         if whole.startswith(base):
@@ -157,7 +157,7 @@ def _row_entries(rows: Iterable[Any], column: str | None) -> Iterator[tuple[str,
             yield row, {}
             continue
         if not isinstance(row, dict):
-            raise VisdivError("an entry is neither a path nor an object with one")
+            raise VisdivError("an entry is neither a path nor an object with a path")
         column = column or _path_column(row)
         if path := row.get(column):
             rest = {key: value for key, value in row.items() if key not in (column, None)}
@@ -172,17 +172,17 @@ def _path_column(row: dict[str, Any]) -> str:
     if len(row) == 1:
         return str(next(iter(row)))
     shown = ", ".join(repr(name) for name in list(row)[:20])
-    raise VisdivError(f"no column is known to hold paths: set `column`; there are {shown}")
+    raise VisdivError(f"cannot tell which column holds the paths; set `column` to one of {shown}")
 
 
-# Deeper than any list is; the parser's time grows with the square of it.
+# Deeper than any real list. The parser's time grows with the square of the depth.
 MAX_DEPTH = 200
 
 
 class _Shallow:
-    """A file of JSON that ends with an error where it is nested too deeply.
+    """A JSON file that raises an error where it is nested too deeply.
 
-    Brackets in texts count as well: no list has hundreds more opening than closing ones.
+    Brackets in strings count too; no real list has hundreds more opening than closing ones.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -202,7 +202,7 @@ class _Shallow:
 
 
 def _json_entries(file: IO[bytes], column: str | None) -> Iterator[tuple[str, dict[str, str]]]:
-    """COCO's, whose images, annotations and categories refer to each other; or a plain array."""
+    """Entries of a COCO file, with categories from its annotations, or of a plain array."""
     start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
     file.seek(0)
     if start.startswith(b"["):
@@ -214,7 +214,7 @@ def _json_entries(file: IO[bytes], column: str | None) -> Iterator[tuple[str, di
         if isinstance(each, dict)
     }
     file.seek(0)
-    categories: dict[Any, Any] = {}  # the first annotation of an image decides
+    categories: dict[Any, Any] = {}  # the first annotation of an image counts
     for prefix, image, category in _annotations(file):
         del prefix
         categories.setdefault(image, category)
@@ -228,7 +228,7 @@ def _json_entries(file: IO[bytes], column: str | None) -> Iterator[tuple[str, di
 
 
 def _annotations(file: IO[bytes]) -> Iterator[tuple[str, Any, Any]]:
-    """Image and category of each annotation, without the outlines, which are most of the file."""
+    """Image and category of each annotation; outlines, most of the file, are skipped."""
     image = category = None
     for prefix, event, value in ijson.parse(_Shallow(file), use_float=True):
         if prefix == "annotations.item.image_id":

@@ -1,7 +1,7 @@
-"""The manifest: the list of a dataset's images as of one look at its source.
+"""The manifest: the list of a dataset's images at one point in time.
 
-Here: listing a source into a table, the fingerprint of both.
-Not here: where manifests are kept (`embedding/store.py`).
+Here: listing a source into a table, and the fingerprint.
+Not here: where manifests are kept (`store/store.py`).
 """
 
 import hashlib
@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
     ]
 )
 
-# Items turned into Arrow columns at a time, so that millions never stand in memory as objects.
+# Items converted to Arrow columns at a time, so that memory never holds millions of objects.
 BATCH_ITEMS = 65_536
 
 
@@ -36,10 +36,10 @@ class Manifest:
     """One row per image, sorted by image id.
 
     Attributes:
-        table: columns `image_id`, `size` (bytes; null where unknown), `version`, `metadata` (a map
-            of texts, or null).
-        fingerprint: of the source, where it has one of its own; else 128-bit hash of the table, in
-            hex: the same images give the same one.
+        table: columns `image_id`, `size` (bytes; null if unknown), `version`, `metadata` (a map of
+            strings, or null).
+        fingerprint: the source's own fingerprint if it has one, else a 128-bit hash of the table
+            in hex; equal images have equal hashes.
     """
 
     table: pa.Table
@@ -47,13 +47,12 @@ class Manifest:
 
     @classmethod
     def of(cls, table: pa.Table, fingerprint: str | None = None) -> "Manifest":
-        """The manifest that a table with the columns of SCHEMA, in any order of rows, makes.
+        """The manifest of a table with the columns of SCHEMA and rows in any order.
 
-        Of rows with the same image id, one is kept. The fingerprint is that of the table, unless
-        the source has one of its own.
+        One row is kept per image id. Without a fingerprint from the source, the table is hashed.
         """
         table = table.select(SCHEMA.names).cast(SCHEMA)
-        # A column of maps cannot be sorted along.
+        # Arrow cannot sort a column of maps.
         keys = table.drop_columns("metadata").append_column(
             "at", pa.array(np.arange(len(table), dtype=np.int64))
         )
@@ -70,19 +69,19 @@ class Manifest:
 
     @property
     def total_bytes(self) -> int:
-        """Size of all images, encoded."""
+        """Encoded size of all images."""
         return int(pc.sum(self.table["size"]).as_py() or 0)
 
 
 def list_images(source: Source, *, within_seconds: float | None = None) -> Manifest:
-    """Look at a source and write down what is there.
+    """List a source into a manifest.
 
     Args:
-        source: where to look.
-        within_seconds: give up when it takes longer.
+        source: the source to list.
+        within_seconds: give up if listing takes longer.
 
     Raises:
-        VisdivError: the source cannot be listed, holds no images, or takes too long.
+        VisdivError: the source cannot be listed, contains no images, or takes too long.
     """
     deadline = None if within_seconds is None else time.monotonic() + within_seconds
     fingerprint = source.fingerprint()
@@ -91,14 +90,12 @@ def list_images(source: Source, *, within_seconds: float | None = None) -> Manif
     while items := tuple(itertools.islice(listed, BATCH_ITEMS)):
         batches.append(_batch(items))
         if deadline is not None and time.monotonic() > deadline:
-            raise VisdivError(
-                f"listing {source.uri} takes longer than {within_seconds:.0f} seconds"
-            )
+            raise VisdivError(f"listing {source.uri} took longer than {within_seconds:.0f} seconds")
     return Manifest.of(pa.Table.from_batches(batches, schema=SCHEMA), fingerprint)
 
 
 def look(source: Source, *, within_seconds: float | None = None) -> str:
-    """The fingerprint that the manifest of a source would have now, in the cheapest way.
+    """The fingerprint that a manifest of the source would have now, computed the cheapest way.
 
     Raises:
         VisdivError: as `list_images`.
@@ -115,7 +112,7 @@ def _batch(items: Iterable[Item]) -> pa.RecordBatch:
 
 
 def _fingerprint(table: pa.Table) -> str:
-    """Hash of the columns one after the other; lengths keep neighbours apart."""
+    """Hash of all columns; lengths are hashed too, so that neighbouring values cannot blend."""
     digest = hashlib.blake2b(str(len(table)).encode(), digest_size=16)
     for name in ("image_id", "version"):
         for chunk in table[name].chunks:

@@ -1,6 +1,6 @@
-"""Which source a URI names.
+"""Opening the source that a URI names.
 
-Here: the choice, by scheme and extension. Not here: any source.
+Here: the choice by scheme and extension. Not here: the sources.
 """
 
 import os
@@ -27,25 +27,25 @@ PARQUET = re.compile(r"\.(parquet|pq)$", re.IGNORECASE)
 ARROW = re.compile(r"\.(arrow|feather)$", re.IGNORECASE)
 
 KINDS = (
-    "a directory, an object store's prefix, *.parquet, *.tar, *.tar.gz, *.zip, a folder of "
-    "save_to_disk, or a list (.txt, .csv, .tsv, .jsonl, COCO .json)"
+    "directories, object store prefixes, *.parquet, *.tar, *.tar.gz, *.zip, folders written by "
+    "save_to_disk, and lists (.txt, .csv, .tsv, .jsonl, COCO .json)"
 )
 
 
 def open_source(source: str | SourceSettings) -> Source:
-    """The source that a URI, or a mapping of the settings, names. Nothing is read yet.
+    """The source that a URI or a source's settings name. Nothing is read yet.
 
     Raises:
-        VisdivError: nothing here can read such a source.
+        VisdivError: this kind of source is not supported, or its URI is invalid.
     """
     if isinstance(source, str):
-        # A path may hold bytes that are not UTF-8, which settings in a file cannot.
+        # Skips validation: unlike settings in a file, a path may have bytes that are not UTF-8.
         source = SourceSettings.model_construct(uri=source)
     uri = source.uri.removeprefix("file://")
     if not uri:
-        raise VisdivError("a source has no name")
+        raise VisdivError("the source is empty; give a path or a URI")
     if "\0" in uri:
-        raise VisdivError("a source's name holds a NUL character")
+        raise VisdivError("the source contains a NUL character")
     try:
         os.fsencode(uri)
         is_folder = not scheme_of(uri) and Path(uri).is_dir()
@@ -67,7 +67,7 @@ def open_source(source: str | SourceSettings) -> Source:
         return ListSource(place, name, root, _wanted(source), source.column)
     if scheme_of(uri) in WEB_SCHEMES:
         raise VisdivError(
-            f"cannot tell what {without_secrets(uri)} is by its name; known are {KINDS}"
+            f"cannot tell the type of {without_secrets(uri)} from its name; supported are {KINDS}"
         )
     chosen = _chosen(name)
     include = [*source.include, *([] if not chosen else [name])]
@@ -89,7 +89,7 @@ def _container(folder: str, name: str, source: SourceSettings) -> Source | None:
 
 
 def _chosen(name: str) -> bool:
-    """Whether a name chooses among the images of a folder, as `**/*.jpg` does."""
+    """Whether a name selects images of a folder, as `**/*.jpg` does."""
     return has_magic(name) and (is_image_name(name) or name.endswith("*"))
 
 

@@ -1,4 +1,4 @@
-"""Images in parquet files, as Hugging Face lays datasets out.
+"""Images in Parquet files, in the layout of Hugging Face datasets.
 
 Here: rows and row groups. Not here: finding files (`containers.py`), what columns mean
 (`tables.py`).
@@ -16,22 +16,22 @@ from visdiv_assets.sources.source import Item
 from visdiv_assets.sources.tables import encoded_images, image_column, is_label, labels_of
 
 ROWS_LISTED = 4096
-ROWS_READ = 16  # images of a few megabytes each stand in memory together
+ROWS_READ = 16  # that many images of a few megabytes are in memory together
 
-# Columns with more bytes a row are texts, not labels, and cost too much to list.
+# Columns with more bytes per row are texts, not labels, and cost too much to list.
 MAX_LABEL_BYTES = 64
 
 
 class ParquetSource(ContainerSource):
-    """Images in a column of parquet files: bytes, structs of bytes and path, or lists of either.
+    """Images in a column of Parquet files: bytes, structs of bytes and path, or lists of either.
 
-    An image's place is its row, and `.n` for the n-th image of a row with several.
+    An image's place is its row, followed by `.n` for the n-th image of a row with several.
 
     Args:
         place: the folder of the files.
         pattern: their names.
-        wanted: which image ids count; all of them when None.
-        column: which column holds the images; found when None.
+        wanted: whether to include an image id; None includes all.
+        column: the column that holds the images; None detects it.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ParquetSource(ContainerSource):
     def _read(self, file: FileInfo, places: set[str]) -> Iterator[tuple[str, bytes | OSError]]:
         rows = {int(place.partition(".")[0]) for place in places}
         with self._place.open(file.name) as content:
-            # A row group may be as large as the memory, so its pages are read bit by bit.
+            # A row group may be as large as memory, so its pages are read piece by piece.
             parquet = pq.ParquetFile(content, pre_buffer=False, buffer_size=2**20)
             column = image_column(parquet.schema_arrow, self._column)
             leaf = _leaf(parquet, column, lambda path: path.endswith("bytes")) or column
@@ -80,7 +80,10 @@ class ParquetSource(ContainerSource):
             for cell in batch.column(0):
                 for at, data in encoded_images(_value(cell)):
                     if (place := f"{row}{at}") in places:
-                        yield place, OSError("its row holds no bytes") if data is None else data
+                        yield (
+                            place,
+                            OSError("its row contains no image bytes") if data is None else data,
+                        )
                 row += 1
 
 
@@ -89,7 +92,7 @@ def _value(cell: pa.Scalar) -> Any:
 
 
 def _lightest_leaf(parquet: pq.ParquetFile, column: str) -> str:
-    """Any part of a column but the images' bytes tells how many images there are."""
+    """A leaf of the column other than the images' bytes, to count the images cheaply."""
     return _leaf(parquet, column, lambda path: not path.endswith("bytes")) or column
 
 
@@ -103,7 +106,7 @@ def _leaf(parquet: pq.ParquetFile, column: str, fits: Callable[[str], bool]) -> 
 
 
 def _light_columns(parquet: pq.ParquetFile) -> list[str]:
-    """Columns that may be labels and take few bytes a row."""
+    """Columns that may be labels and take few bytes per row."""
     metadata, schema = parquet.metadata, parquet.schema_arrow
     if not metadata.num_row_groups or not metadata.num_rows:
         return []

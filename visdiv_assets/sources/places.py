@@ -1,7 +1,7 @@
-"""Files by name in a folder, a bucket or on a web server: what other sources stand on.
+"""Files by name in a folder, in a bucket or on a web server: the basis of most sources.
 
-Here: connections, retries, globs and braces, errors without secrets. Not here: what files hold.
-The web goes through fsspec; s3, gs and az through obstore, which lists a bucket bit by bit.
+Here: connections, retries, globs and braces, errors without secrets. Not here: file formats.
+Web servers are read through fsspec; s3, gs and az through obstore, which streams listings.
 """
 
 import io
@@ -57,65 +57,67 @@ class Place(Protocol):
 
     @property
     def uri(self) -> str:
-        """For people; without secrets."""
+        """Its address as shown to users, without secrets."""
 
     def info(self, name: str) -> FileInfo:
-        """OSError when there is no such file."""
+        """Size and version of a file; raises OSError if there is no such file."""
 
     def read(self, name: str) -> bytes:
-        """All of a file that holds one image; OSError when that fails."""
+        """The content of a file that holds one image; raises OSError if that fails."""
 
     def open(self, name: str) -> IO[bytes]:
-        """A file to read from, seekable, fetched in parts where it is far away."""
+        """A seekable file to read from; a remote file is fetched in parts."""
 
     def names(self, pattern: str) -> Iterator[str]:
-        """The names of files that a glob matches. VisdivError where nothing can be listed."""
+        """The names of files that match a glob; raises VisdivError if listing is impossible."""
 
 
 def open_place(uri: str, options: Mapping[str, str]) -> Place:
     """The place that a URI without globs names.
 
     Raises:
-        VisdivError: a scheme that is not known here, or options that do not fit.
+        VisdivError: the scheme is not supported, or the URI or the options are invalid.
     """
     scheme = scheme_of(uri)
     try:
-        _ = urlsplit(uri if scheme else "").port  # which errors later would repeat
+        _ = urlsplit(
+            uri if scheme else ""
+        ).port  # fails early: later errors would show the whole URI
     except ValueError:
-        raise VisdivError(f"{without_secrets(uri)} is no valid address") from None
+        raise VisdivError(f"{without_secrets(uri)} is not a valid address") from None
     if scheme in BUCKET_SCHEMES:
         return BucketPlace(uri, options)
     if scheme in WEB_SCHEMES:
         return WebPlace(uri)
     if scheme not in ("", "file"):
         known = ", ".join(sorted(f"{each}://" for each in BUCKET_SCHEMES | WEB_SCHEMES))
-        raise VisdivError(f"cannot read images from {scheme}://; known are a path and {known}")
+        raise VisdivError(f"cannot read images from {scheme}://; use a path or one of {known}")
     return LocalPlace(uri.removeprefix("file://"))
 
 
 def find_files(place: Place, pattern: str) -> list[FileInfo]:
-    """The files that a name with globs and braces stands for, sorted by name.
+    """The files that match a pattern of globs and braces, sorted by name.
 
     Raises:
-        VisdivError: there are none, or one that braces name is missing.
+        VisdivError: there are none, or a file that braces name is missing.
     """
     try:
-        # A file that is really called so wins over what the name might mean.
+        # A file with exactly this name takes precedence over the pattern.
         if has_magic(pattern) and isinstance(place, LocalPlace):
             return [place.info(pattern)]
     except OSError:
         pass
     names: set[str] = set()
     try:
-        # Braces only where there are any: a backslash in a plain name is no escape.
+        # Plain names are not expanded: a backslash in them is not an escape.
         plain = not has_magic(pattern)
         for each in [pattern] if plain else bracex.iexpand(pattern, limit=MAX_FILES):
             names.update(place.names(each) if has_magic(each) else [each])
         if not names:
-            raise VisdivError(f"nothing in {place.uri} matches {pattern}")
+            raise VisdivError(f"no files in {place.uri} match {pattern}")
         return [_looked_at(place, name) for name in sorted(names)]
     except bracex.ExpansionLimitException:
-        raise VisdivError(f"{pattern} stands for more than {MAX_FILES:,} files") from None
+        raise VisdivError(f"{pattern} expands to more than {MAX_FILES:,} files") from None
     except OSError as error:
         raise VisdivError(f"cannot list {place.uri}: {error.strerror or error}") from None
 
@@ -125,13 +127,13 @@ def _looked_at(place: Place, name: str) -> FileInfo:
     try:
         return place.info(name)
     except FileNotFoundError:
-        raise VisdivError(f"there is nothing at {uri}") from None
+        raise VisdivError(f"no such file: {uri}") from None
     except OSError as error:
         raise VisdivError(f"cannot read {uri}: {error.strerror or error}") from None
 
 
 class LocalPlace:
-    """A folder of this machine."""
+    """A local folder."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
@@ -142,26 +144,26 @@ class LocalPlace:
         return str(self.root)
 
     def path(self, name: str) -> Path:
-        """Where a file is; OSError for a name that leads out of the folder."""
+        """The path of a file; raises OSError for a name that leads outside the folder."""
         path = Path(os.path.normpath(self.root / name))
         if "\0" in name or not path.is_relative_to(self.root):
-            raise OSError(f"its path leads out of {self.root}")
+            raise OSError(f"its path leads outside {self.root}")
         return path
 
     def info(self, name: str) -> FileInfo:
         """Size and modification time."""
         status = self.path(name).stat()
         if not stat.S_ISREG(status.st_mode):
-            raise OSError("not a file")  # reading a pipe or a device might never end
+            raise OSError("not a file")  # reading a pipe or a device might block forever
         return FileInfo(name, status.st_size, f"{status.st_mtime_ns:x}")
 
     def read(self, name: str) -> bytes:
-        """All of a file."""
+        """The whole content of a file."""
         with self.open(name) as file:
             return read_limited(file)
 
     def open(self, name: str) -> IO[bytes]:
-        """A file, as Python opens it."""
+        """An ordinary Python file."""
         self.info(name)
         return self.path(name).open("rb")
 
@@ -173,13 +175,13 @@ class LocalPlace:
 
 
 class BucketPlace:
-    """A prefix of a bucket. Credentials come from the environment or from options."""
+    """A prefix in a bucket. Credentials come from the environment or from options."""
 
     def __init__(self, uri: str, options: Mapping[str, str]) -> None:
         from obstore.store import from_url
 
         if not urlsplit(uri).netloc:
-            raise VisdivError(f"{uri} names no bucket; one is written as s3://bucket/prefix/")
+            raise VisdivError(f"{uri} names no bucket; write it as s3://bucket/prefix/")
         self._secrets = [*secrets_in(uri, options), *secrets_of_environment()]
         self.uri = without_secrets(uri).rstrip("/")
         client: dict[str, Any] = {"timeout": f"{TIMEOUT_SECONDS}s", "connect_timeout": "10s"}
@@ -187,7 +189,7 @@ class BucketPlace:
         if endpoint.startswith("http://"):
             client["allow_http"] = True
         try:
-            connect = cast(Any, from_url)  # typed for the options of one kind of store at a time
+            connect = cast(Any, from_url)  # its types allow the options of one kind of store only
             self._store = connect(
                 self.uri,
                 client_options=client,
@@ -223,7 +225,7 @@ class BucketPlace:
         return io.BufferedReader(_Far(file, self._try), BUFFER_BYTES)
 
     def names(self, pattern: str) -> Iterator[str]:
-        """By listing what is below the fixed part of the pattern."""
+        """List the objects below the fixed part of the pattern."""
         matches = matcher([pattern], [])
         fixed = itertools.takewhile(lambda part: not has_magic(part), pattern.split("/"))
         for found in self.files("/".join(fixed)):
@@ -231,7 +233,7 @@ class BucketPlace:
                 yield found.name
 
     def files(self, below: str = "") -> Iterator[FileInfo]:
-        """Every object below a name, as pages come in.
+        """Every object below a name, yielded as pages arrive.
 
         Raises:
             OSError: the listing failed, after retries.
@@ -261,7 +263,7 @@ def _described(found: Any) -> FileInfo:
 
 
 class _Far(io.RawIOBase):
-    """What obstore opens, as Python's own files are."""
+    """A remote file, wrapped as a Python file."""
 
     def __init__(self, file: Any, attempt: Callable[[Callable[[], Any]], Any]) -> None:
         self._file, self._attempt = file, attempt
@@ -285,19 +287,19 @@ class _Far(io.RawIOBase):
 
 
 class WebPlace:
-    """A folder of a web server; nothing there can be listed. A query stays on every request."""
+    """A folder on a web server, which cannot be listed. The URI's query goes with every request."""
 
     def __init__(self, uri: str) -> None:
         import fsspec
 
-        # Its debug messages hold whole addresses.
+        # fsspec's debug messages contain whole URLs.
         logging.getLogger("fsspec.http").addFilter(_no_debugging)
         parts = urlsplit(uri)
         self._secrets = secrets_in(uri, {})
         self.uri = without_secrets(uri).rstrip("/")
         self._base = uri.partition("?")[0].rstrip("/")
         self._query = f"?{parts.query}" if parts.query else ""
-        # fsspec would use a login of the URI, but also show it in its errors.
+        # Secrets in the URI would appear in fsspec's errors; `_try` removes them.
         self._files: Any = fsspec.filesystem("http", skip_instance_cache=True)
 
     def info(self, name: str) -> FileInfo:
@@ -314,7 +316,7 @@ class WebPlace:
         return data
 
     def open(self, name: str) -> IO[bytes]:
-        """By ranges where the server has them; else it is fetched whole, into a nameless file."""
+        """By ranges if the server supports them, else from a temporary copy of the whole file."""
         if not self._try(lambda: self._files.info(self._url(name))).get("partial"):
             whole = tempfile.TemporaryFile()  # noqa: SIM115  whoever asked for it closes it
             self._try(lambda: (whole.seek(0), self._files.get_file(self._url(name), whole)))
@@ -324,19 +326,19 @@ class WebPlace:
         return io.BufferedReader(_Far(file, self._try), BUFFER_BYTES)
 
     def names(self, pattern: str) -> Iterator[str]:
-        """Never."""
+        """Always raises VisdivError."""
         raise VisdivError(
-            f"{self.uri} is a web server, where files cannot be listed; name them, with "
-            f"{{000..099}} for many, or give a list: not {pattern}"
+            f"cannot find {pattern} on {self.uri}, since files on a web server cannot be listed; "
+            f"name the files, with {{000..099}} for many, or give a list"
         )
 
     def _url(self, name: str) -> str:
         if ".." in unquote(name).split("/"):
-            raise OSError(f"its path leads out of {self.uri}")
+            raise OSError(f"its path leads outside {self.uri}")
         return f"{self._base}/{name}{self._query}"
 
     def _try(self, act: Callable[[], T]) -> T:
-        """With retries of what may pass: an unreachable, slow or overloaded server."""
+        """Call, and retry while the server is unreachable, slow or overloaded."""
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_may_pass),
             wait=tenacity.wait_random_exponential(0.2, max=10),
@@ -367,7 +369,7 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def matcher(include: Sequence[str], exclude: Sequence[str]) -> Callable[[str], bool]:
-    """Whether a path relative to the source is to be taken: by one of the globs, by none.
+    """A test whether a path matches one of the globs `include`, if any, and none of `exclude`.
 
     Example:
         >>> wanted = matcher(["**/*.jpg"], ["thumbs/**"])
@@ -389,4 +391,4 @@ def _compiled(patterns: Sequence[str]) -> re.Pattern[str] | None:
         return re.compile("|".join(translated))
     except Exception as error:  # noqa: BLE001  wcmatch's own are private
         shown = ", ".join(patterns)[:200]
-        raise VisdivError(f"cannot match by {shown}: {error}") from None
+        raise VisdivError(f"invalid pattern in include or exclude ({shown}): {error}") from None

@@ -1,7 +1,7 @@
-"""What every source can do, and which one a URI names.
+"""The protocol that every source implements.
 
-Here: the protocol that listing and reading follow, image ids, what counts as an image by its name.
-Not here: any particular way of storing.
+Here: listing and reading, image ids, which file names count as images.
+Not here: any particular source.
 """
 
 import os
@@ -18,7 +18,7 @@ IMAGE_EXTENSIONS = frozenset({
 })
 # fmt: on
 
-# No encoded image is larger; a file that is, or a member that unpacks to more, is not read.
+# Limit for an encoded image: a larger file, or a member that unpacks to more, is not read.
 MAX_IMAGE_BYTES = 512 * 2**20
 
 
@@ -27,9 +27,9 @@ class Item(NamedTuple):
 
     Attributes:
         image_id: stable name of the image inside its dataset, valid Unicode.
-        size: bytes, encoded; None where nothing cheap tells.
+        size: encoded size in bytes; None if it is not cheap to find out.
         version: changes when the image does.
-        metadata: what its source says of it: label, split, other columns.
+        metadata: what its source says about it: label, split, other columns.
     """
 
     image_id: str
@@ -39,37 +39,37 @@ class Item(NamedTuple):
 
 
 class Read(NamedTuple):
-    """The encoded bytes of one of the images asked for, or why they cannot be had."""
+    """The encoded bytes of one requested image, or the error."""
 
     at: int
     data: bytes | OSError
 
 
 class Source(Protocol):
-    """A set of images somewhere."""
+    """A set of images in some storage."""
 
     @property
     def uri(self) -> str:
-        """Where it is, as a person would write it, without secrets."""
+        """Its address as shown to users, without secrets."""
 
     def items(self) -> Iterator[Item]:
-        """Every image, in any order; streams. VisdivError when it cannot be listed."""
+        """Stream all images, in any order; raises VisdivError if the source cannot be listed."""
 
     def read_all(self, image_ids: Iterable[str]) -> Iterator[Read]:
-        """The bytes of images, in whatever order suits the source; one `Read` for each of them.
+        """The bytes of images, one `Read` each, in whatever order suits the source.
 
-        Fast when the ids come sorted, so that those of one file stand together.
+        Sorted ids are faster, because images of the same file are read together.
         """
 
     def fingerprint(self) -> str | None:
         """A hash that changes when the source does, without listing the images.
 
-        None where nothing is cheaper than listing them.
+        None if nothing is cheaper than listing them.
         """
 
 
 def read_one(source: Source, image_id: str) -> bytes:
-    """The encoded bytes of one image; OSError when that fails."""
+    """The encoded bytes of one image; raises OSError if that fails."""
     [(_, data)] = source.read_all([image_id])
     if isinstance(data, OSError):
         raise data
@@ -79,7 +79,7 @@ def read_one(source: Source, image_id: str) -> bytes:
 def read_concurrently(
     read: Callable[[str], bytes], image_ids: Iterable[str], readers: int
 ) -> Iterator[Read]:
-    """`read` of each id, in order, in threads that stay a few images ahead of the consumer."""
+    """`read` each id, in order, in threads that stay a few images ahead of the consumer."""
 
     def attempt(image_id: str) -> bytes | OSError:
         try:
@@ -103,7 +103,7 @@ def read_concurrently(
 
 
 def read_limited(file: IO[bytes]) -> bytes:
-    """Everything in a file that holds one image; OSError when that is more than any image does."""
+    """The content of a file that holds one image; raises OSError if it exceeds MAX_IMAGE_BYTES."""
     data = file.read(MAX_IMAGE_BYTES + 1)
     if len(data) > MAX_IMAGE_BYTES:
         raise OSError(f"larger than {MAX_IMAGE_BYTES:,} bytes")
@@ -111,7 +111,7 @@ def read_limited(file: IO[bytes]) -> bytes:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file's extension is one of an image; hidden files are not taken for images.
+    """Whether a file has an image extension; hidden files do not count as images.
 
     Example:
         >>> [is_image_name(name) for name in ("a/b.JPG", "b.txt", "a/.b.jpg")]
@@ -122,10 +122,10 @@ def is_image_name(name: str) -> bool:
 
 
 def to_image_id(name: str) -> str:
-    r"""A file's name, as Python gives it, as valid Unicode that `from_image_id` turns back.
+    r"""Python's name of a file as valid Unicode, which `from_image_id` can reverse.
 
-    Bytes that are not UTF-8 become `\xNN`; where a name holds such, or looks as if it did, its
-    backslashes are doubled.
+    Bytes that are not UTF-8 become `\xNN`. If a name has such bytes, or looks as if it had been
+    escaped, its backslashes are doubled.
 
     Example:
         >>> to_image_id("caf\udce9.jpg")
@@ -145,7 +145,7 @@ def to_image_id(name: str) -> str:
 
 
 def from_image_id(image_id: str) -> str:
-    r"""The file name that `to_image_id` was given.
+    r"""The file name that `to_image_id` encoded.
 
     Example:
         >>> from_image_id("caf\\xe9.jpg")

@@ -1,6 +1,6 @@
-"""What columns of a table mean: which holds images, and which say something of them.
+"""The meaning of a table's columns: which one holds images, and which ones describe them.
 
-Here: Arrow types and Hugging Face's notes in a schema. Not here: reading files (`parquet.py`,
+Here: Arrow types and Hugging Face's metadata in a schema. Not here: reading files (`parquet.py`,
 `arrow.py`).
 """
 
@@ -13,15 +13,15 @@ import pyarrow as pa
 
 from visdiv_assets.errors import VisdivError
 
-# Where several columns could hold the images, these names decide.
+# If several columns could hold the images, these names decide.
 IMAGE_COLUMNS = ("image", "images", "img", "jpg", "png", "picture", "photo")
 
-# Longer texts are no labels, and a dataset's texts are not to stand in its manifest.
+# Longer texts are not labels, and a manifest should not hold a dataset's texts.
 MAX_VALUE_CHARACTERS = 200
 
 
 def as_metadata(values: Mapping[Any, Any]) -> dict[str, str]:
-    """What of some values can be a label: plain ones, as text, cut where long.
+    """The values that can be labels, as strings: scalars only, long ones truncated.
 
     Example:
         >>> as_metadata({"label": "cat", "id": 7, "boxes": [1, 2], "note": None})
@@ -36,7 +36,7 @@ def as_metadata(values: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    """Valid Unicode, whatever JSON's escapes made of it."""
+    """The value as valid Unicode, even if JSON escapes made it invalid."""
     text = str(value)[:MAX_VALUE_CHARACTERS]
     return text.encode("utf-8", "replace").decode()
 
@@ -45,13 +45,14 @@ def image_column(schema: pa.Schema, wanted: str | None) -> str:
     """The column that holds the encoded images.
 
     Raises:
-        VisdivError: there is none, the wanted one is not, or it is not clear which one.
+        VisdivError: no column holds images, the wanted one does not, or several might.
     """
     candidates = [field.name for field in schema if holds_images(field.type)]
     if wanted is not None:
         if wanted not in candidates:
             raise VisdivError(
-                f"the column {wanted!r} holds no images; {_listed(candidates or schema.names)}"
+                f"the column {wanted!r} holds no images; there are the columns "
+                f"{_listed(candidates or schema.names)}"
             )
         return wanted
     features = hugging_face_features(schema)
@@ -63,12 +64,16 @@ def image_column(schema: pa.Schema, wanted: str | None) -> str:
         if len(choice) == 1 or named:
             return str((named or choice)[0])
         if choice:
-            raise VisdivError(f"several columns may hold images: set `column`; {_listed(choice)}")
-    raise VisdivError(f"no column holds encoded images; {_listed(schema.names)}")
+            raise VisdivError(
+                f"several columns may hold images; set `column` to one of {_listed(choice)}"
+            )
+    raise VisdivError(
+        f"no column holds encoded images; there are the columns {_listed(schema.names)}"
+    )
 
 
 def _listed(names: list[str]) -> str:
-    return f"there are {', '.join(map(repr, names[:20]))}"
+    return ", ".join(map(repr, names[:20]))
 
 
 def _element(kind: pa.DataType) -> pa.DataType:
@@ -81,7 +86,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def holds_images(kind: pa.DataType) -> bool:
-    """Bytes, a struct with bytes, or a list of either."""
+    """Whether a type can hold images: bytes, a struct with bytes, or a list of either."""
     kind = _element(kind)
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
@@ -89,7 +94,7 @@ def holds_images(kind: pa.DataType) -> bool:
 
 
 def hugging_face_features(schema: pa.Schema) -> dict[str, Any]:
-    """What the `datasets` library notes of each column; empty where it did not write the file."""
+    """Column features recorded by the `datasets` library; empty if it did not write the file."""
     try:
         noted = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = noted["info"]["features"]
@@ -107,7 +112,7 @@ def _declares_image(feature: Any) -> bool:
 
 
 def class_names(schema: pa.Schema, column: str) -> list[str] | None:
-    """The names behind the numbers of a label column, where they are noted."""
+    """The class names of a label column, if the schema records them."""
     feature = hugging_face_features(schema).get(column)
     names = feature.get("names") if isinstance(feature, dict) else None
     return [str(name) for name in names] if isinstance(names, list) else None
@@ -127,7 +132,7 @@ def is_label(kind: pa.DataType) -> bool:
 
 
 def labels_of(batch: pa.RecordBatch, columns: list[str], schema: pa.Schema) -> Iterator[Any]:
-    """The metadata of each row, from these columns of it."""
+    """The metadata of each row, taken from these columns."""
     names = {column: class_names(schema, column) for column in columns}
 
     def named(column: str, value: Any) -> Any:
@@ -142,7 +147,7 @@ def labels_of(batch: pa.RecordBatch, columns: list[str], schema: pa.Schema) -> I
 
 
 def encoded_images(value: Any) -> Iterator[tuple[str, bytes | None]]:
-    """Place within its row, and bytes, of each image that a cell holds.
+    """The place within its row and the bytes of each image in a cell.
 
     Example:
         >>> list(encoded_images({"bytes": b"one", "path": None}))

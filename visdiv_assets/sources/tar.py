@@ -1,6 +1,6 @@
-"""Images in tar archives, which WebDataset shards are.
+"""Images in tar archives, including WebDataset shards.
 
-Here: members by name, and what the members beside an image say of it. Nothing is extracted to
+Here: members by name, and metadata from the members next to an image. Nothing is extracted to
 disk. Not here: finding the archives (`containers.py`).
 """
 
@@ -14,7 +14,7 @@ from visdiv_assets.sources.places import FileInfo
 from visdiv_assets.sources.source import Item, is_image_name, read_limited
 from visdiv_assets.sources.tables import as_metadata
 
-# Members of a WebDataset sample that say something of its images; larger ones are left alone.
+# Members of a WebDataset sample that describe its images; larger ones are ignored.
 SIDECARS = frozenset({"cls", "json", "txt"})
 MAX_SIDECAR_BYTES = 65_536
 
@@ -22,8 +22,8 @@ MAX_SIDECAR_BYTES = 65_536
 class TarSource(ContainerSource):
     """Image members of tar archives, plain or compressed; an image's place is its member's name.
 
-    In WebDataset, members that share a name up to its first dot are one sample. Each image member
-    is one image; `.cls`, `.txt` and the plain values of `.json` are its metadata.
+    In WebDataset, members whose names are equal up to the first dot form one sample. Each image
+    member is one image; `.cls`, `.txt` and the scalar values of `.json` are its metadata.
     """
 
     def _items(self, file: FileInfo) -> Iterator[Item]:
@@ -61,7 +61,7 @@ class TarSource(ContainerSource):
     def _members(
         self, file: FileInfo
     ) -> Iterator[Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]]:
-        # As a stream where it is compressed, so that it is unpacked once and no byte twice.
+        # Compressed archives are streamed, so that no byte is decompressed twice.
         mode = "r:" if file.name.endswith(".tar") else "r|*"
         with (
             self._place.open(file.name) as content,
@@ -71,14 +71,14 @@ class TarSource(ContainerSource):
 
 
 def _members_of(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Regular files only: links lead elsewhere. tarfile would keep every header it has read."""
+    """Regular files only, since links may lead elsewhere; tarfile's list of headers is emptied."""
     while (member := archive.next()) is not None:
         if member.isreg():
             yield archive, member
         archive.members = []  # type: ignore[attr-defined]
-    # tarfile takes the end of the file for the end of the archive, which is a block of zeros.
+    # An archive ends with a block of zeros, but tarfile also accepts the end of the file.
     if archive.fileobj.tell() - archive.offset < tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("unexpected end of data: it is cut off")
+        raise tarfile.ReadError("unexpected end of data: the archive is truncated")
 
 
 def _said(extension: str, content: bytes) -> Mapping[str, str]:

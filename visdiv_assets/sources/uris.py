@@ -11,23 +11,23 @@ from urllib.parse import unquote, urlsplit
 BUCKET_SCHEMES = frozenset({"s3", "s3a", "gs", "az", "abfs", "abfss"})
 WEB_SCHEMES = frozenset({"http", "https"})
 
-# Shorter values of the environment are taken for no secrets: most texts hold them by chance.
+# Shorter values in the environment do not count as secrets: they appear in any text by chance.
 MIN_SECRET_CHARACTERS = 8
 
 
 def has_magic(name: str) -> bool:
-    """Whether a name has globs or braces in it."""
+    """Whether a name contains globs or braces."""
     return bool(re.search(r"[*?\[{]", name))
 
 
 def scheme_of(uri: str) -> str:
-    """`s3` of s3://…, empty for a path."""
+    """`s3` for s3://…, empty for a path."""
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", uri)
     return match[1].lower() if match else ""
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """The folder that a URI's files are in, and the rest: a name, or one with globs and braces.
+    """The folder of a URI's files, and the rest: a name or a pattern of globs and braces.
 
     Example:
         >>> split_uri("s3://bucket/hf/*/train-*.parquet")
@@ -39,7 +39,7 @@ def split_uri(uri: str) -> tuple[str, str]:
     head, separator, path = uri.partition("://") if scheme else ("", "", uri)
     parts = path.split("/")
     fixed = next((at for at, part in enumerate(parts) if has_magic(part)), len(parts) - 1)
-    fixed = max(fixed, 1) if scheme else fixed  # a bucket's name is no glob, and no file
+    fixed = max(fixed, 1) if scheme else fixed  # a bucket's name is neither a glob nor a file
     folder = "/".join(parts[:fixed])
     if not folder and not scheme:
         folder = "/" if path.startswith("/") else "."
@@ -47,7 +47,7 @@ def split_uri(uri: str) -> tuple[str, str]:
 
 
 def secrets_in(uri: str, options: Mapping[str, str]) -> list[str]:
-    """What must never be shown: user and password of a URI, its query, values of options."""
+    """Texts that must never be shown: user, password and query of a URI, values of options."""
     parts = urlsplit(uri)
     known = [parts.username, parts.password, parts.query, *options.values()]
     shown = {"true", "false", options.get("endpoint"), options.get("region")}
@@ -56,7 +56,7 @@ def secrets_in(uri: str, options: Mapping[str, str]) -> list[str]:
 
 
 def secrets_of_environment() -> list[str]:
-    """What the environment holds for object stores; a server may repeat it in an answer."""
+    """Credentials for object stores in the environment; a server may repeat them in an answer."""
     return [
         value
         for name, value in os.environ.items()
@@ -67,7 +67,7 @@ def secrets_of_environment() -> list[str]:
 
 
 def without_secrets(uri: str) -> str:
-    """A URI without user, password and query, for people to read.
+    """A URI without user, password and query, to show to users.
 
     Example:
         >>> without_secrets("https://me:word@host/photos.zip?sig=abc")
@@ -76,7 +76,7 @@ def without_secrets(uri: str) -> str:
     if not scheme_of(uri):
         return uri
     head, _, rest = uri.partition("://")
-    # A password in which `/`, `?` or `#` are not escaped makes no valid address, but is one.
+    # An unescaped `/`, `?` or `#` in a password makes the address invalid, but still a secret.
     if re.match(r"[^/?#@\[]*:(?!\d*([/?#]|$))", rest) and "@" in rest:
         rest = rest[rest.rindex("@") + 1 :]
     rest = rest.partition("#")[0].partition("?")[0] if head.lower() in WEB_SCHEMES else rest

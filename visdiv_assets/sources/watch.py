@@ -1,7 +1,7 @@
-"""Noticing that a source changed, without asking for a run while it is still changing.
+"""Detecting that a source changed and has stopped changing.
 
-Here: the decision and the memory that it needs between two looks. Not here: Dagster's sensor,
-listing sources.
+Here: the decision, and the state that it needs between checks. Not here: Dagster's sensor, listing
+sources.
 """
 
 import json
@@ -21,17 +21,17 @@ class Sighting:
 def is_settled(
     fingerprint: str, evaluated: str | None, sighting: Sighting | None, now: float, settle: float
 ) -> tuple[bool, Sighting | None]:
-    """Whether a source has changed and has been at rest since.
+    """Whether a source has changed and has been stable since.
 
     Args:
-        fingerprint: of the source as it is now.
-        evaluated: of the manifest that was scored last; None if there is none.
-        sighting: what the look before returned.
+        fingerprint: current fingerprint of the source.
+        evaluated: fingerprint of the manifest that was scored last; None if there is none.
+        sighting: what the previous check returned.
         now: Unix time.
-        settle: seconds without a change after which a copy in progress is taken to be over.
+        settle: seconds without a change after which a copy in progress counts as finished.
 
     Returns:
-        whether to ask for a run, and what to remember for the next look.
+        whether to request a run, and what to remember for the next check.
 
     Example:
         >>> _, first = is_settled("b", "a", None, now=0, settle=60)
@@ -42,7 +42,7 @@ def is_settled(
     """
     if fingerprint == evaluated:
         return False, None
-    # A time in the future, of a clock set back since, or none at all would be waited for in vain.
+    # A NaN, or a time in the future after the clock was set back, would never settle.
     if sighting is None or sighting.fingerprint != fingerprint or not sighting.since <= now:
         sighting = Sighting(fingerprint, now)
     return now - sighting.since >= settle, sighting
@@ -50,14 +50,14 @@ def is_settled(
 
 @dataclass
 class WatchMemory:
-    """What the watch remembers between two rounds; it may be lost at any time without harm.
+    """The state of the watch between two rounds; losing it does no harm.
 
-    Without it, a change is taken to have begun at the next look. What was evaluated is read from
-    the store, never from here.
+    Without it, a change counts as new at the next check. What was evaluated is read from the
+    store, never from here.
 
     Attributes:
-        next_name: where the next round begins, so that all get their turn when time is short.
-        sightings: by dataset.
+        next_name: where the next round starts, so that every dataset gets its turn.
+        sightings: sightings by dataset.
     """
 
     next_name: str = ""
@@ -65,7 +65,7 @@ class WatchMemory:
 
     @classmethod
     def from_cursor(cls, cursor: str | None) -> Self:
-        """Read what `to_cursor` wrote; anything else is an empty memory."""
+        """Parse what `to_cursor` wrote; anything else gives an empty memory."""
         try:
             content = json.loads(cursor or "{}")
             return cls(
@@ -79,7 +79,7 @@ class WatchMemory:
             return cls()
 
     def to_cursor(self) -> str:
-        """As a string, for Dagster to keep."""
+        """Serialise to a string, which Dagster keeps."""
         sightings = {
             name: [sighting.fingerprint, sighting.since]
             for name, sighting in self.sightings.items()
@@ -88,7 +88,7 @@ class WatchMemory:
 
 
 def rotate(names: Iterable[str], first: str) -> Sequence[str]:
-    """The names in order, beginning with `first` or the one that would follow it.
+    """The names in order, starting with `first` or the next one after it.
 
     Example:
         >>> rotate(["a", "c", "d"], first="b")

@@ -14,8 +14,8 @@ from visdiv_assets.sources.source import Item, is_image_name, read_limited
 class ZipSource(ContainerSource):
     """Image members of zip archives; an image's place is its member's name.
 
-    Its version is the checksum that the archive keeps of it, so that a new archive with the same
-    images has no new images.
+    Its version is the checksum that the archive stores, so a new archive with the same images has
+    no new images.
     """
 
     def _items(self, file: FileInfo) -> Iterator[Item]:
@@ -33,6 +33,6 @@ class ZipSource(ContainerSource):
                         yield member.filename, read_limited(image)
                 except OSError as error:
                     yield member.filename, error
-                # Damaged, encrypted, packed in a way that Python does not know.
+                # Damaged, encrypted, or compressed with a method that Python does not support.
                 except Exception as error:  # noqa: BLE001  each way of packing has its own
                     yield member.filename, OSError(f"{type(error).__name__}: {error}")

@@ -1,7 +1,7 @@
-"""What a dataset, or a part of it, is made of: rows of the store, and how often each occurs.
+"""The contents of a dataset or slice: rows of the store, and how often each occurs.
 
-Here: reading that off an index, joining it, drawing the sample, moments of the rows.
-Not here: parts of a dataset and which moments are kept (`workflows/moments.py`).
+Here: reading contents from an index, joining them, drawing the sample, moments of the rows.
+Not here: slices of a dataset, and storing moments (`workflows/moments.py`).
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from visdiv_assets.spectral.sample import CAPACITY, Sample
 from visdiv_assets.store.index import EmbeddingIndex, sample_keys, to_keys
 from visdiv_assets.store.store import Store
 
-# A place is the number of a segment and of a row in it: segment << 32 | row.
+# A place combines the number of a segment and of a row in it: segment << 32 | row.
 ROW_BITS = 32
 ROW_MASK = (1 << ROW_BITS) - 1
 
@@ -31,7 +31,7 @@ class Contents:
     Attributes:
         segments: names of segments, sorted.
         places: number of the segment << 32 | row, shape (R,), int64, strictly ascending.
-        counts: how often each occurs, shape (R,), int64, positive.
+        counts: how often each row occurs, shape (R,), int64, positive.
         keys: the first half of each content key, shape (R,), uint64; uniformly distributed.
     """
 
@@ -42,12 +42,12 @@ class Contents:
 
     @classmethod
     def of(cls, index: EmbeddingIndex) -> "Contents":
-        """Of all images of an index that are embedded."""
+        """The contents of all embedded images of an index."""
         return split(index.table, np.zeros(len(index.table), dtype=np.int64), 1)[0]
 
     @classmethod
     def union(cls, parts: Sequence["Contents"]) -> "Contents":
-        """Of several together: what occurs in more than one counts as often as in all of them."""
+        """The union of several multisets; the counts of a row are added."""
         names = tuple(sorted({name for part in parts for name in part.segments}))
         number = {name: at for at, name in enumerate(names)}
         placed, keys, counts = (
@@ -72,7 +72,7 @@ class Contents:
         return len(self.places)
 
     def smallest(self, count: int) -> "Contents":
-        """The rows with the smallest keys, so many at most, and only the segments they are in."""
+        """At most `count` rows, those with the smallest keys, and the segments that they use."""
         places, counts, keys = self.places, self.counts, self.keys
         if len(self) > count:
             chosen = np.sort(np.argpartition(keys, count - 1)[:count])
@@ -82,7 +82,7 @@ class Contents:
         return Contents(names, numbers << ROW_BITS | places & ROW_MASK, counts, keys)
 
     def checksum(self) -> NDArray[np.uint64]:
-        """128 bits that tell multisets apart, shape (2,); those of a union are its parts' sum."""
+        """A 128-bit checksum, shape (2,); the checksum of a union is the sum of its parts'."""
         digests = [hashlib.blake2b(name.encode(), digest_size=16) for name in self.segments]
         seeds = np.frombuffer(b"".join(each.digest() for each in digests), "<u8").reshape(-1, 2)
         rows = (self.places & ROW_MASK).astype(np.uint64)
@@ -92,7 +92,7 @@ class Contents:
     def read(
         self, store: Store, model_id: str, chosen: NDArray[np.int64] | slice
     ) -> NDArray[np.float16]:
-        """Some of the rows, shape (n, D), float16, from disk."""
+        """Read some of the rows from disk, shape (n, D), float16."""
         places = self.places[chosen]
         numbers, rows = places >> ROW_BITS, places & ROW_MASK
         order = np.argsort(places, kind="stable")
@@ -108,10 +108,10 @@ class Contents:
     def blocks(
         self, store: Store, model_id: str
     ) -> Iterator[tuple[NDArray[np.float16], NDArray[np.int64]]]:
-        """All of the rows, up to BLOCK_ROWS at a time, and how often each occurs.
+        """Read all rows, up to BLOCK_ROWS at a time, with their counts.
 
         Yields:
-            rows of shape (R, D), float16, good until the next ones, and counts, shape (R,).
+            rows, shape (R, D), float16, valid until the next iteration, and counts, shape (R,).
         """
         block = np.empty((0, 0), dtype=np.float16)
         numbers, rows = self.places >> ROW_BITS, self.places & ROW_MASK
@@ -135,7 +135,7 @@ class Contents:
             yield block[: stop - start], self.counts[start:stop]
 
     def moments(self, store: Store, model_id: str) -> tuple[Moments | None, float]:
-        """Moments of the rows, and their largest | ‖x‖ − 1 |; None and 0 where there are none."""
+        """Moments of the rows, and their largest | ‖x‖ − 1 |; None and 0 if there are no rows."""
         moments, norm_error = None, 0.0
         for rows, counts in self.blocks(store, model_id):
             exact = rows.astype(np.float32)
@@ -146,7 +146,7 @@ class Contents:
         return moments, norm_error
 
     def sample(self, store: Store, model_id: str, moments: Moments) -> Sample:
-        """The sample that goes with these moments: keys say which rows, and only those are read."""
+        """The sample that belongs to these moments; reads only the rows that the keys select."""
         size = min(CAPACITY, len(self))
         smallest = np.argpartition(self.keys, size - 1)[:size] if size else np.arange(0)
         chosen = smallest[np.argsort(self.keys[smallest])]
@@ -155,11 +155,11 @@ class Contents:
 
 
 def _read(stored: NDArray[np.float16], start: int, into: NDArray[np.float16]) -> None:
-    """Copy rows one after the other from where they are mapped from."""
+    """Copy consecutive rows from the file that is memory-mapped."""
     if not isinstance(stored, np.memmap):
         into[...] = stored[start : start + len(into)]
         return
-    # Reading takes half the time of mapping page by page.
+    # Reading takes half the time of page faults.
     with Path(str(stored.filename)).open("rb") as file:
         file.seek(stored.offset + start * stored.strides[0])
         file.readinto(into)
@@ -169,7 +169,7 @@ EMPTY = Contents.union([])
 
 
 def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Each number as one that looks random, and others for others.
+    """Mix each number by a bijection with random-looking output.
 
     References:
         Steele et al., "Fast splittable pseudorandom number generators", OOPSLA 2014 (SplitMix64).
@@ -184,15 +184,15 @@ def split(table: pa.Table, codes: NDArray[np.int64], parts: int) -> list[Content
     """The contents of each part of a dataset.
 
     Args:
-        table: of an index, or some rows of it; columns `content_key`, `segment`, `row`.
-        codes: which part each row of the table belongs to, below `parts`.
-        parts: how many there are.
+        table: table of an index, or some of its rows; columns `content_key`, `segment`, `row`.
+        codes: the part that each row of the table belongs to, in [0, parts).
+        parts: number of parts.
     """
     valid = pc.is_valid(table["row"])
     placed = table.select(["content_key", "segment", "row"]).filter(valid)
     codes = codes[valid.to_numpy()]
     column = placed["segment"].combine_chunks()
-    if isinstance(column, pa.ChunkedArray):  # no rows at all
+    if isinstance(column, pa.ChunkedArray):  # no rows
         column = pa.array([], pa.dictionary(pa.int32(), pa.string()))
     told = column.dictionary.to_pylist()
     names = tuple(sorted({told[code] for code in np.unique(column.indices.to_numpy())}))

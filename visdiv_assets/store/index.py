@@ -1,6 +1,6 @@
-"""Which row of the store belongs to each image of a manifest, or why there is none.
+"""The index: for each image of a manifest, its row in the store, or why there is none.
 
-Here: the table and what can be read off it. Not here: making it (`pipeline.py`), keeping it
+Here: the table and its queries. Not here: building it (`embedding/incremental.py`), storing it
 (`store.py`).
 """
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 KEY_BYTES = 16
 Keys = NDArray[np.bytes_]
-"""Content keys, dtype S16. NumPy strips trailing zero bytes when it hands one out."""
+"""Content keys, dtype S16. NumPy strips trailing zero bytes from single elements."""
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -29,12 +29,12 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 
-# Schema metadata of an index: `Decoding.judge` of the failures in it.
+# Key in the schema metadata of an index: `Decoding.judge` of its failures.
 JUDGE = b"visdiv.judge"
 
 
 def content_key(data: bytes) -> bytes:
-    """128-bit BLAKE2b of an image's encoded bytes: the same picture has one key everywhere.
+    """128-bit BLAKE2b of an image's encoded bytes; equal files have equal keys everywhere.
 
     Example:
         >>> content_key(b"abc").hex()
@@ -53,55 +53,55 @@ def to_keys(column: pa.ChunkedArray) -> Keys:
 
 
 def sample_keys(keys: Keys) -> NDArray[np.uint64]:
-    """The first half of each content key, as `Sample` wants its keys: uniformly distributed."""
+    """The first half of each content key, a uniformly distributed number, as `Sample` needs."""
     return np.frombuffer(keys.tobytes(), dtype=">u8")[::2].astype(np.uint64)
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingIndex:
-    """One row per image of a manifest, in its order.
+    """One row per image, in the order of the manifest.
 
     Attributes:
-        table: INDEX_SCHEMA. An image that was embedded has `content_key`, `segment` and `row`;
-            one that failed has a `reason`, the class of the `exception`, and a `content_key` if
-            it could be read.
+        table: a table with INDEX_SCHEMA. An embedded image has `content_key`, `segment` and `row`.
+            A failed one has a `reason`, the class of the `exception`, and a `content_key` if it
+            could be read.
     """
 
     table: pa.Table
 
     @property
     def judge(self) -> str:
-        """Which decoder's failures these are; as `Decoding.judge`."""
+        """The decoder that the failures come from, as in `Decoding.judge`."""
         return str((self.table.schema.metadata or {}).get(JUDGE, b""), "utf-8")
 
     @property
     def n_images(self) -> int:
-        """Images that are embedded."""
+        """Number of embedded images."""
         return len(self.table) - self.n_failed
 
     @property
     def n_failed(self) -> int:
-        """Images that could not be read or decoded."""
+        """Number of images that could not be read or decoded."""
         return int(self.table["row"].null_count)
 
     @property
     def n_distinct(self) -> int:
-        """Different contents among the images that are embedded."""
+        """Number of distinct contents among the embedded images."""
         return int(pc.count_distinct(self._embedded()["content_key"]).as_py())
 
     def failures(self) -> list[tuple[str, str]]:
-        """Image id and what went wrong, for every image that failed, in order of ids."""
+        """Image id and error of every failed image, in order of ids."""
         failed = self.failed()
         told = zip(failed["exception"].to_pylist(), failed["reason"].to_pylist(), strict=True)
         reasons = [f"{kind}: {reason}" if kind else reason for kind, reason in told]
         return list(zip(failed["image_id"].to_pylist(), reasons, strict=True))
 
     def failed(self) -> pa.Table:
-        """The rows of the images that failed, in order of ids."""
+        """The rows of the failed images, in order of ids."""
         return self.table.filter(pc.is_null(self.table["row"]))
 
     def content_fingerprint(self) -> str:
-        """Hash of the multiset of embedded contents, in hex; names and places do not matter."""
+        """Hex hash of the multiset of embedded contents, independent of names and places."""
         keys = np.sort(to_keys(self._embedded()["content_key"]), kind="stable")
         return hashlib.blake2b(keys.tobytes(), digest_size=KEY_BYTES).hexdigest()
 

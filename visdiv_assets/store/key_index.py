@@ -1,4 +1,4 @@
-"""Where in the segments of a model each content key is.
+"""Finding content keys in the segments of a model.
 
 Not here: reading the keys of segments (`store.py`).
 """
@@ -14,19 +14,19 @@ from visdiv_assets.store.index import KEY_BYTES, Keys
 
 @dataclass(frozen=True, eq=False)
 class KeyIndex:
-    """Where in the segments of one model each content key is. Holds 32 bytes a key."""
+    """Maps content keys to rows in the segments of one model. Takes 32 bytes per key."""
 
     segments: tuple[str, ...]
     _keys: Keys  # sorted
-    _heads: NDArray[np.uint64]  # the first halves of the keys: numbers are found faster than texts
+    _heads: NDArray[np.uint64]  # the first halves of the keys: numbers are faster to search
     _segment: NDArray[np.int32]
     _row: NDArray[np.int32]
 
     @classmethod
     def of(cls, keys_by_segment: Mapping[str, Keys]) -> "KeyIndex":
-        """Of the content keys of each segment, row after row.
+        """Build from the content keys of each segment, in order of rows.
 
-        Of two rows with one key, the one in the first segment is found.
+        If two rows have the same key, `find` returns the one in the first segment.
         """
         lengths = [len(keys) for keys in keys_by_segment.values()]
         all_keys = np.concatenate([np.empty(0, dtype=f"S{KEY_BYTES}"), *keys_by_segment.values()])
@@ -44,7 +44,7 @@ class KeyIndex:
         return bool(self.find(np.array([key], dtype=f"S{KEY_BYTES}"))[0][0] >= 0)
 
     def find(self, keys: Keys) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """For each key, the position of its segment in `segments` and its row; -1 where unknown."""
+        """For each key, the position of its segment in `segments` and its row; -1 if unknown."""
         if not len(self._keys):
             missing = np.full(len(keys), -1, dtype=np.int32)
             return missing, missing
@@ -61,5 +61,5 @@ class KeyIndex:
 
 
 def _heads(keys: Keys) -> NDArray[np.uint64]:
-    """The first 8 bytes of each key as a number; in the order of the keys."""
+    """The first 8 bytes of each key as a number, which sorts like the keys."""
     return np.frombuffer(keys.tobytes(), dtype=">u8")[::2].astype(np.uint64)

@@ -1,4 +1,4 @@
-"""A dataset's distinct embeddings as one matrix that is never in memory as a whole.
+"""A dataset's distinct embeddings as one matrix that is never fully in memory.
 
 Here: reading rows by number from memory-mapped segments. Not here: what is computed from them.
 """
@@ -15,10 +15,10 @@ from visdiv_assets.store.store import Store
 
 
 class DatasetRows:
-    """The embeddings of a dataset, one row for each distinct content, by order of image ids.
+    """The embeddings of a dataset, one row per distinct content, in order of image ids.
 
-    Slices and arrays of row numbers give float16 matrices, read from disk when asked for, so
-    that functions which work in blocks take this in place of an array.
+    Indexing with slices and arrays of row numbers reads float16 matrices from disk, so functions
+    that work in blocks accept this in place of an array.
 
     Attributes:
         keys: content key of each row, shape (N,).
@@ -41,7 +41,7 @@ class DatasetRows:
         self._row_of_image: NDArray[np.int64] = rank[of_image]
         self._row = placed["row"].to_numpy()[first].astype(np.int64)
         segments = placed["segment"].combine_chunks()
-        if isinstance(segments, pa.ChunkedArray):  # no rows at all
+        if isinstance(segments, pa.ChunkedArray):  # no rows
             segments = pa.array([], pa.dictionary(pa.int32(), pa.string()))
         self._segment = segments.indices.to_numpy()[first]
         self._segments = [store.rows(model_id, each.as_py()) for each in segments.dictionary]
@@ -56,7 +56,7 @@ class DatasetRows:
 
     @property
     def dtype(self) -> np.dtype[np.float16]:
-        """float16, as the store keeps them."""
+        """float16, as in the store."""
         return np.dtype(np.float16)
 
     def __getitem__(
@@ -76,7 +76,7 @@ class DatasetRows:
         return rows
 
     def images_by_row(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The images of each row: positions in the index, row after row, and where each row begins.
+        """The images of each row: positions in the index, and where each row's positions start.
 
         Returns:
             positions, shape (images,), and offsets, shape (N + 1,): the images of row r are

@@ -1,4 +1,4 @@
-"""Embeddings on their way to disk: the grid they are rounded to, and committing them as segments.
+"""Writing embeddings: rounding them to a grid, and committing them as segments.
 
 Not here: reading segments (`store.py`), finding rows in them (`key_index.py`).
 """
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from visdiv_assets.store.files import write_atomically, write_table
 from visdiv_assets.store.index import KEY_BYTES, content_key
 
-# Rows are kept on a grid of 2⁻¹⁵, in float16. Products of two such numbers are multiples of 2⁻³⁰,
-# which float64 adds up without any rounding: moments come out the same in every order. That moves
-# a unit vector by about 3e-4, as float16 alone does, and a score by less than 1e-6.
+# Rows are rounded to a grid of 2⁻¹⁵ and stored as float16. Products of two such numbers are
+# multiples of 2⁻³⁰, which float64 adds without rounding, so moments are the same in any order. The
+# grid moves a unit vector by about 3e-4, as float16 alone does, and a score by less than 1e-6.
 GRID = 2.0**-15
 
 SEGMENT_ROWS = 4096
@@ -37,10 +37,10 @@ def to_grid(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
 
 
 class SegmentWriter:
-    """Collects rows and commits them as segments of up to SEGMENT_ROWS, in a thread of its own.
+    """Collects rows and commits them as segments of up to SEGMENT_ROWS, in its own thread.
 
-    Also commits when rows have waited SEGMENT_SECONDS, and on leaving the `with` block for
-    whatever reason, so an interrupted run keeps everything it has finished.
+    It also commits rows that have waited SEGMENT_SECONDS, and on any exit from the `with` block,
+    so an interrupted run keeps everything that it has finished.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,7 +51,7 @@ class SegmentWriter:
         self._committing: Future[None] | None = None
 
     def add(self, key: bytes, vector: NDArray[np.float32]) -> None:
-        """Take one row, shape (D,); raises what went wrong with the segment before."""
+        """Add one row, shape (D,); raises the error of the previous segment, if any."""
         now = time.monotonic()
         if not self._waiting:
             self._oldest = now
@@ -60,7 +60,7 @@ class SegmentWriter:
             self._commit_soon()
 
     def _commit_soon(self) -> None:
-        """Begin to write the collected rows, once those before them are written."""
+        """Start writing the collected rows once the previous segment is written."""
         before, self._committing = self._committing, None
         if before is not None:
             before.result()
@@ -68,7 +68,7 @@ class SegmentWriter:
         self._committing = self._thread.submit(self._commit, waiting)
 
     def _commit(self, waiting: Sequence[tuple[bytes, NDArray[np.float32]]]) -> None:
-        """Write rows as one segment, named by its keys."""
+        """Write rows as one segment, named by a hash of its keys."""
         keys, vectors = zip(*waiting, strict=True)
         rows = to_grid(np.stack(vectors))
         column = pa.array(keys, type=pa.binary(KEY_BYTES))
@@ -77,7 +77,7 @@ class SegmentWriter:
         write_table(self._folder / f"{name}.parquet", pa.table({"content_key": column}))
 
     def close(self) -> None:
-        """Commit what is left, and wait until all is on disk."""
+        """Commit the remaining rows, and wait until everything is on disk."""
         with self._thread:
             if self._waiting:
                 self._commit_soon()

@@ -1,15 +1,15 @@
 """The store on disk: manifests, embedding segments, image indexes, moments.
 
 Here: file names, atomic writes, reading back. Not here: DuckDB (`warehouse/`), deciding what to
-embed (`pipeline.py`).
+embed (`embedding/incremental.py`).
 
-    manifests/<dataset>/<fingerprint>.parquet          what the source held; `latest` names one
+    manifests/<dataset>/<fingerprint>.parquet          images of a source; `latest` names one
     embeddings/<model id>/<segment>.npy + .parquet     float16 rows and their content keys
     indexes/<dataset>/<model id>/<fingerprint>.parquet image → content key → segment, row
-    moments/<dataset>/<model id>/<fingerprint>.npz     n, Σx, Σxxᵀ, a sample; .slices: of parts
+    moments/<dataset>/<model id>/<fingerprint>.npz     n, Σx, Σxxᵀ, a sample; .slices: of slices
 
-A file is written under a temporary name and renamed when whole. A segment exists once its key
-file does; it is never edited.
+Files are written under a temporary name and renamed when complete. A segment exists once its key
+file does, and is never edited.
 """
 
 import logging
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class Store:
-    """A store in a folder; created at the first write. Several processes may use it at once."""
+    """A store in a folder, created at the first write. Several processes may share it."""
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
@@ -47,7 +47,7 @@ class Store:
     # --- manifests ---
 
     def write_manifest(self, dataset: str, manifest: Manifest) -> Path:
-        """Keep a manifest and make it the dataset's latest."""
+        """Store a manifest and make it the dataset's latest."""
         folder = self.root / "manifests" / dataset
         path = self._manifest(dataset, manifest.fingerprint)
         if not path.exists():
@@ -59,7 +59,7 @@ class Store:
         """The manifest written last.
 
         Raises:
-            VisdivError: the dataset was never listed.
+            VisdivError: the dataset has never been listed.
         """
         return self.read_manifest(dataset, self.listed_fingerprint(dataset))
 
@@ -67,14 +67,14 @@ class Store:
         """Fingerprint of the manifest written last; raises as `latest_manifest`."""
         fingerprint, _ = self.latest_fingerprint(dataset)
         if fingerprint is None:
-            raise VisdivError(f"the images of {dataset} were never listed")
+            raise VisdivError(f"the images of {dataset} have never been listed; evaluate it first")
         return fingerprint
 
     def read_manifest(self, dataset: str, fingerprint: str) -> Manifest:
         """The manifest with this fingerprint.
 
         Raises:
-            VisdivError: there is none.
+            VisdivError: there is no such manifest.
         """
         try:
             return Manifest(pq.read_table(self._manifest(dataset, fingerprint)), fingerprint)
@@ -82,7 +82,7 @@ class Store:
             raise VisdivError(f"{dataset} has no manifest {fingerprint}") from error
 
     def manifest_length(self, dataset: str, fingerprint: str) -> int:
-        """Images of a manifest; raises as `read_manifest`."""
+        """Number of images in a manifest; raises as `read_manifest`."""
         try:
             return int(pq.read_metadata(self._manifest(dataset, fingerprint)).num_rows)
         except FileNotFoundError as error:
@@ -98,9 +98,9 @@ class Store:
             raise VisdivError(f"{dataset} has no manifest {fingerprint}") from error
 
     def latest_fingerprint(self, dataset: str) -> tuple[str | None, int]:
-        """Fingerprint of the manifest written last, and when that was, in ns; `None, 0` if never.
+        """Fingerprint of the manifest written last, and its time in ns; `None, 0` if there is none.
 
-        Cheap: the manifest itself is not read.
+        Cheap, since it does not read the manifest.
         """
         path = self.root / "manifests" / dataset / "latest"
         try:
@@ -114,7 +114,7 @@ class Store:
     # --- segments ---
 
     def model_ids(self) -> list[str]:
-        """The models that there are embeddings of, sorted."""
+        """The model ids that have embeddings, sorted."""
         return sorted(path.name for path in (self.root / "embeddings").glob("[!.]*"))
 
     def segment_names(self, model_id: str) -> list[str]:
@@ -128,25 +128,30 @@ class Store:
         return rows
 
     def key_index(self, model_id: str) -> KeyIndex:
-        """Read the keys of all segments. Damaged segments are left out, so their images return."""
+        """Read the keys of all segments, except damaged ones, whose images are embedded again."""
         keys: dict[str, Keys] = {}
         for name in self.segment_names(model_id):
             try:
                 table = pq.read_table(self._segments(model_id) / f"{name}.parquet")
                 if len(self.rows(model_id, name)) != len(table):
-                    raise ValueError("as many rows as keys are expected")
+                    raise ValueError("the numbers of rows and keys differ")
             except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-                logger.warning("segment %s of %s is damaged: %s", name, model_id, error)
+                logger.warning(
+                    "segment %s of %s is damaged, so its images will be embedded again: %s",
+                    name,
+                    model_id,
+                    error,
+                )
                 continue
             keys[name] = to_keys(table["content_key"])
         return KeyIndex.of(keys)
 
     def segment_time(self, model_id: str, segment: str) -> int:
-        """When the vectors of a segment were written, in ns; OSError where there is none."""
+        """When the vectors of a segment were written, in ns; raises OSError if it is missing."""
         return (self._segments(model_id) / f"{segment}.npy").stat().st_mtime_ns
 
     def segment_writer(self, model_id: str) -> "SegmentWriter":
-        """A context manager that commits added rows as segments, the last ones at its end."""
+        """A context manager that commits added rows as segments, the last ones on exit."""
         return SegmentWriter(self._segments(model_id))
 
     def _segments(self, model_id: str) -> Path:
@@ -157,7 +162,7 @@ class Store:
     def write_index(
         self, dataset: str, model_id: str, fingerprint: str, index: EmbeddingIndex
     ) -> Path:
-        """Keep which row belongs to each image of a manifest."""
+        """Store the index of a manifest."""
         path = self._index(dataset, model_id, fingerprint)
         write_table(path, index.table)
         return path
@@ -165,10 +170,10 @@ class Store:
     def read_index(
         self, dataset: str, model_id: str, fingerprint: str, columns: Sequence[str] | None = None
     ) -> EmbeddingIndex:
-        """The index of a manifest, with all of its columns or some.
+        """The index of a manifest, with all columns or some.
 
         Raises:
-            VisdivError: that manifest was not embedded with that model.
+            VisdivError: the manifest has not been embedded with this model.
         """
         path = self._index(dataset, model_id, fingerprint)
         try:
@@ -186,7 +191,7 @@ class Store:
             raise _not_embedded(dataset, model_id) from error
 
     def latest_index(self, dataset: str) -> EmbeddingIndex | None:
-        """The newest index of a dataset, of any model: it knows the keys of unchanged images."""
+        """The newest index of a dataset, of any model; it has the keys of unchanged images."""
         paths = list((self.root / "indexes" / dataset).glob("*/[!.]*.parquet"))
         if not paths:
             return None
@@ -207,15 +212,15 @@ class Store:
         norm_error: float = 0.0,
         contents: str = "",
     ) -> Path:
-        """Keep moments and sample of a manifest's embeddings.
+        """Store the moments and the sample of a manifest's embeddings.
 
         Args:
-            dataset: its name.
-            model_id: of the embeddings.
-            fingerprint: of the manifest.
+            dataset: name of the dataset.
+            model_id: model id of the embeddings.
+            fingerprint: fingerprint of the manifest.
             sample: moments and sample.
             norm_error: the largest | ‖x‖ − 1 |.
-            contents: digest of the rows, how often each occurs and which slice it is in.
+            contents: digest of the rows, their counts and their slices.
         """
         path = self._moments(dataset, model_id, fingerprint)
         arrays: dict[str, Any] = {
@@ -224,7 +229,7 @@ class Store:
             "outer": sample.moments.outer,
             "norm_error": np.float64(norm_error),
             "sample_keys": sample.keys,
-            "sample_rows": sample.rows.astype(np.float16),  # exact: they come from the grid
+            "sample_rows": sample.rows.astype(np.float16),  # exact: the rows are on the grid
             "sample_counts": sample.counts,
             "contents": np.str_(contents),
         }
@@ -235,14 +240,15 @@ class Store:
         """The moments of a manifest's embeddings.
 
         Raises:
-            VisdivError: they were never computed.
+            VisdivError: they have not been computed.
         """
         try:
             with np.load(self._moments(dataset, model_id, fingerprint)) as arrays:
                 return Moments(int(arrays["n"]), arrays["total"], arrays["outer"])
         except FileNotFoundError as error:
             raise VisdivError(
-                f"the moments of {dataset} as last listed were not computed for {model_id}"
+                f"the latest moments of {dataset} have not been computed for {model_id}; "
+                "evaluate it again"
             ) from error
 
     def read_sample(self, dataset: str, model_id: str, fingerprint: str) -> Sample:
@@ -251,8 +257,8 @@ class Store:
         with np.load(self._moments(dataset, model_id, fingerprint)) as arrays:
             if "sample_keys" not in arrays:
                 raise VisdivError(
-                    f"the moments of {dataset} were kept without a sample, by an older version; "
-                    "evaluate it once more"
+                    f"the moments of {dataset} were stored without a sample by an older version; "
+                    "evaluate it again"
                 )
             rows = arrays["sample_rows"].astype(np.float64)
             return Sample(moments, arrays["sample_keys"], rows, arrays["sample_counts"])
@@ -260,7 +266,7 @@ class Store:
     def write_slices(
         self, dataset: str, model_id: str, fingerprint: str, slices: Mapping[str, Sample]
     ) -> None:
-        """Keep moments and sample of each part of a dataset; replaces those kept before."""
+        """Store the moments and sample of each slice of a dataset, replacing earlier ones."""
         path = self._moments(dataset, model_id, fingerprint).with_suffix(".slices")
         parts = list(slices.values())
         if not parts:
@@ -279,7 +285,7 @@ class Store:
         write_atomically(path, lambda file: np.savez(file, **arrays))
 
     def read_slices(self, dataset: str, model_id: str, fingerprint: str) -> dict[str, Sample]:
-        """The parts of a dataset by name; none where it was not divided."""
+        """The slices of a dataset by name; empty if it has none."""
         path = self._moments(dataset, model_id, fingerprint).with_suffix(".slices")
         if not path.is_file():
             return {}
@@ -297,7 +303,7 @@ class Store:
         return slices
 
     def read_norm_error(self, dataset: str, model_id: str, fingerprint: str) -> float:
-        """The largest | ‖x‖ − 1 | among a manifest's embeddings; NaN where that is not known."""
+        """The largest | ‖x‖ − 1 | among a manifest's embeddings; NaN if unknown."""
         path = self._moments(dataset, model_id, fingerprint)
         if not path.is_file():
             return float("nan")
@@ -307,9 +313,9 @@ class Store:
     def moments_digest(
         self, dataset: str, model_id: str, fingerprint: str
     ) -> tuple[str, int] | None:
-        """Of which contents the moments of a manifest are, and when they were written, in ns.
+        """The digest of the contents of a manifest's moments, and their time in ns.
 
-        None where there are none.
+        None if there are none.
         """
         path = self._moments(dataset, model_id, fingerprint)
         try:
@@ -324,4 +330,6 @@ class Store:
 
 
 def _not_embedded(dataset: str, model_id: str) -> VisdivError:
-    return VisdivError(f"the images of {dataset} as last listed were not embedded with {model_id}")
+    return VisdivError(
+        f"the latest images of {dataset} have not been embedded with {model_id}; evaluate it again"
+    )

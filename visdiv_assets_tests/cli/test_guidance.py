@@ -110,8 +110,8 @@ def test_augmentations_as_json_hold_every_figure(visdiv, birds):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--only", "sepia"], "there is no augmentation 'sepia'; there are: flip,"),
-        (["--only", ""], "name at least one augmentation of: flip,"),
+        (["--only", "sepia"], "there is no augmentation 'sepia'; choose from flip,"),
+        (["--only", ""], "name at least one augmentation: flip,"),
         (["--sample", "10"], "a sample needs 53 to 2,000 images; got 10"),
     ],
 )

@@ -235,7 +235,7 @@ def test_one_dataset_that_cannot_be_scored_does_not_hold_up_the_others(config, s
     config.write_text("datasets: {gone: {source: nowhere}, mine: {source: ../photos}}")
     shown = visdiv("score", "--config", config)
     assert shown.exit_code == 1
-    assert f"error: there is nothing at {config.parent}/nowhere\n" in shown.stderr
+    assert f"error: no such file or directory: {config.parent}/nowhere\n" in shown.stderr
     assert " mine " in shown.stdout
     assert n_evaluations(store) == 1
 
@@ -292,7 +292,7 @@ def a_link_to_itself() -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (nothing, "there is nothing at .*/x"),
+        (nothing, "no such file or directory: .*/x"),
         (empty_folder, r"there are no image files in .*/x \(it is empty\)"),
         (text_files, r"there are no image files in .*/x \(2 other files: .*\)"),
         (text_files_that_claim_to_be_images, "none of the 2 images in .*/x can be decoded .*"),
@@ -314,7 +314,7 @@ def test_a_folder_that_cannot_be_scored_is_an_error_in_one_sentence(make, senten
 def test_an_error_of_the_real_command_is_one_line_and_no_traceback(store):
     shown = run("score", "nowhere")
     assert shown.returncode == 1
-    assert shown.stderr == f"error: there is nothing at {Path.cwd()}/nowhere\n"
+    assert shown.stderr == f"error: no such file or directory: {Path.cwd()}/nowhere\n"
     assert shown.stdout == ""
     assert not store.exists()
 
@@ -324,10 +324,13 @@ def test_an_error_of_the_real_command_is_one_line_and_no_traceback(store):
     [
         ((), "name a source to score, or register datasets with visdiv add"),
         (("",), "the name of the source to score is empty"),
-        (("~nobody-of-that-name/photos",), "there is nothing at .*/~nobody-of-that-name/photos"),
+        (
+            ("~nobody-of-that-name/photos",),
+            "no such file or directory: .*/~nobody-of-that-name/photos",
+        ),
         (
             ("ftp://host/photos",),
-            "cannot read images from ftp://; known are a path and abfs://, abfss://, az://, "
+            "cannot read images from ftp://; use a path or one of abfs://, abfss://, az://, "
             "gs://, http://, https://, s3://, s3a://",
         ),
         (("photos", "--config", "missing.yaml"), "cannot read .* missing.yaml: No such file .*"),

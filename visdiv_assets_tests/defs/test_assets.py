@@ -106,7 +106,7 @@ def test_undecodable_images_are_listed_in_the_ui_and_do_not_stop_the_run(project
     ("dataset", "sentence"),
     [
         ("texts", "none of the 1 images"),
-        ("gone", "there is nothing at"),
+        ("gone", "no such file or directory:"),
         ("unregistered", "there is no dataset 'unregistered' in the settings"),
     ],
 )

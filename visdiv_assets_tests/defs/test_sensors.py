@@ -206,7 +206,7 @@ def test_a_source_that_cannot_be_listed_is_skipped_with_a_reason(world):
     world.run("fine")
     result = world.look()
     assert not result.run_requests
-    assert "gone: there is nothing at" in result.skip_reason.skip_message
+    assert "gone: no such file or directory:" in result.skip_reason.skip_message
 
 
 def test_unwatched_datasets_and_those_under_way_are_left_alone(world):

@@ -218,7 +218,7 @@ def test_an_image_for_which_the_model_gives_nan_has_failed(folder, store):
     index, embedded = run(folder, store, Broken(batch_size=5))
     assert (index.n_failed, embedded) == (4, 16)
     assert {reason for _, reason in index.failures()} == {
-        "FloatingPointError: the model gives no finite vector for it"
+        "FloatingPointError: the model returned a vector that is not finite"
     }
 
 
@@ -548,7 +548,7 @@ def test_an_embedding_that_goes_away_during_a_run_is_a_failure_until_the_next(fo
 
     index, _ = run(folder, store, on_progress=delete_segments)
     assert (index.n_images, index.n_failed) == (1, 20)
-    assert {reason for _, reason in index.failures()} == {"its embedding has gone from the store"}
+    assert {reason for _, reason in index.failures()} == {"its embedding is missing from the store"}
     index, embedded = run(folder, store)
     assert (index.n_images, embedded) == (21, 20)
 

@@ -90,10 +90,10 @@ def test_a_damaged_model_is_refused(kept, tmp_path):
 @pytest.mark.parametrize(
     ("element", "shape", "reason"),
     [
-        (FLOAT, (1, 32, 32, 3), "does not take images as uint8"),
-        (UINT8, (1, 3, 32, 32), "does not take images as uint8"),
-        (UINT8, (), "does not take images as uint8"),
-        (UINT8, (1, 32, 32, 3), "does not give vectors of a fixed dimension"),
+        (FLOAT, (1, 32, 32, 3), "does not accept uint8 images"),
+        (UINT8, (1, 3, 32, 32), "does not accept uint8 images"),
+        (UINT8, (), "does not accept uint8 images"),
+        (UINT8, (1, 32, 32, 3), "does not return vectors of a fixed dimension"),
     ],
 )
 def test_a_model_of_something_else_is_refused(element, shape, reason, tmp_path):

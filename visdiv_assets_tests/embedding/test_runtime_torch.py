@@ -139,7 +139,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     tried = [record.message for record in caplog.records]
     smaller = wanted // 2
     assert tried[0] == (
-        f"batches of {wanted} images are too large for the memory of cpu; trying {smaller}"
+        f"batches of {wanted} images do not fit into the memory of cpu; trying {smaller}"
     )
     assert len(tried) == {8: 2, 3: 1}[wanted]
 
@@ -179,7 +179,9 @@ def test_half_precision_gives_nearly_the_same_vectors(precision, checkpoints, ve
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_a_gpu_that_is_not_there_is_named(device, checkpoints):
-    with pytest.raises(VisdivError, match=f"the device {device} is not there: .* no CUDA devices"):
+    with pytest.raises(
+        VisdivError, match=f"the device {device} does not exist: .* no CUDA devices"
+    ):
         TorchRuntime(find_weights(str(checkpoints["torchvision"])), devices=["cpu", device])
 
 
@@ -190,7 +192,7 @@ def test_without_a_gpu_auto_says_once_that_the_cpu_embeds(monkeypatch, caplog):
         resolve_devices(["auto"])
     resolve_devices(["cpu"])
     (record,) = caplog.records
-    assert record.message.endswith("sees no CUDA device, so the model runs on the CPU")
+    assert record.message.endswith("finds no CUDA device, so the model runs on the CPU")
 
 
 @pytest.mark.parametrize(
@@ -218,7 +220,10 @@ class Tokens(nn.Module):
 
 @pytest.mark.parametrize(
     ("module", "reason"),
-    [(Means(), "does not give one unit vector per image"), (Tokens(), "does not run with PyTorch")],
+    [
+        (Means(), "does not return one unit vector per image"),
+        (Tokens(), "does not run with PyTorch"),
+    ],
 )
 def test_torchscript_of_something_else_is_refused(module, reason, tmp_path):
     path = tmp_path / "other.pt"

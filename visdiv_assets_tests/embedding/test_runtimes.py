@@ -98,7 +98,7 @@ def test_an_empty_list_of_devices_is_refused(kind):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_auto_stands_alone(kind):
-    with pytest.raises(VisdivError, match="auto cannot stand beside others"):
+    with pytest.raises(VisdivError, match="auto cannot be combined with others"):
         device_names(weights(kind), ["auto", "cpu"])
 
 

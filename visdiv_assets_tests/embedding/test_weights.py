@@ -157,7 +157,9 @@ def test_the_installed_model_goes_by_its_name_or_is_missed(cached, monkeypatch):
     cached(OFFICIAL)
     assert find_weights(ONNX_CHECKPOINT).path == installed_onnx_model()
     monkeypatch.setattr("visdiv_assets.embedding.weights.installed_onnx_model", lambda: None)
-    with pytest.raises(VisdivError, match=r"not installed; pip install 'visdiv_assets\[onnx\]'"):
+    with pytest.raises(
+        VisdivError, match=r"not installed; run pip install 'visdiv_assets\[onnx\]'"
+    ):
         find_weights(ONNX_CHECKPOINT)
 
 
@@ -176,7 +178,7 @@ def test_what_is_neither_a_file_nor_a_name_is_refused(spec):
 
 def test_nothing_is_downloaded_if_that_is_not_allowed(server, without_onnx, monkeypatch):
     monkeypatch.setenv("VISDIV_WEIGHTS_URL", server.url)
-    with pytest.raises(VisdivError, match=f"{OFFICIAL} is not downloaded yet"):
+    with pytest.raises(VisdivError, match=f"{OFFICIAL} has not been downloaded yet"):
         find_weights("auto", allow_download=False)
     assert server.requests == []
 
@@ -244,7 +246,7 @@ def test_a_download_records_a_digest_that_later_loads_must_match(server, plausib
     record = Path(f"{weights.path}.sha256")
     assert record.read_text() == f"{hashlib.sha256(plausible).hexdigest()}  sscd.pt\n"
     torch.save({"somebody": "else"}, weights.path)
-    with pytest.raises(VisdivError, match=r"not the file whose SHA-256 is recorded in sscd\.pt\."):
+    with pytest.raises(VisdivError, match=r"not match the SHA-256 recorded in sscd\.pt\."):
         find_weights(url)
 
 
@@ -307,7 +309,7 @@ def test_half_a_file_of_unannounced_size_leaves_no_file(server, plausible, isola
 @pytest.mark.parametrize("length", [1000, None])
 def test_a_file_too_small_leaves_no_file(length, server, isolated_weights):
     url = server.serve("/sscd.pt", b"x" * 1000, length=length)
-    expected = f"{url} has 1,000 bytes, which no SSCD checkpoint has"
+    expected = f"{url} is not an SSCD checkpoint: its size is 1,000 bytes"
     assert refusal(url, isolated_weights) == expected
 
 
@@ -346,5 +348,5 @@ def test_an_address_that_cannot_be_is_refused(url, isolated_weights):
 def test_a_cache_that_cannot_be_made_is_named(server, plausible, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("VISDIV_WEIGHTS_DIR", str(tmp_path / "file"))
-    with pytest.raises(VisdivError, match=r"cannot make the folder .*file"):
+    with pytest.raises(VisdivError, match=r"cannot create the folder .*file"):
         find_weights(server.serve("/sscd.pt", plausible))

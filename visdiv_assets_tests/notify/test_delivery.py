@@ -234,9 +234,11 @@ def test_what_could_not_be_evaluated_is_told_once_and_so_is_its_end(warehouse):
     with webhook() as hook:
         evaluate(warehouse, 0.5)
         for _ in range(3):
-            note_failure("birds", "there is nothing at /data/birds", warehouse, run_id="r")
+            note_failure("birds", "no such file or directory: /data/birds", warehouse, run_id="r")
             deliver(warehouse, hook.url)
-        assert "likely reason: there is nothing at /data/birds" in hook.received[0]["message"]
+        assert (
+            "likely reason: no such file or directory: /data/birds" in hook.received[0]["message"]
+        )
         evaluate(warehouse, 0.5)
         deliver(warehouse, hook.url)
         assert hook.titles == [

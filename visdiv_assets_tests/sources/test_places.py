@@ -105,12 +105,12 @@ def test_zeros_in_braces_stay(tmp_path):
 
 def test_a_file_that_braces_name_and_that_is_missing_is_an_error(tmp_path):
     place = files(tmp_path, "00.tar", "02.tar")
-    with pytest.raises(VisdivError, match=r"there is nothing at .*/01\.tar$"):
+    with pytest.raises(VisdivError, match=r"no such file: .*/01\.tar$"):
         found(place, "{00..02}.tar")
 
 
 def test_a_glob_that_matches_nothing_is_an_error(tmp_path):
-    with pytest.raises(VisdivError, match=r"nothing in .* matches \*\.tar"):
+    with pytest.raises(VisdivError, match=r"no files in .* match \*\.tar"):
         found(files(tmp_path, "a.zip"), "*.tar")
 
 
@@ -118,7 +118,7 @@ def test_a_folder_is_no_file(tmp_path):
     (tmp_path / "x.tar").mkdir()
     with pytest.raises(VisdivError, match="not a file"):
         found(LocalPlace(tmp_path), "x.tar")
-    with pytest.raises(VisdivError, match="nothing in"):
+    with pytest.raises(VisdivError, match="no files in"):
         found(LocalPlace(tmp_path), "*.tar")
 
 
@@ -130,12 +130,12 @@ def test_a_file_that_is_really_called_so_wins_over_the_pattern(tmp_path, name):
 
 @pytest.mark.parametrize("pattern", ["{0..99999999}.tar", "{0..9999}{0..9999}.tar"])
 def test_braces_that_stand_for_too_much_are_refused(tmp_path, pattern):
-    with pytest.raises(VisdivError, match="stands for more than 1,000,000 files"):
+    with pytest.raises(VisdivError, match="expands to more than 1,000,000 files"):
         found(files(tmp_path, "0.tar"), pattern)
 
 
 def test_a_pattern_of_images_that_stands_for_too_much_is_refused(tmp_path):
-    with pytest.raises(VisdivError, match=r"cannot match by .*limit"):
+    with pytest.raises(VisdivError, match=r"invalid pattern in include or exclude .*limit"):
         open_source(f"{tmp_path}/{{0..9999999}}.jpg")
 
 
@@ -182,7 +182,7 @@ def test_a_name_that_leads_out_is_refused(tmp_path, name):
     place = files(tmp_path / "inside", "a/b")
     files(tmp_path, "x", "inside-not/x")
     for use in (place.info, place.read, place.open):
-        with pytest.raises(OSError, match="leads out of"):
+        with pytest.raises(OSError, match="leads outside"):
             use(name)
 
 

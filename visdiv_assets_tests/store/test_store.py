@@ -338,11 +338,11 @@ def test_moments_come_back_to_the_last_bit(store):
 
 
 def test_what_was_never_made_is_named(store):
-    with pytest.raises(VisdivError, match="dataset were never listed"):
+    with pytest.raises(VisdivError, match="dataset have never been listed"):
         store.latest_manifest("dataset")
-    with pytest.raises(VisdivError, match="dataset as last listed were not embedded with model"):
+    with pytest.raises(VisdivError, match="dataset have not been embedded with model"):
         store.read_index("dataset", "model", "f1")
-    with pytest.raises(VisdivError, match=r"moments of dataset .* were not computed for model"):
+    with pytest.raises(VisdivError, match=r"moments of dataset have not been computed for model"):
         store.read_moments("dataset", "model", "f1")
 
 

@@ -106,7 +106,7 @@ def one_decodable_image(folder):
 
 
 BAD_INPUT = {
-    nothing: "there is nothing at",
+    nothing: "no such file or directory:",
     a_file: "is not a directory",
     an_empty_folder: "it is empty",
     text_files: r"1 other files?: 1 × \.txt",
