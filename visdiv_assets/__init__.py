@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     )
     from visdiv_assets.workflows.evaluate import evaluate_diversity
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "CorrectedScore": "visdiv_assets.spectral.corrected",
