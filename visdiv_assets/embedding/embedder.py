@@ -92,7 +92,7 @@ class SSCDEmbedder:
 
     @property
     def model_id(self) -> str:
-        """Checkpoint, weights digest, runtime and precision, preprocessing; usable as a file name.
+        """Checkpoint, weights digest, runtime and precision, preprocessing; also a folder name.
 
         Vectors with different model ids never mix.
         """

@@ -1,5 +1,5 @@
-"""What would change a score: slices, comparison, mixtures, drift, axes, augmentations.
+"""What drives a score: slices, comparison, mixtures, drift, axes, augmentations.
 
 Not here: reading the store. Everything is a pure function of moments, samples and embeddings.
-Start at the module named like the command: `visdiv mix` is `mixtures.py`.
+Start at the module named like the command: `mixtures.py` for `visdiv mix`.
 """

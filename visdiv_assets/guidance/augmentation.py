@@ -1,10 +1,10 @@
 """What an augmentation would add to the diversity of a dataset, and whether SSCD can see it.
 
 Here: the change of the corrected score, with an interval, from embeddings of images and of their
-augmented copies; which changes are more than chance; saying so. Not here: augmenting and embedding
-(`embedding/augmentations.py`, `advice.py`).
+augmented copies; which changes are more than chance; the advice in words. Not here: augmenting and
+embedding (`embedding/augmentations.py`, `workflows/advice.py`).
 
-`docs/guidance.md` explains the measurement and shows what it is worth.
+`docs/guidance.md` explains the measurement and its accuracy.
 """
 
 import math
@@ -22,17 +22,17 @@ from visdiv_assets.spectral.moments import FloatArray, check_embeddings
 from visdiv_assets.spectral.sample import Sample
 from visdiv_assets.spectral.score import TOO_FEW
 
-# Ways in which coins decide between image and copy; they come in pairs, each of which uses both
-# of every image, so that more of them would narrow an interval by a few per cent only.
+# Number of random choices between image and copy. They come in complementary pairs, each of which
+# uses both, so more of them would narrow an interval by only a few per cent.
 DRAWS = 4
 
 # Groups of images that the jackknife leaves out in turn.
 GROUPS = 20
 
-# With one group left out, a corrected score must still be had.
+# With one group left out, there must still be enough rows for a corrected score.
 ENOUGH_IMAGES = ENOUGH_ROWS + ENOUGH_ROWS // (GROUPS - 1) + 1
 
-# FineVision takes two images for the same above this cosine.
+# FineVision counts two images as the same above this cosine similarity.
 SAME_IMAGE = 0.95
 
 
@@ -41,12 +41,12 @@ class Effect:
     """What adding an augmented copy of each image does to the corrected score.
 
     Attributes:
-        change: of the score, relative: 0.05 is 5 % more; NaN where images are too few to tell.
+        change: relative change of the score: 0.05 is 5 % more; NaN if there are too few images.
         low: lower end of the 95 % interval of `change`, or NaN.
         high: upper end, or NaN.
-        p_value: how likely a change so large is by chance where there is none, or NaN.
-        similarity: mean cosine of an image and its copy, in [−1, 1].
-        n: images with a copy each.
+        p_value: probability of a change this large by chance alone, or NaN.
+        similarity: mean cosine similarity of an image and its copy, in [−1, 1].
+        n: number of images with a copy each.
     """
 
     change: float
@@ -58,7 +58,7 @@ class Effect:
 
     @property
     def unseen(self) -> bool:
-        """Whether SSCD takes the copy for the image itself, so that no score can tell."""
+        """Whether SSCD sees copy and image as the same, so that no score can tell."""
         return self.similarity >= SAME_IMAGE
 
 
@@ -69,21 +69,21 @@ def augmentation_effect(
 ) -> Effect:
     """The change of the corrected score when an augmented copy of each image is added.
 
-    Originals with their copies are no 2n independent rows, so the corrected score of their union
-    would be wrong, and far too low for copies that resemble their originals. Instead a coin
-    decides for each image which of the two it gives: that is n independent draws from what is
-    half originals and half copies, judged exactly as the n originals are. The change of ln(score)
-    is the mean over DRAWS such choices, each also the other way round. Its interval is a
-    delete-a-group jackknife over images; an image, its copy and its coins are left out together.
+    Originals and their copies are not 2n independent rows, so the corrected score of their union
+    would be wrong, and far too low for copies that resemble their originals. Instead, a coin toss
+    selects either the image or its copy: n independent draws from a population that is half
+    originals and half copies, scored exactly like the n originals. The change of ln(score) is the
+    mean over DRAWS such choices, each used with its complement. The interval is a delete-a-group
+    jackknife over images, which leaves out an image, its copy and its coin tosses together.
 
     Args:
         originals: shape (n, D), distinct images.
         augmented: shape (n, D), their copies, in the same order.
-        groups: shape (n,): images whose copies were made of one another (mix-up) have one number,
-            and each choice takes one image of each group; all on their own when None.
+        groups: shape (n,): images whose copies were mixed from each other (mix-up) share a number,
+            and each choice takes one image per group; None means that each image is its own group.
 
     Raises:
-        ValueError: matrices that are not finite or do not fit each other.
+        ValueError: the matrices are not finite or do not match each other.
 
     References:
         Kott, "The delete-a-group jackknife", Journal of Official Statistics 17, 2001.
@@ -102,7 +102,7 @@ def augmentation_effect(
     for rows in (x, y):
         check_embeddings(rows)
     if x.shape != y.shape:
-        raise ValueError(f"each image needs one copy; got shapes {x.shape} and {y.shape}")
+        raise ValueError(f"each image needs exactly one copy; got shapes {x.shape} and {y.shape}")
     names = np.arange(len(x)) if groups is None else np.asarray(groups)
     if names.shape != (len(x),):
         raise ValueError(f"groups must have shape ({len(x)},); got {names.shape}")
@@ -129,14 +129,14 @@ def augmentation_effect(
 
 
 class _Choice(NamedTuple):
-    """One image of each group, and which of them give their copies; shapes (groups,)."""
+    """One image of each group, and which of them use their copies; shapes (groups,)."""
 
     members: NDArray[np.int64]
     copies: NDArray[np.bool_]
 
 
 def _choices(code: NDArray[np.integer[Any]], *, alone: bool) -> list[_Choice]:
-    """The same each time."""
+    """The random choices, with a fixed seed."""
     rng = np.random.default_rng(0)
     choices = []
     for _ in range(DRAWS // 2):
@@ -150,7 +150,7 @@ def _choices(code: NDArray[np.integer[Any]], *, alone: bool) -> list[_Choice]:
 def _change(
     x: FloatArray, y: FloatArray, choices: Sequence[_Choice], kept: NDArray[np.bool_]
 ) -> float:
-    """The mean change of ln(score), of the groups that are kept."""
+    """The mean change of ln(score) over the groups that are kept."""
     changes: list[float] = []
     judged: dict[bytes, float] = {}
     for members, copies in choices:
@@ -163,7 +163,7 @@ def _change(
 
 
 def _log_score(rows: FloatArray) -> float:
-    """Logarithm of the corrected score, or NaN; equal rows stand for different images."""
+    """Logarithm of the corrected score, or NaN; equal rows count as different images."""
     if len(rows) < ENOUGH_ROWS:
         return math.nan
     fair = corrected(
@@ -173,9 +173,9 @@ def _log_score(rows: FloatArray) -> float:
 
 
 def more_than_chance(effects: Mapping[str, Effect]) -> set[str]:
-    """The augmentations whose change is no accident, by name.
+    """The names of the augmentations whose change is more than chance.
 
-    Holm's procedure: the chance of even one false finding among them is below 5 %.
+    By Holm's procedure, the probability of even one false positive is below 5 %.
 
     References:
         Holm, "A simple sequentially rejective multiple test procedure", 1979.
@@ -195,7 +195,7 @@ def more_than_chance(effects: Mapping[str, Effect]) -> set[str]:
 
 
 def verdict(effect: Effect, *, sure: bool) -> str:
-    """What an effect comes to, in a few words; `sure`: whether it is more than chance.
+    """An effect in a few words; `sure` says whether it is more than chance.
 
     Example:
         >>> verdict(Effect(0.1, 0.0, 0.2, 0.001, 0.5, 200), sure=True)
@@ -213,11 +213,11 @@ def verdict(effect: Effect, *, sure: bool) -> str:
 
 
 def advise(effects: Mapping[str, Effect]) -> list[str]:
-    """What to do about augmentations, in sentences.
+    """Advice about augmentations, in sentences.
 
     Example:
         >>> advise({"crop": Effect(0.1, 0.05, 0.15, 0.001, 0.5, 200)})
-        ['These add diversity to this dataset, the most first: crop (+10 %).']
+        ['These add diversity to this dataset, largest effect first: crop (+10 %).']
     """
     sure = more_than_chance(effects)
     by_verdict: dict[str, list[str]] = {}
@@ -228,12 +228,12 @@ def advise(effects: Mapping[str, Effect]) -> list[str]:
     return [
         f"{sentence}: {', '.join(by_verdict[word])}."
         for word, sentence in {
-            "adds": "These add diversity to this dataset, the most first",
-            "may be chance": "Of these, the change may be chance; more images would tell",
-            "takes away": "These make the dataset less diverse, since their copies resemble one "
-            "another more than the originals do",
-            "hardly seen": "SSCD takes these copies for the image itself; they may still help a "
-            "model, but the score cannot tell",
+            "adds": "These add diversity to this dataset, largest effect first",
+            "may be chance": "The change by these may be chance; more images would tell",
+            "takes away": "These make the dataset less diverse, because their copies resemble each "
+            "other more than the originals do",
+            "hardly seen": "SSCD hardly tells these copies from the originals; they may still help "
+            "a model, but the score cannot tell",
             TOO_FEW: "Too few images to tell",
         }.items()
         if word in by_verdict

@@ -1,8 +1,8 @@
-"""The contrasts that dominate a dataset: its leading axes, what lies at their ends, in words.
+"""The contrasts that dominate a dataset: its leading axes and their ends, described in words.
 
-Here: leading eigen-directions from moments, the rows at their two ends, the slices that an axis
-tells apart, the component that all images share, and sentences that say so. Not here: pictures and
-names of images, where rows come from (`advice.py`).
+Here: leading eigenvectors from moments, the rows at their two ends, the slices that an axis
+separates, the component that all images share, and sentences about them. Not here: pictures and
+names of images, where rows come from (`workflows/advice.py`).
 """
 
 import math
@@ -21,22 +21,22 @@ from visdiv_assets.spectral.threads import one_blas_thread
 
 SIDES = ("A", "B")
 
-# An axis dominates when, because of it alone, the best rating is out of reach.
+# An axis dominates if it alone puts the best rating out of reach.
 BEST_SCORE = RATINGS[0].score_from
 
-# Below this, what the slices explain is less than what they leave open.
+# Slices explain an axis if they account for at least this share of its variance.
 MOSTLY_BETWEEN = 0.5
 
-# Of 213 unrelated photographs SSCD finds 3 % in common; of icons, all on white, 15 %.
+# SSCD finds that 213 unrelated photographs have 3 % in common; icons on white have 15 %.
 MUCH_SHARED = 0.10
 
-# Images at an end resemble each other more than any two do, if by no more than that they lie
-# there; for unrelated ones that is less than this.
+# Images at an end always resemble each other somewhat, just because they lie there. For unrelated
+# images, the mean cosine stays below this.
 ALIKE = 0.25
 
 
 class Rows(Protocol):
-    """Embeddings read in blocks: a matrix, or `embedding.rows.DatasetRows`."""
+    """Embeddings read in blocks: a matrix, or `store.rows.DatasetRows`."""
 
     def __len__(self) -> int:
         """N."""
@@ -50,10 +50,11 @@ class End:
     """One end of an axis.
 
     Attributes:
-        rows: numbers of the rows farthest out, the farthest first, shape (k,).
-        positions: how far out each is, in standard deviations along the axis, shape (k,), > 0.
-        likeness: mean cosine between any two of these rows, in [−1, 1]; NaN for a single one.
-        beyond: share of all rows that lie on this side of the mean, in [0, 1].
+        rows: numbers of the outermost rows, farthest first, shape (k,).
+        positions: their distance from the mean, in standard deviations along the axis, shape
+            (k,), > 0.
+        likeness: mean cosine similarity of any two of these rows, in [−1, 1]; NaN for one row.
+        beyond: share of all rows on this side of the mean, in [0, 1].
     """
 
     rows: NDArray[np.int64]
@@ -64,12 +65,12 @@ class End:
 
 @dataclass(frozen=True)
 class PlacedSlice:
-    """Where a slice lies along an axis.
+    """The position of a slice along an axis.
 
     Attributes:
-        name: of the slice.
-        share: of the images, in (0, 1].
-        position: of its mean, in standard deviations; positive towards side A.
+        name: name of the slice.
+        share: share of the images, in (0, 1].
+        position: position of its mean, in standard deviations; positive towards side A.
     """
 
     name: str
@@ -82,14 +83,14 @@ class Axis:
     """A direction along which a dataset varies.
 
     Attributes:
-        number: 1 for the one with the largest variance.
-        share: of all variance, in (0, 1].
-        direction: unit vector, shape (D,), its largest coordinate positive; side A is where it
-            points to, side B is opposite.
+        number: 1 for the axis with the largest variance.
+        share: share of all variance, in (0, 1].
+        direction: unit vector, shape (D,), its largest coordinate positive; it points to side A,
+            and side B is opposite.
         ends: sides A and B.
         between: share of the variance along the axis that lies between slices rather than within
-            them, in [0, 1], corrected for what chance explains; 0 without slices.
-        slices: those that matter most along the axis, first.
+            them, in [0, 1], corrected for chance; 0 without slices.
+        slices: the slices, those that matter most along the axis first.
     """
 
     number: int
@@ -100,7 +101,7 @@ class Axis:
     slices: tuple[PlacedSlice, ...]
 
     def slice_at(self, side: str) -> PlacedSlice | None:
-        """The slice that accounts for most of a side, if slices make this axis; else None."""
+        """The slice that accounts for most of a side, if slices explain this axis; else None."""
         if self.between < MOSTLY_BETWEEN:
             return None
         sign = 1 if side == SIDES[0] else -1
@@ -112,11 +113,11 @@ class Axes:
     """The leading axes of a dataset.
 
     Attributes:
-        n: images, copies included.
-        n_distinct: different rows among them.
+        n: number of images, copies included.
+        n_distinct: number of distinct rows.
         dimension: D.
-        shared: ‖x̄‖² over the mean of ‖x‖², in [0, 1]: how much of an image all have in common.
-        axes: the largest first; none where nothing varies.
+        shared: ‖x̄‖² over the mean of ‖x‖², in [0, 1]: how much all images have in common.
+        axes: largest variance first; empty if nothing varies.
     """
 
     n: int
@@ -134,19 +135,19 @@ def find_axes(
     count: int = 5,
     per_end: int = 8,
 ) -> Axes:
-    """The leading axes of a dataset, and what lies at their ends.
+    """The leading axes of a dataset, and the rows at their ends.
 
-    Rows are read once, in blocks; of rows equally far out, the first ones are taken.
+    Rows are read once, in blocks. Of rows that are equally far out, the first ones are taken.
 
     Args:
-        moments: of all images, copies included; n ≥ 2.
-        rows: shape (N, D), the distinct ones.
-        slices: moments of the parts that make up the whole, by name.
-        count: axes to find, at least 1.
-        per_end: rows to name at each end, at least 1.
+        moments: moments of all images, copies included; n ≥ 2.
+        rows: shape (N, D), the distinct rows.
+        slices: moments of the slices that make up the dataset, by name.
+        count: number of axes, at least 1.
+        per_end: number of rows at each end, at least 1.
 
     Raises:
-        ValueError: fewer than 2 images, rows of another dimension, or nothing asked for.
+        ValueError: fewer than 2 images, rows of another dimension, or `count` or `per_end` < 1.
 
     Example:
         >>> import numpy as np
@@ -158,13 +159,13 @@ def find_axes(
         0.996
     """
     if count < 1 or per_end < 1:
-        raise ValueError("at least 1 axis and 1 row at each end must be asked for")
+        raise ValueError("count and per_end must be at least 1")
     covariance = moments.covariance()
     variance = float(np.trace(covariance))
     power = float(np.trace(moments.outer)) / moments.n
     shared = float(moments.mean @ moments.mean) / power if power > 0 else 0.0
     found = Axes(moments.n, len(rows), moments.dimension, min(shared, 1.0), ())
-    # As in `spectral.spectrum`: rounding is no variance.
+    # As in `spectral.spectrum`, rounding errors do not count as variance.
     if variance <= np.finfo(np.float64).eps * moments.dimension * power:
         return found
     with one_blas_thread():
@@ -186,7 +187,7 @@ def find_axes(
 
 
 def _ends(rows: Rows, mean: FloatArray, scaled: FloatArray, per_end: int) -> list[tuple[End, End]]:
-    """The rows farthest out along each column of `scaled`, on both sides."""
+    """The outermost rows along each column of `scaled`, on both sides."""
     n_axes = scaled.shape[1]
     kept = [[_Farthest(per_end) for _ in SIDES] for _ in range(n_axes)]
     on_side_a = np.zeros(n_axes, dtype=np.int64)
@@ -208,7 +209,7 @@ def _ends(rows: Rows, mean: FloatArray, scaled: FloatArray, per_end: int) -> lis
 
 
 class _Farthest:
-    """The k rows with the largest positions of those that streamed by."""
+    """The k rows with the largest positions in a stream of rows."""
 
     def __init__(self, k: int) -> None:
         self._k = k
@@ -218,14 +219,14 @@ class _Farthest:
     def take(self, positions: FloatArray, start: int, block: FloatArray) -> None:
         best = np.argsort(-positions, kind="stable")[: self._k]
         merged = np.concatenate([self._positions, positions[best]])
-        # Stable, and earlier rows stand first.
+        # A stable sort, so that earlier rows come first.
         order = np.argsort(-merged, kind="stable")[: self._k]
         rows = block[best] if self._rows is None else np.concatenate([self._rows, block[best]])
         self._numbers = np.concatenate([self._numbers, start + best])[order]
         self._positions, self._rows = merged[order], rows[order]
 
     def end(self, beyond: float) -> End:
-        """Only rows that are on this side at all."""
+        """The end, with only those rows that are on this side of the mean."""
         out = self._positions > 0
         rows = np.empty((0, 1)) if self._rows is None else self._rows[out]
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -238,9 +239,9 @@ class _Farthest:
 def _between(
     whole: Moments, slices: Mapping[str, Moments], scaled: FloatArray
 ) -> tuple[float, tuple[PlacedSlice, ...]]:
-    """How much of the variance along an axis lies between slices, and where each slice lies.
+    """The share of the variance along an axis that lies between slices, and their positions.
 
-    Chance alone explains (K − 1)/(n − 1) with K slices; that is taken out, as in adjusted R².
+    With K slices, chance alone explains (K − 1)/(n − 1); this is corrected as in adjusted R².
     """
     placed = [
         PlacedSlice(name, part.n / whole.n, float((part.mean - whole.mean) @ scaled))
@@ -256,13 +257,13 @@ def _between(
 
 
 def ceiling(shares: Sequence[float], dimension: int) -> float:
-    """The highest score that a dataset can have whose leading axes hold these shares.
+    """The highest possible score of a dataset whose leading axes have these shares of variance.
 
-    That is when all other variance is spread evenly over all other directions.
+    It is reached if all other variance is spread evenly over all other directions.
 
     Args:
-        shares: of the leading axes, in (0, 1], their sum no more than 1.
-        dimension: D, more than there are shares.
+        shares: shares of the leading axes, in (0, 1], with a sum of at most 1.
+        dimension: D, larger than the number of shares.
 
     Example:
         >>> round(ceiling([0.5], 512), 3), round(ceiling([0.069], 512), 2)
@@ -275,9 +276,9 @@ def ceiling(shares: Sequence[float], dimension: int) -> float:
 
 
 def describe(found: Axes) -> list[str]:
-    """What the axes mean, in sentences for someone without linear algebra.
+    """What the axes mean, in sentences without linear algebra.
 
-    They speak of row 1A, which shows the images at side A of the first axis, and so on.
+    "Row 1A" is the row of images at side A of the first axis, and so on.
 
     Example:
         >>> import numpy as np
@@ -290,11 +291,11 @@ def describe(found: Axes) -> list[str]:
     """
     if found.n_distinct < ENOUGH_ROWS:
         return [
-            f"{found.n_distinct} different images are {TOO_FEW} what dominates them; "
-            f"it takes {ENOUGH_ROWS}."
+            f"{found.n_distinct} distinct images are {TOO_FEW} what dominates them; "
+            f"at least {ENOUGH_ROWS} are needed."
         ]
     if not found.axes:
-        return ["All images are the same to the model; there is nothing that varies."]
+        return ["The model sees all images as the same; nothing varies."]
     said: list[str] = []
     dominating = [
         axis for axis in found.axes if ceiling([axis.share], found.dimension) < BEST_SCORE
@@ -304,20 +305,20 @@ def describe(found: Axes) -> list[str]:
     shares = [axis.share for axis in found.axes]
     if dominating:
         said.append(
-            "If such a difference is not what the dataset is for, vary it (other backgrounds, "
-            "places, cameras), or thin out the side that repeats."
+            "If a contrast is not what the dataset is about, vary it (other backgrounds, places, "
+            "cameras), or remove images from the side that repeats."
         )
     else:
         said.append(
-            f"No single contrast dominates: the largest holds {shares[0] * 100:.1f} % of all "
-            f"variation, with which a score of up to {ceiling(shares[:1], found.dimension):.2f} is "
-            "possible."
+            f"No single contrast dominates: the largest accounts for {shares[0] * 100:.1f} % of "
+            "all variation, which allows a score of up to "
+            f"{ceiling(shares[:1], found.dimension):.2f}."
         )
         together = ceiling(shares, found.dimension)
         if len(shares) > 1 and together < BEST_SCORE:
             said.append(
-                f"The first {len(shares)} together hold {_percent(sum(shares))} and keep the score "
-                f"below {_rounded_up(together)}."
+                f"The first {len(shares)} together account for {_percent(sum(shares))} and keep "
+                f"the score below {_rounded_up(together)}."
             )
     said.append(_describe_shared(found.shared, everywhere=not dominating))
     return said
@@ -335,14 +336,14 @@ def _describe_axis(axis: Axis, dimension: int) -> list[str]:
     likeness = [end.likeness for end in axis.ends]
     alike = [each >= ALIKE for each in likeness]
     if all(alike):
-        said.append("The images in each of the two rows resemble one another: two groups.")
+        said.append("The images in each of the two rows resemble each other: two groups.")
     elif any(alike):
         at = alike.index(True)
         one, other = (a, b) if at == 0 else (b, a)
         said.append(
-            f"Those in row {one} resemble one another (mean cosine {likeness[at]:.2f}), those in "
-            f"row {other} do not ({likeness[1 - at]:.2f}): look at what repeats in row {one}. "
-            f"{_percent(axis.ends[at].beyond)} of the images are on its side."
+            f"Those in row {one} resemble each other (mean cosine {likeness[at]:.2f}), those in "
+            f"row {other} do not ({likeness[1 - at]:.2f}): look for what repeats in row {one}. "
+            f"{_percent(axis.ends[at].beyond)} of the images are on that side."
         )
     placed = [(name, axis.slice_at(side)) for name, side in zip((a, b), SIDES, strict=True)]
     if named := [(name, each) for name, each in placed if each is not None]:
@@ -352,7 +353,7 @@ def _describe_axis(axis: Axis, dimension: int) -> list[str]:
         )
         said.append(f"{_percent(axis.between)} of it is a difference between slices: {where}.")
     said.append(
-        f"By itself it keeps the score below {_rounded_up(ceiling([axis.share], dimension))}, "
+        f"On its own, it keeps the score below {_rounded_up(ceiling([axis.share], dimension))}, "
         "however different the images are otherwise."
     )
     return said
@@ -364,7 +365,7 @@ def _describe_shared(shared: float, *, everywhere: bool) -> str:
     if everywhere:
         return (
             f"All images share {_percent(shared)} of what the model sees: a background, a frame, "
-            "a style. The score does not count what all have in common."
+            "a style. The score ignores what all images have in common."
         )
     return (
         f"Two images have {_percent(shared)} of what the model sees in common, on average over "

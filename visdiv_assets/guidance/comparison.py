@@ -1,6 +1,6 @@
 """Which differences between corrected scores are larger than chance.
 
-Here: the decision, and the published scores to stand beside. Not here: computing scores.
+Here: the decision, and published scores to compare with. Not here: computing scores.
 """
 
 import csv
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 REACH = 1.96
 LEVEL = 0.05
 
-# Scores below this are 0, which has no logarithm.
+# Scores below this count as this, since 0 has no logarithm.
 FLOOR = 1e-12
 
 
@@ -35,7 +35,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Difference:
-    """How two datasets differ: `first` scores higher; `sure` if that is more than chance."""
+    """The difference of two datasets: `first` scores higher; `sure` if by more than chance."""
 
     first: str
     second: str
@@ -45,10 +45,10 @@ class Difference:
 
 
 def compare(scored: Sequence[Scored]) -> list[Difference]:
-    """Every pair of datasets, the surest difference first.
+    """Every pair of datasets, most significant difference first.
 
-    Scores are compared on a logarithmic scale by a two-sided z-test; with several pairs, Holm's
-    procedure keeps the chance of even one false finding below 5 %.
+    Scores are compared on a logarithmic scale by a two-sided z-test. With several pairs, Holm's
+    procedure keeps the probability of even one false positive below 5 %.
 
     References:
         Holm, "A simple sequentially rejective multiple test procedure", 1979.
@@ -78,7 +78,7 @@ def compare(scored: Sequence[Scored]) -> list[Difference]:
 
 @dataclass(frozen=True)
 class Published:
-    """A score that somebody else has published; plain, of a whole dataset."""
+    """A plain score of a whole dataset that others have published."""
 
     name: str
     n_images: int
@@ -87,7 +87,7 @@ class Published:
 
 
 def published_scores() -> list[Published]:
-    """Published scores, the highest first: FineVision's, and visual-diversity-evaluation's."""
+    """Published scores, highest first, of FineVision and visual-diversity-evaluation."""
     text = (importlib.resources.files("visdiv_assets.guidance") / "published.csv").read_text()
     rows = csv.DictReader(text.splitlines())
     scores = [

@@ -1,6 +1,6 @@
 """How far apart two sets of embeddings are, and whether that is more than chance.
 
-Here: distances of centroids, Gaussians and subspaces, and what they would be by chance.
+Here: distances of centroids, Gaussians and subspaces, and their size by chance.
 Not here: which sets to compare, verdicts.
 """
 
@@ -15,7 +15,7 @@ from visdiv_assets.spectral.threads import one_blas_thread
 # Leading directions whose subspaces are compared.
 LEADING = 10
 
-# With 19 shuffles, a distance above all of them has a chance of 5 % to be there by accident.
+# With 19 shuffles, a distance exceeds all of them by chance with a probability of 5 %.
 SHUFFLES = 19
 
 # Rows of each side that the shuffles use.
@@ -24,13 +24,13 @@ ROWS_SHUFFLED = 400
 
 @dataclass(frozen=True, eq=False)
 class Drift:
-    """How far a set of embeddings is from another.
+    """The distance of two sets of embeddings.
 
     Attributes:
         centroid: distance of the means, ≥ 0; unit vectors are at most 2 apart.
         frechet: squared Fréchet distance of the two Gaussians, ≥ 0.
         angles: principal angles between the leading subspaces, degrees, ascending, in [0, 90].
-        sampled: Fréchet distance between as many rows of each side as the shuffles had.
+        sampled: Fréchet distance between the sampled rows that the shuffles use.
         by_chance: the largest Fréchet distance of any shuffle of those rows.
     """
 
@@ -42,19 +42,19 @@ class Drift:
 
     @property
     def large(self) -> bool:
-        """Whether it is larger than in every shuffle; by chance that happens once in 20 times."""
+        """Whether it is larger than in every shuffle, which happens by chance 1 time in 20."""
         return self.sampled > self.by_chance
 
 
 def measure_drift(before: Sample, now: Sample) -> Drift:
-    """Distances between two sets, and what shuffling them together would give.
+    """Distances between two sets, and between random halves of both together.
 
     Args:
         before: one set, with at least 2 rows.
         now: the other, of the same dimension.
 
     Returns:
-        distances from all moments; the shuffles, which need rows, use the samples.
+        distances from all moments; the shuffles need rows, so they use the samples.
 
     References:
         Dowson & Landau, "The Fréchet distance between multivariate normal distributions", 1982;
@@ -72,7 +72,7 @@ def measure_drift(before: Sample, now: Sample) -> Drift:
     one, other = _drawn(before), _drawn(now)
     sampled = _frechet_of_rows(one, other)
     pool = np.concatenate([one, other])
-    rng = np.random.default_rng(0)  # the same shuffles each time
+    rng = np.random.default_rng(0)  # the same shuffles every time
     by_chance = 0.0
     for _ in range(SHUFFLES):
         order = rng.permutation(len(pool))
@@ -88,7 +88,7 @@ def measure_drift(before: Sample, now: Sample) -> Drift:
 
 
 def _drawn(sample: Sample) -> FloatArray:
-    """Rows, and copies in proportion, as far as the shuffles' number goes; keys are random."""
+    """Rows for the shuffles, with copies in proportion; random, since keys are random."""
     ends = np.cumsum(sample.counts[:ROWS_SHUFFLED])
     size = min(int(ends[-1]), ROWS_SHUFFLED)
     places = (np.arange(size) + 0.5) * (ends[-1] / size)
@@ -117,7 +117,7 @@ def frechet_distance(one: Moments, other: Moments) -> float:
 
 
 def _frechet_of_rows(one: FloatArray, other: FloatArray) -> float:
-    """As `frechet_distance`; faster while there are fewer rows than dimensions."""
+    """As `frechet_distance`, but faster if there are fewer rows than dimensions."""
     a, b = one - one.mean(axis=0), other - other.mean(axis=0)
     a, b = a / np.sqrt(max(len(a) - 1, 1)), b / np.sqrt(max(len(b) - 1, 1))
     with one_blas_thread():

@@ -22,25 +22,25 @@ TOLERANCE = 1e-5
 DROPPED = 1e-3
 MOST_CORNERS = 5
 
-# Up to this many parts, the others are weighted anew where one is left out.
+# Up to this many parts, the others are reweighted when one is left out.
 MOST_REWEIGHTED = 5
 
-# Rows of all parts together that a mixture's corrected score is read from.
+# Total number of rows from which a mixture's corrected score is computed.
 MIXED_ROWS = 4096
 
 
 def mixture_covariance(parts: Sequence[Moments], weights: FloatArray) -> FloatArray:
-    """Covariance (of a population, `ddof = 0`) of a mixture that draws from part i with weight wᵢ.
+    """Population covariance (`ddof = 0`) of a mixture that draws from part i with weight wᵢ.
 
     Args:
         parts: K moments of dimension D, none of them empty.
-        weights: shape (K,), not negative, summing to 1.
+        weights: shape (K,), non-negative, with sum 1.
 
     Returns:
         shape (D, D): Σwᵢ(Σxxᵀ/n)ᵢ − μμᵀ with μ = Σwᵢx̄ᵢ.
 
     Raises:
-        ValueError: weights that are no shares.
+        ValueError: the weights are invalid.
     """
     check_weights(weights, len(parts))
     used = [(w, part) for w, part in zip(weights, parts, strict=True) if w > 0]
@@ -67,10 +67,10 @@ def mixture_score(parts: Sequence[Moments], weights: FloatArray) -> float:
 
 
 def check_weights(weights: FloatArray, count: int) -> None:
-    """Refuse what are no shares of `count` parts.
+    """Check that weights are shares of `count` parts.
 
     Raises:
-        ValueError: another number of weights, negative ones, or a sum other than 1.
+        ValueError: their number is wrong, one is negative, or their sum is not 1.
     """
     if weights.shape != (count,):
         raise ValueError(f"{count} parts need {count} weights; got shape {weights.shape}")
@@ -83,12 +83,13 @@ class Mixture:
     """The most diverse mixture that was found.
 
     Attributes:
-        names: of the parts.
-        weights: shape (K,), what share of the mixture is drawn from each.
-        corrected: size-corrected score of the mixture, judged by the parts' samples.
-        adds: shape (K,), what the plain score of the best mixture would lose without each part;
-            of more than MOST_REWEIGHTED parts, the others keep their proportions then.
-        dropped: parts that it is best to leave out.
+        names: names of the parts.
+        weights: shape (K,), share of the mixture that is drawn from each part.
+        corrected: size-corrected score of the mixture, from the parts' samples.
+        adds: shape (K,), how much plain score the best mixture would lose without each part. The
+            others are reweighted, but keep their proportions if there are more than
+            MOST_REWEIGHTED parts.
+        dropped: parts that are best left out.
         even: corrected score of the mixture with equal weights, for comparison.
     """
 
@@ -105,21 +106,21 @@ def best_mixture(
 ) -> Mixture:
     """The weights with the highest diversity score.
 
-    The logarithm of the score is not concave in the weights in general: entropy and purity of a
+    In general, the logarithm of the score is not concave in the weights: entropy and purity of a
     normalised covariance are quasi-concave in the covariance, but their product need not be, and
-    the covariance of a mixture is quadratic in the weights. So the search, which has the exact
-    gradient, starts from equal weights and, with few parts, near each corner, and the best end
-    counts; on small cases a fine grid finds nothing better. The search looks at moments, which
-    are unbiased for the covariance of each part; ends are compared by their corrected scores.
+    the covariance of a mixture is quadratic in the weights. So the search, which uses the exact
+    gradient, starts from equal weights and, with few parts, also near each corner, and takes the
+    best result. In small cases, a fine grid finds nothing better. The search uses moments, which
+    are unbiased for the covariance of each part; results are compared by corrected score.
 
     Args:
-        names: of K parts, K ≥ 1.
-        samples: of the parts, each with at least 2 images.
-        most: shape (K,), the largest weight that each part may have (a budget of images that a
-            small part cannot fill); 1 each when None.
+        names: names of K parts, K ≥ 1.
+        samples: samples of the parts, each with at least 2 images.
+        most: shape (K,), largest weight of each part (a small part cannot fill a large budget of
+            images); None means 1 each.
 
     Raises:
-        ValueError: no parts, or `most` allows no mixture.
+        ValueError: there are no parts, or `most` allows no mixture.
     """
     if not samples:
         raise ValueError("a mixture needs at least one part")
@@ -150,10 +151,10 @@ def best_mixture(
 
 
 def mix_samples(samples: Sequence[Sample], weights: FloatArray) -> Sample:
-    """A sample of a mixture, made of the rows that each part has kept.
+    """A sample of a mixture, made from the samples of its parts.
 
-    Its size is Kish's, 1/Σ(wᵢ²/nᵢ): of as many images a mean is as sure as of the mixture. Counts
-    are shares of that and no whole numbers.
+    Its size n is Kish's effective size, 1/Σ(wᵢ²/nᵢ): a mean of n images is as precise as that of
+    the mixture. Counts are shares of n, and not integers.
     """
     check_weights(np.asarray(weights, dtype=np.float64), len(samples))
     used = [(w, each) for w, each in zip(weights, samples, strict=True) if w > 0]
@@ -169,7 +170,7 @@ def mix_samples(samples: Sequence[Sample], weights: FloatArray) -> Sample:
 
 
 def _judge(samples: Sequence[Sample], weights: FloatArray) -> CorrectedScore:
-    """Corrected score of a mixture; which contents were seen once, only the parts know."""
+    """Corrected score of a mixture; only the parts know which contents occur once."""
     mixed = mix_samples(samples, weights)
     measured = corrected(mixed)
     counts = mixed.counts.astype(np.float64)
@@ -193,7 +194,7 @@ def _or_zero(score: float) -> float:
 
 
 def _starts(count: int, most: FloatArray) -> list[FloatArray]:
-    """Equal weights, and while there are few parts, most of the weight on each of them."""
+    """Equal weights, and with few parts also most of the weight on each of them."""
     even = np.full(count, 1 / count)
     if not 1 < count <= MOST_CORNERS:
         return [even]
@@ -203,7 +204,7 @@ def _starts(count: int, most: FloatArray) -> list[FloatArray]:
 def _without(
     ascent: "_Ascent", parts: Sequence[Moments], weights: FloatArray, most: FloatArray, at: int
 ) -> float:
-    """Plain score of the best mixture that does without one part; 0 if there is none."""
+    """Plain score of the best mixture without one part; 0 if there is none."""
     bound = most.copy()
     bound[at] = 0.0
     if weights[at] == 0:
@@ -217,7 +218,7 @@ def _without(
 
 
 class _Ascent:
-    """ln of the score of a mixture, with its gradient; moments are prepared once."""
+    """Logarithm of a mixture's score, with its gradient; the moments are prepared once."""
 
     def __init__(self, parts: Sequence[Moments]) -> None:
         self._second = np.stack([part.outer.ravel() / part.n for part in parts])
@@ -242,7 +243,7 @@ class _Ascent:
         return (entropy + 2 * np.log(trace) - np.log(square)) / 2, gradient
 
     def climb(self, start: FloatArray, most: FloatArray) -> FloatArray:
-        """The nearest top, by sequential quadratic programming with the exact gradient."""
+        """The nearest maximum, by sequential quadratic programming with the exact gradient."""
         found = optimize.minimize(
             lambda weights: tuple(-each for each in self.value(weights)),
             start,

@@ -1,6 +1,6 @@
-"""What each part of a dataset does to the diversity of the whole.
+"""How each slice of a dataset affects the diversity of the whole.
 
-Here: names of slices, and scores without one or with it twice. Not here: the moments of slices.
+Here: names of slices, and scores without a slice or with it twice. Not here: moments of slices.
 """
 
 import math
@@ -12,7 +12,7 @@ from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.sample import Sample
 from visdiv_assets.spectral.score import diversity
 
-# A slice's moments and sample take 6 MB; smaller slices share one.
+# A slice's moments and sample take 6 MB, so further slices are merged into one.
 MOST_SLICES = 40
 OTHERS = "(others)"
 NAMELESS = "(none)"
@@ -20,16 +20,16 @@ NAMELESS = "(none)"
 
 @dataclass(frozen=True)
 class Slice:
-    """A part of a dataset.
+    """A slice of a dataset.
 
     Attributes:
-        name: of the part.
-        n: images in it.
-        share: of the images of the whole, in (0, 1].
+        name: name of the slice.
+        n: number of images in it.
+        share: share of all images, in (0, 1].
         corrected: its own size-corrected score.
-        left_out: change of the whole's plain score if the part were left out; NaN if fewer than
-            2 images would be left.
-        doubled: change of the whole's plain score if each of its images counted twice.
+        left_out: change of the dataset's plain score if the slice were left out; NaN if fewer
+            than 2 images would be left.
+        doubled: change of the dataset's plain score if each image of the slice counted twice.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Slice:
 
 
 def judge_slices(parts: Mapping[str, Sample]) -> list[Slice]:
-    """What each of the parts that make up a whole does to it, the largest first.
+    """The effect of each slice on the whole dataset, largest slice first.
 
-    Changes follow from moments alone: those of the whole minus, or plus, those of the part.
+    The changes follow from moments alone: those of the whole minus, or plus, those of the slice.
 
     Args:
-        parts: by name, at least one, with at least 2 images in all.
+        parts: the slices by name, at least one, with at least 2 images in total.
 
     Example:
         >>> import numpy as np
@@ -83,7 +83,7 @@ def _judge(part: Sample) -> CorrectedScore:
 def by_folder(image_ids: Iterable[str]) -> list[str]:
     """The folder of each image: the part of its id before the last slash.
 
-    Images inside larger files belong to their file, and to a folder in it where there is one.
+    Images inside larger files belong to their file, and to a folder in it if there is one.
 
     Example:
         >>> by_folder(["cats/a.jpg", "b.jpg", "shard.tar#0001.jpg"])
@@ -111,12 +111,12 @@ def by_column(metadata: Iterable[Mapping[str, str] | None], column: str) -> list
 
 
 def slices_of(counts: Mapping[str, int]) -> tuple[list[str], dict[str, int]]:
-    """The slices there are, the largest first, and which one each name is in.
+    """The slices, largest first, and the slice that each name belongs to.
 
-    Small ones share the last.
+    If there are too many, the smallest ones are merged into the last slice.
 
     Args:
-        counts: how many images have each name.
+        counts: number of images with each name.
 
     Example:
         >>> slices_of({"a": 1, "b": 2})

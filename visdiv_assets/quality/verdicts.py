@@ -36,7 +36,7 @@ class Verdict:
         severity: how serious a failure is.
         finding: what was measured and against which limit, in a sentence.
         advice: what to do about it; empty if the check passed.
-        measured: the numbers, by name.
+        measured: the measured values, by name.
     """
 
     passed: bool
@@ -215,7 +215,7 @@ def judge_age(evaluated_at: datetime | None, now: datetime) -> Verdict:
         return Verdict(
             passed=False,
             finding="the dataset has never been evaluated",
-            advice="materialise its assets or, if its runs fail, find out why",
+            advice="materialise its assets; if its runs fail, look at their errors in Dagster",
         )
     hours = (now - evaluated_at) / timedelta(hours=1)
     fresh = now - evaluated_at <= STALE_AFTER

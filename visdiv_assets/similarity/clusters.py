@@ -1,7 +1,7 @@
-"""Clusters of near-duplicates: which rows belong together, how far they reach, which one to keep.
+"""Clusters of near-duplicates: which rows belong together, how far apart they are, which to keep.
 
-Here: connected components, medoids, diameters, the rule of what to keep. Not here: finding pairs
-(`pairs.py`), images.
+Here: connected components, medoids, diameters, the order in which to keep images. Not here:
+finding pairs (`pairs.py`), images.
 """
 
 from typing import Any, NamedTuple
@@ -16,10 +16,10 @@ from visdiv_assets.similarity.units import Rows, Units, similarities_of_all, uni
 Members = NDArray[np.int64]
 Similarities = NDArray[np.float32]
 
-# Edges that are collected before components are joined: 16 MB.
+# Edges to collect before joining components: 16 MB.
 WAITING_EDGES = 2**20
 
-# Up to this many members, all pairs of a cluster are looked at for its diameter.
+# Up to this many members, the diameter of a cluster is computed from all pairs.
 EXACT_MEMBERS = 1024
 SWEEPS = 8
 
@@ -28,9 +28,9 @@ BLOCK_CENTRES = 256
 
 
 class Components:
-    """Connected components of a graph whose edges come block by block.
+    """Connected components of a graph whose edges arrive in blocks.
 
-    Memory is that of one number for each node and about a million edges, however many there are.
+    Takes memory for one number per node and about a million edges, however many edges there are.
 
     Args:
         count: number of nodes.
@@ -59,12 +59,12 @@ class Components:
 
     @property
     def count(self) -> int:
-        """How many components there are, single nodes among them."""
+        """Number of components, including single nodes."""
         self._merge()
         return self._count
 
     def labels(self) -> NDArray[np.int64]:
-        """The component of each node, shape (count,); numbered by their first nodes."""
+        """The component of each node, shape (count,), numbered in order of their first nodes."""
         self._merge()
         _, first, labels = np.unique(self._labels, return_index=True, return_inverse=True)
         rank = np.empty_like(first)
@@ -83,7 +83,7 @@ class Components:
 
 
 def members_of(labels: NDArray[np.int64]) -> list[Members]:
-    """The nodes of each component that has more than one, in order of their first nodes.
+    """The nodes of each component with more than one node, in order of their first nodes.
 
     Args:
         labels: the component of each node, shape (N,).
@@ -100,13 +100,13 @@ def members_of(labels: NDArray[np.int64]) -> list[Members]:
 
 
 class Extent(NamedTuple):
-    """How far a cluster reaches.
+    """Medoid and diameter of a cluster.
 
     Attributes:
-        medoid: place among the members of the one with the greatest mean similarity to all.
+        medoid: position, among the members, of the one with the greatest mean similarity to all.
         to_medoid: similarity of each member to the medoid, shape (m,), float32.
-        smallest: the smallest similarity of two members: the cluster's diameter. Far below the
-            threshold, it says that the cluster is a chain.
+        smallest: the smallest similarity of two members, that is, the cluster's diameter. If it is
+            far below the threshold, the cluster is a chain.
     """
 
     medoid: int
@@ -117,13 +117,13 @@ class Extent(NamedTuple):
 def extent_of(rows: Rows, members: Members) -> Extent:
     """Medoid and diameter of a cluster.
 
-    The medoid is exact: the mean similarity to all members is the similarity to their mean. So is
-    the diameter up to 1,024 members. Of more, it is the smallest similarity met on the way from
-    the medoid to the member least similar to it, from there to the one least similar to that, and
-    so on, 8 times at most: two members are that far apart, others may be a little farther.
+    The medoid is exact: the mean similarity to all members is the similarity to their mean. The
+    diameter is exact for up to 1,024 members. For more, it is estimated by walking from the medoid
+    to the member least similar to it, from there to the one least similar to that, and so on, up
+    to 8 times. Two members are that far apart, but others may be slightly farther.
 
     Args:
-        rows: shape (N, D), rows of any length but zero.
+        rows: shape (N, D), rows of any non-zero length.
         members: row numbers, shape (m,), m ≥ 1.
 
     Example:
@@ -143,7 +143,7 @@ def extent_of(rows: Rows, members: Members) -> Extent:
         return Extent(medoid, pairwise[medoid], float(pairwise.min()))
     total = sum(_unit_rows(rows[block]).sum(axis=0) for block in _blocks(members))
     to_mean = np.concatenate([_unit_rows(rows[block]) @ total for block in _blocks(members)])
-    medoid = int(np.argmax(np.round(to_mean / len(members), 9)))  # whatever the threads
+    medoid = int(np.argmax(np.round(to_mean / len(members), 9)))  # for any number of threads
     to_medoid = similarities_to(rows, members, members[medoid])
     farthest, smallest = int(np.argmin(to_medoid)), float(to_medoid.min())
     for _ in range(SWEEPS):
@@ -174,19 +174,19 @@ def similarities_to(rows: Rows, members: Members, row: int | np.integer[Any]) ->
 
 
 def cover(rows: Rows, members: Members, threshold: float) -> list[Members]:
-    """Divide a cluster so that every member is at least `threshold` similar to its group's first.
+    """Split a cluster so that each member's similarity to its group's first is ≥ `threshold`.
 
-    Greedy: the first member that is in no group begins one, and takes all that are left and
-    similar enough to it. So in whatever order of preference members come, each is near enough to
-    one that is preferred to it; and no two that begin a group are that similar.
+    Greedy: the first member without a group starts one, and takes all remaining members that are
+    similar enough to it. So each member is similar enough to one that is preferred to it, and no
+    two first members are that similar to each other.
 
     Args:
         rows: shape (N, D).
-        members: row numbers, shape (m,), the preferred ones first.
+        members: row numbers, shape (m,), preferred ones first.
         threshold: cosine similarity.
 
     Returns:
-        the groups, each in the order of `members`, its first the one that began it.
+        the groups, each in the order of `members`, starting with its first member.
 
     References:
         Hochbaum & Shmoys, "A best possible heuristic for the k-center problem", 1985.
@@ -217,25 +217,24 @@ def cover(rows: Rows, members: Members, threshold: float) -> list[Members]:
             owner[at * BLOCK_ROWS : (at + 1) * BLOCK_ROWS] = np.where(
                 similar.any(axis=1), similar.argmax(axis=1), len(centres)
             )
-        owner[: len(head)] = near[centres].argmax(axis=0)  # with rows of zeros, like nothing
+        owner[: len(head)] = near[centres].argmax(axis=0)  # also for zero rows, similar to nothing
         groups += [left[owner == number] for number in range(len(centres))]
         left = left[owner == len(centres)]
     return groups
 
 
 def keep_order(pixels: NDArray[np.integer[Any]], sizes: NDArray[np.integer[Any]]) -> Members:
-    """The order in which images are worth keeping.
+    """The order of preference in which to keep images.
 
-    The largest picture first; of equally large ones the least compressed; of equal ones the first
-    by name.
+    Images with more pixels come first. Ties go to the larger file, then to the first name.
 
     Args:
-        pixels: width × height of each image, shape (N,), images in the order of their names; 0
-            where that is not known.
-        sizes: bytes as encoded, shape (N,).
+        pixels: width × height of each image, shape (N,), in the order of the images' names; 0 if
+            unknown.
+        sizes: encoded size in bytes, shape (N,).
 
     Returns:
-        all places from 0 to N − 1, the one to keep first.
+        all positions from 0 to N − 1, the image to keep first.
 
     Example:
         >>> import numpy as np

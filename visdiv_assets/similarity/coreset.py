@@ -1,7 +1,7 @@
 """Core-sets: the k rows that represent all others best, or differ most.
 
-Here: the public function, what it takes and refuses, and how well a choice covers. Not here: the
-methods (`coreset_*.py`), reading the store, exporting lists.
+Here: the public function, its validation, and the covering radius. Not here: the methods
+(`coreset_*.py`), reading the store, exporting lists.
 """
 
 from collections.abc import Iterable
@@ -37,46 +37,46 @@ def select_diverse_samples(
 ) -> NDArray[np.int64]:
     """Choose k rows that represent the others, or differ most from each other.
 
-    - `k-centre`: the most central row, then again and again the row farthest from all chosen, by
+    - `k-centre`: the most central row, then repeatedly the row farthest from all chosen ones, by
       Euclidean distance. At most twice the optimal covering radius.
-    - `log-det`: greedily the greatest `log det(I + X_S X_Sᵀ/ε)`, ε = 0.01, rows of unit length
-      (the mode of a determinantal point process). More than D rows may be chosen: directions are
-      then filled up evenly.
-    - `leverage`: the greatest ridge leverage scores `xᵀ(XᵀX + λI)⁻¹x`, rows of unit length, λ a
-      hundredth of the mean eigenvalue. Each row by itself, so that near-copies may be chosen
-      together.
-    - `facility-location`: greedily the greatest weighted sum, over all rows (a sample of 16,384
-      of more), of the cosine with the most similar chosen one, among the 128 nearest neighbours
-      of each.
+    - `log-det`: greedily maximises `log det(I + X_S X_Sᵀ/ε)`, ε = 0.01, for rows of unit length
+      (the mode of a determinantal point process). You may choose more than D rows; directions are
+      then filled evenly.
+    - `leverage`: the greatest ridge leverage scores `xᵀ(XᵀX + λI)⁻¹x`, for rows of unit length,
+      with λ a hundredth of the mean eigenvalue. Rows are scored independently, so near-copies may
+      be chosen together.
+    - `facility-location`: greedily maximises the weighted sum, over all rows (or a sample of
+      16,384), of the cosine similarity with the most similar chosen row, among the 128 nearest
+      neighbours of each.
 
-    Deterministic on any number of threads: of equal candidates the lowest index. Rows are read in
-    blocks, and never all of them are in memory.
+    Deterministic for any number of threads: ties go to the lowest index. Rows are read in blocks,
+    so they are never all in memory.
 
     Args:
-        embeddings: shape (N, D), any real dtype: an array, or anything with `shape` that gives
-            rows by slice and by array of indices.
-        k: how many rows to choose, 1 ≤ k ≤ N.
+        embeddings: shape (N, D), any real dtype: an array, or any object with `shape` whose rows
+            can be indexed by slices and index arrays.
+        k: number of rows to choose, 1 ≤ k ≤ N.
         method: one of METHODS.
-        include: row indices to be chosen in any case; they count among the k and come first, in
-            the order given.
-        exclude: row indices that are treated as if they were not there.
-        trim: share of rows, in [0, 1), to be treated likewise as outliers: those whose fifth
-            nearest neighbour by cosine, among a sample of 4,096 rows, is farthest. None by
-            default, since a rare image may be what a core-set is made for. Of `include`, none.
-        weights: how much it matters that a row is represented, shape (N,), not negative; for
-            facility-location. When None, the inverse of the density around a row, so that rare
-            images count as much as frequent ones, each group as a whole; ones give the textbook's
-            facility location, whose choice is what is typical, not what is diverse.
-        on_progress: told after each choice how many rows are chosen, and how many are to be.
+        include: row indices to choose in any case; they count towards k and come first, in the
+            given order.
+        exclude: row indices to ignore.
+        trim: share of rows, in [0, 1), to ignore as outliers: those with the farthest fifth
+            nearest neighbour by cosine, among a sample of 4,096 rows. 0 by default, since rare
+            images may be the purpose of a core-set. Rows in `include` are never trimmed.
+        weights: importance of representing each row, shape (N,), non-negative; only for
+            facility-location. None means the inverse of the density around a row, so that a rare
+            group of images counts as much as a frequent one. Ones give textbook facility location,
+            which chooses typical rather than diverse rows.
+        on_progress: called after each choice with the number of rows chosen and the total.
 
     Returns:
         k distinct row indices in the order of choice, int64.
 
     Raises:
         ValueError: `embeddings` is not a finite real matrix; k is not between 1 and the number of
-            rows that are left; more rows are included than k; an index is out of range, given
-            twice, or both included and excluded; an unknown method; trim outside [0, 1);
-            weights that do not fit the method or the rows.
+            remaining rows; more than k rows are included; an index is out of range, repeated, or
+            both included and excluded; the method is unknown; trim is outside [0, 1); weights do
+            not match the method or the rows.
 
     References:
         Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985.
@@ -101,7 +101,7 @@ def select_diverse_samples(
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
     if not 0.0 <= trim < 1.0:
-        raise ValueError(f"trim is a share of the rows, in [0, 1); got {trim}")
+        raise ValueError(f"trim must be a share of the rows, in [0, 1); got {trim}")
     matrix = as_matrix(embeddings)
     count = matrix.shape[0]
     demand = None if weights is None else _weights(weights, count, method)
@@ -141,7 +141,7 @@ def select_diverse_samples(
 
 
 def covering_radius(embeddings: NDArray[Any] | Matrix, chosen: NDArray[np.int64]) -> float:
-    """The greatest Euclidean distance of a row from the nearest of some rows.
+    """The greatest Euclidean distance of any row from its nearest chosen row.
 
     Args:
         embeddings: shape (N, D), as for `select_diverse_samples`; read once.
@@ -172,10 +172,10 @@ def _check_k(k: int, count: int, what: str) -> None:
 
 def _weights(weights: NDArray[Any], count: int, method: Method) -> FloatArray:
     if method != "facility-location":
-        raise ValueError(f"weights are for facility-location; the method is {method}")
+        raise ValueError(f"weights work only with facility-location; the method is {method}")
     found = np.asarray(weights, dtype=np.float64)
     if found.shape != (count,) or not np.isfinite(found).all() or (found < 0).any():
-        raise ValueError(f"weights must be {count} finite numbers, none of them negative")
+        raise ValueError(f"weights must be {count} finite, non-negative numbers")
     return found
 
 
@@ -190,5 +190,5 @@ def _indices(wanted: Iterable[int], count: int, name: str) -> NDArray[np.int64]:
         raise ValueError(f"{name}: there is no row {wrong} among {count}")
     values, times = np.unique(found, return_counts=True)
     if times.max() > 1:
-        raise ValueError(f"{name}: row {values[times > 1][0]} is given twice")
+        raise ValueError(f"{name}: row {values[times > 1][0]} is repeated")
     return found.astype(np.int64)

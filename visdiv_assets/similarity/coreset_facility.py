@@ -1,6 +1,6 @@
-"""Facility location: the rows that stand for all others best.
+"""Facility location: the rows that represent all others best.
 
-Here: the lazy greedy choice on a sparse graph of neighbours. Not here: making the graph
+Here: lazy greedy selection on a sparse graph of neighbours. Not here: building the graph
 (`coreset_neighbours.py`), validation (`coreset.py`).
 """
 
@@ -16,8 +16,8 @@ from visdiv_assets.spectral.moments import FloatArray
 
 NEIGHBOURS = 128
 
-# Similarities are multiples of 2⁻²², and weights are made multiples of 2⁻¹⁵ of the greatest, so
-# that float64 adds up what up to 65,536 rows gain without rounding.
+# Similarities are multiples of 2⁻²², and weights are rounded to multiples of 2⁻¹⁵ of the greatest
+# one, so that float64 adds the gains of up to 65,536 rows without rounding.
 SIMILARITY_GRID, WEIGHT_GRID = 2.0**22, 2.0**15
 
 
@@ -30,17 +30,17 @@ def by_facility_location(
 ) -> NDArray[np.int64]:
     """Greedily maximise `f(S) = Σᵢ wᵢ max over j ∈ S of max(0, cos(i, j) − τ)`.
 
-    The sum is over all rows, or over a random sample of 16,384 of more; a row is served by itself
-    and by the 128 most similar others, as far as they are more similar than τ: the mean
-    similarity of a row's 128th neighbour. Candidates are all rows.
+    The sum is over all rows, or over a random sample of 16,384 if there are more. A row is served
+    by itself and by its 128 most similar rows, if they are more similar than τ, the mean
+    similarity of the rows' 128th neighbours. All rows are candidates.
 
     Args:
-        rows: N of them.
-        k: how many to choose.
+        rows: N rows.
+        k: number of rows to choose.
         first: positions that are chosen first.
-        weights: wᵢ ≥ 0, shape (N,). When None, 1 / Σⱼ max(0, cos(i, j) − τ), the inverse of the
-            density around i: what counts is how much of the space is served, not how many rows.
-        on_progress: told of progress.
+        weights: wᵢ ≥ 0, shape (N,). None means 1 / Σⱼ max(0, cos(i, j) − τ), the inverse of the
+            density around i, so that the covered space counts rather than the number of rows.
+        on_progress: called with the progress.
 
     Returns:
         positions in the order of choice, shape (k,).
@@ -73,19 +73,19 @@ def greedy_facilities(
     first: Sequence[int] = (),
     on_progress: OnProgress | None = None,
 ) -> NDArray[np.int64]:
-    """Choose k of n servers, each time the one that adds most; the lowest index of equal ones.
+    """Choose k of n servers, each time the one with the greatest gain; ties go to the lowest index.
 
-    What a server adds only falls as others are chosen, so it is computed anew only when its old
-    value is the greatest (Minoux 1978).
+    Gains only fall as others are chosen, so a gain is recomputed only if its old value is the
+    greatest (Minoux 1978).
 
     Args:
-        n: how many servers there are.
-        demand: of each edge, who is served, 0 ≤ demand.
-        server: of each edge, by whom.
-        similarity: of each edge, how well, ≥ 0.
-        k: how many to choose.
+        n: number of servers.
+        demand: for each edge, the customer, ≥ 0.
+        server: for each edge, the server.
+        similarity: for each edge, how well the server serves the customer, ≥ 0.
+        k: number of servers to choose.
         first: servers that are chosen first.
-        on_progress: told of progress.
+        on_progress: called with the progress.
     """
     order = np.argsort(server, kind="stable")
     demand, similarity = demand[order], similarity[order]

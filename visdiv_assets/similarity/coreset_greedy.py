@@ -1,18 +1,18 @@
-"""Greedy selection where every gain only falls: k-centre, and log-determinant.
+"""Greedy selection with gains that only fall: k-centre and log-determinant.
 
 Here: the lazy search for the row with the greatest gain, and the two gains. Not here: validation,
-rows that are left out (`coreset.py`).
+excluded rows (`coreset.py`).
 
-Choosing a row lowers the gains of others, and never raises one. So a gain as it was some choices
-ago is an upper bound of what it is now, and a block of rows need not be looked at as long as its
-greatest old gain is below the best that is known. A block that is looked at is brought up to date
-with all choices since the last time in one matrix product. So a thousand passes over all rows
-become a few, and what remains is bound by arithmetic, not by memory.
+Choosing a row lowers the gains of others and never raises one. So an old gain is an upper bound of
+the current one, and a block of rows can be skipped as long as its greatest old gain is below the
+best known one. A visited block is updated with all choices since its last visit in one matrix
+product. So a thousand passes over all rows become a few, which are bound by arithmetic instead of
+memory.
 
-Matrix products differ in their last bits by the number of threads and the size of blocks. They
-only say which rows may be the best, within a bound of their rounding error; among these, gains are
-computed anew in a fixed order, and the greatest is chosen, the lowest index of equal ones. So
-what is chosen is to the last bit what a plain loop over all rows would choose.
+The last bits of matrix products depend on the number of threads and the size of blocks. So products
+only select the rows that may be the best, within a bound of their rounding error. For these rows,
+gains are recomputed in a fixed order, and the greatest is chosen; ties go to the lowest index. So
+the result is identical to that of a plain loop over all rows.
 """
 
 from collections.abc import Sequence
@@ -28,22 +28,22 @@ EPS = float(np.finfo(np.float64).eps)
 
 
 class Gains(Protocol):
-    """What choosing a row is worth, given the rows chosen before; it only ever falls."""
+    """The gain of choosing a row, given the rows chosen before; gains only fall."""
 
     tolerance: float
-    """Bound of how far apart `lower` and `lower_exactly` can be."""
+    """Upper bound of the difference between `lower` and `lower_exactly`."""
 
     def begin(self, here: slice, block: FloatArray) -> FloatArray:
-        """Gains of the rows that stand here before anything is chosen, exactly."""
+        """Exact initial gains of the rows in `block`, whose positions are `here`."""
 
     def choose(self, row: FloatArray) -> None:
-        """A row is chosen."""
+        """Record that a row is chosen."""
 
     def lower(self, here: slice, block: FloatArray, gains: FloatArray, since: int) -> FloatArray:
-        """Gains of rows now, from those after `since` choices; by matrix products."""
+        """Current gains of rows, from their gains after `since` choices, by matrix products."""
 
     def lower_exactly(self, row: FloatArray, gain: float, since: int) -> float:
-        """The same of one row, in a fixed order."""
+        """The current gain of one row, computed in a fixed order."""
 
 
 def greedy(
@@ -53,14 +53,14 @@ def greedy(
     first: Sequence[int] = (),
     on_progress: OnProgress | None = None,
 ) -> NDArray[np.int64]:
-    """Choose k rows, each time the one with the greatest gain, the lowest index of equal ones.
+    """Choose k rows, each time the one with the greatest gain; ties go to the lowest index.
 
     Args:
-        rows: N of them.
-        k: how many to choose.
-        gains: what is maximised.
-        first: positions that are chosen first, whatever they gain.
-        on_progress: told of progress.
+        rows: N rows.
+        k: number of rows to choose.
+        gains: the gains to maximise.
+        first: positions that are chosen first, regardless of their gains.
+        on_progress: called with the progress.
 
     Returns:
         positions in the order of choice, shape (k,).
@@ -76,7 +76,7 @@ def greedy(
 
 
 class _Search:
-    """Bounds of all gains, and how many choices each of them takes account of."""
+    """Upper bounds of all gains, and the number of choices that each bound accounts for."""
 
     def __init__(self, rows: Rows, gains: Gains) -> None:
         self.rows, self.gains = rows, gains
@@ -139,7 +139,7 @@ class _Search:
 
 
 class _Vectors:
-    """Vectors one after the other, in an array that grows."""
+    """A growing array of vectors."""
 
     def __init__(self, dimension: int) -> None:
         self._array = np.empty((64, dimension))
@@ -158,13 +158,13 @@ class _Vectors:
 class CentreGains:
     """k-centre: the squared distance of a row from the nearest chosen one.
 
-    Products are of centres minus the mean of all rows: far from the origin, x·x − 2x·c + c·c would
-    leave few digits. Exactly, it is by differences: 0 for equal rows.
+    Products use centres minus the mean of all rows, because x·x − 2x·c + c·c would lose digits far
+    from the origin. The exact gain uses differences, which are 0 for equal rows.
     """
 
     def __init__(self, rows: Rows) -> None:
-        # In blocks whose size is part of what is computed. Of rows on the store's grid, sums are
-        # exact, and any size gives the same.
+        # The result depends on the size of blocks, except for rows on the store's grid, whose sums
+        # are exact.
         total = np.zeros(rows.dimension)
         longest = 0.0
         for _, block in rows.blocks():
@@ -177,7 +177,7 @@ class CentreGains:
         radius = float(np.sqrt(self.distances.max()))
         self.tolerance = 8 * (rows.dimension + 8) * EPS * radius * (radius + longest)
         if not np.isfinite(self.tolerance):
-            raise ValueError("embeddings are too large: the squares of distances overflow")
+            raise ValueError("embeddings are too large: squared distances overflow")
         self._chosen = _Vectors(rows.dimension)
         self._centred = _Vectors(rows.dimension)
 
@@ -191,7 +191,7 @@ class CentreGains:
         return np.full(len(block), np.inf)
 
     def choose(self, row: FloatArray) -> None:
-        """Another centre."""
+        """Add a centre."""
         self._chosen.append(row)
         self._centred.append(row - self.mean)
 
@@ -206,7 +206,7 @@ class CentreGains:
         return lowered
 
     def lower_exactly(self, row: FloatArray, gain: float, since: int) -> float:
-        """By differences."""
+        """Squared distance, by differences."""
         return min(gain, float(_squared_distances(self._chosen.since(since), row).min()))
 
 
@@ -220,11 +220,11 @@ def _squared_distances(points: FloatArray, centre: FloatArray) -> FloatArray:
 class DeterminantGains:
     """Log-determinant: the ridge residual of a row's direction, given those chosen.
 
-    Of f(S) = log det(I + X_S X_Sᵀ/ε), rows of unit length, choosing x adds log(1 + r/ε) with
-    r = ε xᵀ(εI + X_SᵀX_S)⁻¹x, and the greatest r adds most. With M = (εI + X_SᵀX_S)⁻¹, choosing s
-    makes it M − wwᵀ with w = Ms/√(1 + sᵀMs), so that r falls by ε(w·x)²; √ε·w·x is the entry of
-    the incremental Cholesky factor of X_S X_Sᵀ + εI. The w are D numbers for each choice instead
-    of N, and r stays positive beyond D choices.
+    For f(S) = log det(I + X_S X_Sᵀ/ε) with rows of unit length, choosing x adds log(1 + r/ε) with
+    r = ε xᵀ(εI + X_SᵀX_S)⁻¹x, so the greatest r adds most. With M = (εI + X_SᵀX_S)⁻¹, choosing s
+    changes M to M − wwᵀ with w = Ms/√(1 + sᵀMs), so r falls by ε(w·x)², where √ε·w·x is an entry
+    of the incremental Cholesky factor of X_S X_Sᵀ + εI. Storing w takes D numbers per choice
+    instead of N, and r stays positive beyond D choices.
     """
 
     def __init__(self, rows: Rows, k: int, ridge: float) -> None:
@@ -234,12 +234,12 @@ class DeterminantGains:
         self.lengths = np.empty(len(rows))
 
     def begin(self, here: slice, block: FloatArray) -> FloatArray:
-        """1, and 0 of rows of zeros."""
+        """1, or 0 for rows of zeros."""
         self.lengths[here] = lengths(block)
         return block.any(axis=1).astype(np.float64)
 
     def choose(self, row: FloatArray) -> None:
-        """Another factor √ε·w."""
+        """Add a factor √ε·w."""
         [direction] = unit(row[None])
         before = self._factors.since(0)
         along = np.einsum("ij,j->i", before, direction)
@@ -256,6 +256,6 @@ class DeterminantGains:
         return lowered
 
     def lower_exactly(self, row: FloatArray, gain: float, since: int) -> float:
-        """One factor after the other, so that it does not matter how far it was brought before."""
+        """Apply one factor at a time, so that the result does not depend on earlier updates."""
         along = np.einsum("ij,j->i", self._factors.since(since), unit(row[None])[0])
         return float(np.subtract.accumulate(np.concatenate([[gain], along * along]))[-1])

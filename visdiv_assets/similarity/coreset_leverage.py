@@ -1,6 +1,6 @@
-"""Leverage: the rows that lie in directions which few others have.
+"""Leverage: the rows in directions that few other rows have.
 
-Here: ridge leverage scores, and the k greatest of them. Not here: validation (`coreset.py`).
+Here: ridge leverage scores, and the k greatest ones. Not here: validation (`coreset.py`).
 """
 
 from collections.abc import Sequence
@@ -13,27 +13,27 @@ from threadpoolctl import threadpool_limits
 from visdiv_assets.similarity.coreset_rows import Rows, unit
 from visdiv_assets.spectral.moments import FloatArray
 
-# λ, in mean eigenvalues of XᵀX.
+# λ as a multiple of the mean eigenvalue of XᵀX.
 RIDGE = 0.01
 
 
 def by_leverage(rows: Rows, k: int, first: Sequence[int] = ()) -> NDArray[np.int64]:
-    """Positions of some rows, then those with the greatest scores, the lowest of equal ones first.
+    """Positions in `first`, then those with the greatest scores; ties go to the lowest position.
 
     The score of a row of unit length is `xᵀ(XᵀX + λI)⁻¹x`, in [0, 1). λ is a hundredth of the mean
-    eigenvalue of XᵀX: enough for rows that span fewer than D directions, and too little to
-    prefer the common directions, as the mean eigenvalue itself would.
+    eigenvalue of XᵀX: enough if rows span fewer than D directions, and too little to favour common
+    directions, as the mean eigenvalue itself would.
 
     Args:
-        rows: N of them, read twice.
-        k: how many to choose.
+        rows: N rows, read twice.
+        k: number of rows to choose.
         first: positions that are chosen first.
 
     Returns:
         positions, shape (k,).
     """
     chosen = np.array(first, dtype=np.int64)
-    # On one thread, since the last bits of what follows depend on their number.
+    # On one thread, since the last bits depend on the number of threads.
     with threadpool_limits(limits=1, user_api="blas"):
         whiten = _whitening(rows)
         scores = np.empty(len(rows))
@@ -44,8 +44,8 @@ def by_leverage(rows: Rows, k: int, first: Sequence[int] = ()) -> NDArray[np.int
     wanted = k - len(chosen)
     if not wanted:
         return chosen
-    # A product's last bits depend on where in a block a row stands, too. So it only says which
-    # rows may be among the greatest; their scores are computed anew, each by itself.
+    # A product's last bits also depend on a row's position in its block. So it only selects
+    # rows that may be among the greatest; their scores are recomputed, one row at a time.
     tolerance = 4 / RIDGE * (rows.dimension + 8) ** 2 * float(np.finfo(np.float64).eps)
     least = np.partition(scores, len(scores) - wanted)[len(scores) - wanted]
     candidates = np.flatnonzero(scores >= least - 2 * tolerance)
@@ -55,7 +55,7 @@ def by_leverage(rows: Rows, k: int, first: Sequence[int] = ()) -> NDArray[np.int
 
 
 def _whitening(rows: Rows) -> FloatArray:
-    """L⁻¹, where XᵀX + λI = LLᵀ: a row's score is the squared length of L⁻¹x."""
+    """L⁻¹, where XᵀX + λI = LLᵀ; a row's score is the squared length of L⁻¹x."""
     gram = np.zeros((rows.dimension, rows.dimension))
     for _, block in rows.blocks():
         each = unit(block)

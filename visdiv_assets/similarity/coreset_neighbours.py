@@ -1,12 +1,12 @@
-"""The most similar rows of rows, by direction: what facility location and trimming are made from.
+"""Nearest neighbours by direction, the basis of facility location and trimming.
 
 Here: exact nearest neighbours of a limited number of rows. Not here: pairs above a threshold, or
 an index of all rows.
 
 Directions are rounded to multiples of 2⁻¹¹. Products of two such numbers are multiples of 2⁻²²,
-and float32 adds those up to a cosine without any rounding. So similarities are the same for any
-number of threads and any size of blocks, equal ones are equal, and differ from the exact cosine by
-some 2e-4 (D = 512).
+which float32 sums to a cosine without rounding. So similarities are identical for any number of
+threads and any size of blocks, ties are exact, and the rounded cosine differs from the exact one by
+about 2e-4 (D = 512).
 """
 
 import numpy as np
@@ -17,10 +17,10 @@ from visdiv_assets.spectral.moments import FloatArray
 
 GRID = np.float32(2.0**11)
 
-# Rows that stand for all others where there are more than so many; 16,384 × 512 × 4 = 32 MiB.
+# If there are more rows, a sample of this many represents them; 16,384 × 512 × 4 = 32 MiB.
 SAMPLE_ROWS = 16_384
 
-# A row is as isolated as its similarity to the fifth nearest of a sample says.
+# How isolated a row is follows from its similarity to its fifth nearest neighbour in a sample.
 RANK = 5
 ISOLATION_SAMPLE_ROWS = 4096
 
@@ -28,34 +28,35 @@ _FIRST_PART, _PART = 64, 1024
 
 SimilarityArray = NDArray[np.float32]
 Found = tuple[NDArray[np.int64], NDArray[np.int64], SimilarityArray]
-"""Number of a query, position of a neighbour, cosine; an array each."""
+"""Arrays of query numbers, positions of neighbours, and cosine similarities."""
 
 
 def directions(block: FloatArray) -> SimilarityArray:
-    """Rows of unit length on the grid, float32."""
+    """The rows scaled to unit length and rounded to the grid, float32."""
     return (np.rint(unit(block) * GRID) / GRID).astype(np.float32)
 
 
 def sample_of(n: int, size: int) -> NDArray[np.int64]:
-    """Positions of a random sample, ascending, the same every time; all where they are few."""
+    """Positions of a fixed random sample, ascending; all positions if there are few."""
     if n <= size:
         return np.arange(n)
     return np.sort(np.random.default_rng(0).choice(n, size, replace=False))
 
 
 def nearest(rows: Rows, queries: NDArray[np.int64], m: int) -> Found:
-    """The m rows most similar to each of some rows, itself left out; the lowest of equal ones.
+    """The m rows most similar to each query, except itself; ties go to the lowest position.
 
     Args:
-        rows: N of them, read once.
+        rows: N rows, read once.
         queries: positions, shape (Q,).
-        m: how many; fewer where there are fewer.
+        m: number of neighbours per query; fewer if there are not enough rows.
 
     Returns:
-        number of the query, position of the neighbour, cosine, by query and then by similarity.
+        query numbers, positions of neighbours and cosine similarities, sorted by query and then by
+        similarity.
     """
     wanted = np.concatenate([directions(rows.take(part)) for part in _parts(queries)])
-    # A neighbour must be closer than the m-th of those before.
+    # A new neighbour must be closer than the m-th one so far.
     floor = np.full(len(queries), -np.inf, dtype=np.float32)
     waiting: list[Found] = []
     start, size, new = 0, _FIRST_PART, 0
@@ -74,7 +75,7 @@ def nearest(rows: Rows, queries: NDArray[np.int64], m: int) -> Found:
             full = np.bincount(query, minlength=len(queries)) >= m
             last = np.flatnonzero(np.r_[query[1:] != query[:-1], True]) if len(query) else query
             floor[query[last]] = np.where(full[query[last]], cosine[last], -np.inf)
-        # The first parts are small, since every row in them may be among the nearest.
+        # The first parts are small, since all of their rows may be among the nearest.
         start, size = stop, min(2 * size, _PART)
     return waiting[0]
 
@@ -84,14 +85,14 @@ def _parts(positions: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 
 
 def _closest(found: list[Found], m: int) -> Found:
-    """Sorted by query, similarity and position, and only the first m of each query.
+    """The first m neighbours of each query, sorted by query, similarity and position.
 
-    Positions ascend among those of a query that are equal, from one part to the next.
+    In the input, positions of equally similar neighbours ascend from one part to the next.
     """
     query = np.concatenate([each[0] for each in found])
     at = np.concatenate([each[1] for each in found])
     cosine = np.concatenate([each[2] for each in found])
-    # On the grid, a cosine is a whole number of 2⁻²²; with the query it is one key.
+    # On the grid, a cosine is an integer multiple of 2⁻²², so cosine and query fit in one key.
     less = 2**23 - np.rint(cosine.astype(np.float64) * 2**22).astype(np.int64)
     order = np.argsort((query << 24) | less, kind="stable")
     query, at, cosine = query[order], at[order], cosine[order]
@@ -101,9 +102,9 @@ def _closest(found: list[Found], m: int) -> Found:
 
 
 def closeness(rows: Rows) -> SimilarityArray:
-    """Each row's similarity to the fifth nearest of a sample of 4,096 rows, shape (N,).
+    """Each row's similarity to its fifth nearest neighbour in a sample of 4,096 rows, shape (N,).
 
-    The lower, the more isolated. Sets that are smaller than the sample are their own sample.
+    The lower it is, the more isolated is the row. Smaller sets are their own sample.
 
     References:
         Ramaswamy, Rastogi & Shim, "Efficient algorithms for mining outliers from large data

@@ -1,7 +1,6 @@
-"""The rows that a core-set is chosen from, as blocks of float64.
+"""The rows that a core-set is chosen from, in blocks of float64.
 
-Here: reading blocks of a matrix, or of anything that gives rows by slice and index; leaving rows
-out. Not here: choosing.
+Here: reading blocks of a matrix or a matrix-like object, and excluding rows. Not here: choosing.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,30 +11,30 @@ from numpy.typing import NDArray
 
 from visdiv_assets.spectral.moments import FloatArray, check_embeddings
 
-# Rows in memory at a time, as float64: 2,048 × 512 × 8 bytes = 8 MiB.
+# Rows in memory at a time as float64: 2,048 × 512 × 8 bytes = 8 MiB.
 BLOCK_ROWS = 2048
 
 OnProgress = Callable[[int, int], None]
-"""Told how many rows are chosen, and how many are to be."""
+"""Called with the number of rows chosen and the total."""
 
 
 class Matrix(Protocol):
-    """What embeddings may be besides an array: (N, D), read by slice and by array of indices."""
+    """A matrix-like object of shape (N, D), which can be indexed by slices and index arrays."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(N, D)."""
 
     def __getitem__(self, wanted: Any) -> Any:
-        """Rows of a slice, or of an array of row numbers."""
+        """The rows of a slice, or of an array of row numbers."""
 
 
 class Rows:
-    """Rows of a matrix, without those that are left out; by position among the others.
+    """The rows of a matrix that are kept, indexed by position among them.
 
     Args:
         matrix: shape (N, D).
-        kept: row numbers, ascending; all when None.
+        kept: row numbers, ascending; None keeps all.
     """
 
     def __init__(self, matrix: Matrix, kept: NDArray[np.int64] | None = None) -> None:
@@ -49,9 +48,9 @@ class Rows:
         return self.n
 
     def block(self, start: int, stop: int) -> FloatArray:
-        """Rows start … stop − 1 as float64, to be read until the next block is."""
+        """Rows start … stop − 1 as float64, valid until the next block is read."""
         wanted = slice(start, stop) if self._kept is None else self._kept[start:stop]
-        # The same memory each time: new pages would cost as much as the conversion.
+        # Reuse the same memory, since new pages would cost as much as the conversion.
         if len(self._buffer) < stop - start:
             self._buffer = np.empty((stop - start, self.dimension))
         block = self._buffer[: stop - start]
@@ -64,39 +63,39 @@ class Rows:
         return np.ascontiguousarray(self._matrix[numbers], dtype=np.float64)
 
     def numbers(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The row numbers in the matrix of some positions."""
+        """The row numbers in the matrix at some positions."""
         return positions if self._kept is None else self._kept[positions]
 
     def of_kept(self, values: FloatArray) -> FloatArray:
-        """Of values of all rows of the matrix, shape (N,), those of the rows kept."""
+        """The values of the kept rows, given values of all rows, shape (N,)."""
         return values if self._kept is None else values[self._kept]
 
     def blocks(self) -> Iterator[tuple[slice, FloatArray]]:
-        """All rows, block by block, and where each block stands."""
+        """All rows, block by block, with the slice of positions of each block."""
         for start in range(0, self.n, BLOCK_ROWS):
             here = slice(start, min(start + BLOCK_ROWS, self.n))
             yield here, self.block(here.start, here.stop)
 
 
 def lengths(block: FloatArray) -> FloatArray:
-    """Euclidean lengths of rows, shape (n,); 1 for a row of zeros, so that it can be divided by."""
+    """Euclidean lengths of rows, shape (n,); 1 for a row of zeros, to avoid division by zero."""
     squares = np.einsum("ij,ij->i", block, block)
     far = np.flatnonzero(~((squares > 1e-200) & (squares < 1e200)))
     found: FloatArray = np.sqrt(squares)
-    for row in far:  # whose squares may have overflowed or vanished
+    for row in far:  # their squares may have overflowed or underflowed
         largest = np.abs(block[row]).max() or 1.0
         found[row] = largest * np.sqrt(np.sum((block[row] / largest) ** 2)) or 1.0
     return found
 
 
 def unit(block: FloatArray) -> FloatArray:
-    """Rows divided by their lengths; a row of zeros stays one."""
+    """Rows divided by their lengths; a row of zeros stays zero."""
     divided: FloatArray = block / lengths(block)[:, None]
     return divided
 
 
 def as_matrix(embeddings: Any) -> Matrix:
-    """The embeddings, checked: a finite real matrix.
+    """Check that embeddings are a finite real matrix.
 
     Raises:
         ValueError: they are not; the message says why.

@@ -1,9 +1,10 @@
-"""All pairs at a threshold, without exception: every row is compared with every other, in blocks.
+"""Exact search: all pairs at a threshold, by comparing every row with every other in blocks.
 
-Here: the blocks, their threads, and the way from a candidate to a pair. Not here: the bound
+Here: the blocks, their threads, and turning candidates into pairs. Not here: the bound
 (`sketch.py`), exact similarities (`units.py`), the index (`ivf.py`).
 
-Memory does not grow with the number of rows or pairs: a panel of rows and a few blocks are held.
+Memory does not grow with the number of rows or pairs: only a panel of rows and a few blocks are
+held.
 """
 
 import os
@@ -30,19 +31,19 @@ Similarities = NDArray[np.float32]
 Positions = tuple[NDArray[np.integer], NDArray[np.integer]]
 OnProgress = Callable[[int, int], None]
 
-# A panel of PANEL numbers (256 MiB) stays while all other rows pass by, BLOCK rows at a time; a
-# task compares CHUNK rows of the panel with a block, a product is TILE × BLOCK (1 MiB: what a
-# core's own cache holds).
+# A panel of PANEL numbers (256 MiB) stays in memory while all other rows stream by, BLOCK rows at a
+# time. A task compares CHUNK rows of the panel with a block. A product is TILE × BLOCK (1 MiB,
+# which fits into a core's own cache).
 PANEL, CHUNK, BLOCK, TILE = 2**26, 4096, 1024, 256
-# Candidates fetched at a time, and how many in a tile make it cheaper to compute all of it.
+# Candidates to fetch at a time, and the number per tile above which computing it all is cheaper.
 FETCHED, DENSE = 1024, TILE * BLOCK // 32
 
 
 class Processor(Protocol):
-    """What computes products: this module's `Cpu`, or a GPU."""
+    """Computes products: this module's `Cpu`, or a GPU."""
 
     def put(self, vectors: NDArray[np.float32]) -> Any:
-        """Vectors where the products are computed."""
+        """Move vectors to where products are computed."""
 
     def candidates(self, left: Any, right: Any, floor: np.float32) -> Positions:
         """Positions (i, j), by i, where left · rightᵀ exceeds `floor`."""
@@ -58,7 +59,7 @@ class Cpu:
     def candidates(
         self, left: NDArray[np.float32], right: NDArray[np.float32], floor: np.float32
     ) -> Positions:
-        """Tile by tile: a product, and a scan of it while it is in the cache."""
+        """Compute the product tile by tile, and scan each tile while it is in the cache."""
         product = np.empty((min(TILE, len(left)), len(right)), dtype=np.float32)
         above = np.empty(product.shape, dtype=bool)
         found = []
@@ -84,11 +85,11 @@ def exact_pairs(
 
     Args:
         rows: shape (N, D).
-        others: shape (M, D); None: pairs i < j of rows.
-        threshold: least similarity.
-        sketch: what is compared first.
-        processor: what computes products.
-        on_progress: told (done, total) in pairs compared.
+        others: shape (M, D); None means pairs i < j of rows.
+        threshold: lowest similarity of a pair.
+        sketch: the sketch of rows that is compared first.
+        processor: computes products.
+        on_progress: called with (done, total) pairs compared.
     """
     processor = processor or Cpu()
     second = rows if others is None else others
@@ -135,7 +136,7 @@ def exact_pairs(
 
 
 def _compared(first: int, height: int, start: int, width: int, others: Rows | None) -> int:
-    """Pairs of a panel and a block; inside one set, those above the diagonal."""
+    """Number of pairs of a panel and a block; within one set, only those above the diagonal."""
     if others is not None or start >= first + height:
         return height * width
     return sum(range(start - first, start - first + width))
@@ -149,7 +150,7 @@ def _compare(
     processor: Processor,
     inside: bool,
 ) -> tuple[Pairs, Similarities] | None:
-    """Pairs of a chunk and a block, None if there are none."""
+    """Pairs of a chunk and a block; None if there are none."""
     chunk, chunk_vectors, top = left
     block, block_vectors, start = right
     floor = threshold - margin(block_vectors.shape[1])
@@ -186,7 +187,7 @@ def judged(
     j: NDArray[np.integer],
     threshold: np.float32,
 ) -> tuple[NDArray[np.integer], NDArray[np.integer], Similarities]:
-    """Those of some candidates that are pairs: a product in float32, then the exact similarity."""
+    """The candidates that are pairs, checked by a float32 product, then by exact similarity."""
     products = np.einsum("ij,ij->i", left.rows[i], right.rows[j])
     close = products > threshold - margin(left.rows.shape[1])
     i, j = i[close], j[close]
@@ -196,7 +197,7 @@ def judged(
 
 
 def _units_in_blocks(rows: Rows, first: int, last: int) -> Units:
-    """The unit rows of a panel, made block by block: float64 takes room."""
+    """The unit rows of a panel, converted block by block to save memory in float64."""
     made = Units(np.empty((last - first, rows.shape[1]), dtype=np.float32), np.empty(last - first))
     for begin in range(first, last, BLOCK):
         here = slice(begin - first, begin - first + BLOCK)
@@ -206,6 +207,6 @@ def _units_in_blocks(rows: Rows, first: int, last: int) -> Units:
 
 
 def blas_threads() -> int:
-    """As many threads as BLAS would take: what OMP_NUM_THREADS and threadpoolctl say holds."""
+    """The number of threads that BLAS would use, as set by OMP_NUM_THREADS or threadpoolctl."""
     found = [each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"]
     return min(found) if found else os.cpu_count() or 1

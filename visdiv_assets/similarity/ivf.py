@@ -1,12 +1,12 @@
-"""Most pairs at a threshold, for sets too large to compare every row with every other.
+"""Approximate search: most pairs at a threshold, for sets too large for exact search.
 
-Here: FAISS's inverted lists over sketches, how many lists are looked into, and the share of pairs
-that are found so. Not here: the bound (`sketch.py`), the exact way (`exact.py`).
+Here: FAISS's inverted lists over sketches, the number of lists to search, and the recall. Not here:
+the bound (`sketch.py`), exact search (`exact.py`).
 
-Similar rows have similar sketches, since the map shortens distances. So a row is compared with the
-rows of the lists nearest to it only; what a list holds is missed only where its list is not
-looked into, never by the sketch, whose product is an upper bound. Candidates are judged as in the
-exact way, so that every pair returned is one.
+Similar rows have similar sketches, since the map shortens distances. So a row is compared only with
+the rows of its nearest lists. A pair is missed only if its list is not searched, never because of
+the sketch, whose product is an upper bound. Candidates are checked as in exact search, so every
+pair returned is correct.
 """
 
 from collections import deque
@@ -38,25 +38,26 @@ from visdiv_assets.similarity.units import Rows, Units, evenly, units
 A = TypeVar("A")
 B = TypeVar("B")
 
-# An index of SHARD numbers (1 GiB) at a time; larger sets are searched shard by shard.
+# An index holds up to SHARD numbers (1 GiB); larger sets are searched shard by shard.
 SHARD = 2**28
 LISTS_PER_ROOT, ROWS_PER_LIST, ITERATIONS = 2, 32, 8
-# Recall is aimed at with half of the known pairs, and measured with the other half: at least LEAST.
+# Enough lists are searched for a recall of AIM on one half of the known pairs, and of LEAST on the
+# other half, which also measures the recall.
 AIM, LEAST = 0.995, 0.99
 KNOWN_PAIRS, MOST_KNOWN, FIRST_ASKED, MOST_ASKED = 4000, 2**22, 512, 32768
-# Rows searched for at a time, and how many candidates that may give.
+# Rows per search, and the largest number of candidates that a search may return.
 BATCH, BATCH_CANDIDATES = 256, 2**22
 
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """Pairs of some rows, found by comparing these with everything.
+    """All pairs of some rows, found by comparing them with all others.
 
     Attributes:
-        asked: numbers of the rows, shape (Q,).
-        query: which of them a pair is of, shape (P,).
-        found: number of the other row, shape (P,).
-        busiest: most pairs that one of these rows has.
+        asked: numbers of the query rows, shape (Q,).
+        query: for each pair, which query it belongs to, shape (P,).
+        found: for each pair, the number of the other row, shape (P,).
+        busiest: the largest number of pairs of one query.
     """
 
     asked: NDArray[np.int64]
@@ -67,14 +68,14 @@ class Known:
 
 @dataclass
 class Recall:
-    """How many of the known pairs were found, summed over shards."""
+    """Counts how many of the known pairs were found, over all shards."""
 
     known: int = 0
     found: int = 0
 
     @property
     def value(self) -> float:
-        """Share; NaN where no pair was known."""
+        """The share that was found; NaN if no pair is known."""
         return self.found / self.known if self.known else float("nan")
 
 
@@ -87,15 +88,15 @@ def index_pairs(
     *,
     on_progress: OnProgress | None = None,
 ) -> Generator[tuple[Pairs, Similarities]]:
-    """Pairs, block by block, the same on any number of threads.
+    """Pairs, block by block, identical for any number of threads.
 
     Args:
         rows: shape (N, D).
-        others: shape (M, D); None: pairs i < j of rows.
-        threshold: least similarity.
-        sketch: what is indexed.
-        recall: told what was measured, shard by shard.
-        on_progress: told (done, total) in rows looked up.
+        others: shape (M, D); None means pairs i < j of rows.
+        threshold: lowest similarity of a pair.
+        sketch: the sketch of rows that is indexed.
+        recall: collects the measured recall, shard by shard.
+        on_progress: called with (done, total) rows searched.
     """
     second = rows if others is None else others
     known = known_pairs(rows, others, threshold, sketch)
@@ -136,7 +137,7 @@ def index_pairs(
 
 
 def known_pairs(rows: Rows, others: Rows | None, threshold: np.float32, sketch: Sketch) -> Known:
-    """All pairs of as many rows, taken at random, as it takes to know some thousand pairs."""
+    """All pairs of random rows, as many rows as it takes to find some thousand pairs."""
     order = np.random.default_rng(0).permutation(len(rows))[:MOST_ASKED].astype(np.int64)
     query, found = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     asked, count = 0, 0
@@ -151,7 +152,7 @@ def known_pairs(rows: Rows, others: Rows | None, threshold: np.float32, sketch: 
                 query.append(i + asked)
                 found.append(j)
                 count += len(i)
-                if count > MOST_KNOWN:  # nearly everything is alike: enough is known
+                if count > MOST_KNOWN:  # nearly everything is similar, and this is enough
                     break
         asked += len(more)
     of_query = np.concatenate(query)
@@ -163,7 +164,7 @@ def known_pairs(rows: Rows, others: Rows | None, threshold: np.float32, sketch: 
 def _build(
     rows: Rows, begin: int, end: int, sketch: Sketch, pool: ThreadPoolExecutor
 ) -> faiss.IndexIVFFlat:
-    """Inverted lists of the rows of a shard, trained on rows at equal distances."""
+    """Inverted lists of the rows of a shard, trained on evenly spaced rows."""
     count = end - begin
     lists = max(1, min(int(LISTS_PER_ROOT * count**0.5), count // ROWS_PER_LIST))
     training = begin + evenly(count, lists * ROWS_PER_LIST)
@@ -208,7 +209,7 @@ def _probes(
     known: Known,
     recall: Recall,
 ) -> int:
-    """How many lists to look into so that the known pairs are found, and what that finds."""
+    """The number of lists to search so that known pairs are found, and the measured recall."""
     here = (known.found >= begin) & (known.found < end)
     query, found = known.query[here], known.found[here]
     if not len(query):
@@ -230,7 +231,7 @@ def _probes(
 
 
 def _reaching(rank: NDArray[np.int64], share: float) -> int:
-    """How many lists hold a share of the partners."""
+    """The number of nearest lists that contain a share of the partners."""
     return int(np.sort(rank)[int(np.ceil(share * len(rank))) - 1]) + 1
 
 
@@ -245,7 +246,7 @@ def _search(
     numbers: tuple[int, int],
     inside: bool,
 ) -> tuple[Pairs, Similarities]:
-    """Pairs of some rows with those of a shard."""
+    """Pairs of some rows with the rows of a shard."""
     top, bottom = numbers
     asked = units(rows[top:bottom], top)
     vectors = sketch.of(asked)

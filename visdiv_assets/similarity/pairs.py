@@ -1,6 +1,6 @@
 """Near-duplicates: all pairs of rows whose cosine similarity reaches a threshold.
 
-Here: what a similarity is, to the last bit, and the functions that find pairs and neighbours.
+Here: the public functions that find pairs and neighbours, and the choice of a search method.
 Not here: clusters of pairs, images, files.
 """
 
@@ -41,29 +41,29 @@ logger = logging.getLogger(__name__)
 OnPairs = Callable[[Pairs, Similarities], None]
 Method = Literal["auto", "exact", "index"]
 
-# More pairs than this are not collected: 400 MB. `on_pairs` takes any number.
+# Largest number of pairs to collect: 400 MB. `on_pairs` has no such limit.
 MAX_PAIRS = 20_000_000
-# Rows that a sketch is chosen by, and as many pairs as make it worth the choice.
+# Rows for choosing a sketch, and the number of pairs from which that is worthwhile.
 SAMPLE_ROWS, SKETCH_FROM_PAIRS = 8192, 10**8
 # Seconds that an exact search may take before an index is considered.
 PATIENCE = 900.0
-# To estimate the cost of an index: nanoseconds to fetch a row of the store, make it a unit row and
-# multiply it; share of the pairs in the lists that are searched.
+# For estimating the cost of an index: nanoseconds to fetch a row from the store, normalise and
+# multiply it; share of all pairs that are in the searched lists.
 INDEX_CANDIDATE, INDEX_SCANNED = 4000.0, 0.02
 
 
 @dataclass(frozen=True, eq=False)
 class SimilarPairs:
-    """All pairs that were found, and how far they are all there are.
+    """The pairs that were found, and the recall.
 
     Attributes:
-        pairs: shape (P, 2), int64, sorted. In one set i < j; between two, (row, other). Empty
-            where they went to `on_pairs`.
+        pairs: shape (P, 2), int64, sorted. Within one set i < j; between two sets (row, other).
+            Empty if they went to `on_pairs`.
         similarities: cosine similarity of each pair, shape (P,), float32.
-        count: how many pairs were found, P unless they went to `on_pairs`.
-        method: "exact" or "index", as used.
-        recall: share of all such pairs that were found: 1 where exact; with an index, measured
-            with rows taken at random, NaN if these have no pair.
+        count: number of pairs found; P unless they went to `on_pairs`.
+        method: the method used, "exact" or "index".
+        recall: share of all pairs that were found. 1 if exact; with an index, measured on random
+            rows, and NaN if these have no pairs.
     """
 
     pairs: Pairs
@@ -78,18 +78,18 @@ def find_near_duplicates(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """All pairs of rows with a cosine similarity of at least `threshold`.
 
-    Exact, and the same to the last bit on any number of threads: see `similar_pairs`.
+    Exact, and bit-identical for any number of threads; see `similar_pairs`.
 
     Args:
         embeddings: shape (N, D), any real dtype; rows need not have unit length.
-        threshold: 0 to 1. Of SSCD's embeddings, 0.75 means a copy with 90 % precision.
+        threshold: 0 to 1. For SSCD embeddings, 0.75 finds copies with 90 % precision.
 
     Returns:
         pairs (i, j) with i < j, sorted, shape (P, 2), int64; their similarities, shape (P,),
         float32.
 
     Raises:
-        ValueError: `embeddings` is not a finite real matrix, or has no row; `threshold` is not
+        ValueError: `embeddings` is not a finite real matrix or has no rows; `threshold` is not
             between 0 and 1; more than 20 million pairs reach it.
 
     References:
@@ -118,24 +118,24 @@ def similar_pairs(
 ) -> SimilarPairs:
     """All pairs of rows, or of a row and one of `others`, whose similarity reaches a threshold.
 
-    A row of zeros is similar to nothing, not even to its like.
+    A row of zeros is similar to nothing, not even to another row of zeros.
 
     Args:
         rows: shape (N, D), any real dtype, read in parts.
         threshold: 0 to 1.
-        others: shape (M, D): look for pairs (row, other) instead of pairs of rows.
+        others: shape (M, D); find pairs (row, other) instead of pairs of rows.
         method: "exact"; "index" (FAISS, from the extra `faiss`; recall is measured); or "auto":
             exact, unless that takes over 15 minutes and FAISS is installed and much faster.
-        device: where products are computed: "cpu", or a device of PyTorch's such as "cuda".
-        on_pairs: given (pairs, similarities), block by block, in the calling thread, each pair
-            once, in no stated order; nothing is collected then, so that memory stays bounded
-            however many pairs there are.
-        on_progress: told (done, total): pairs compared, with an index rows looked up.
+        device: where products are computed: "cpu", or a PyTorch device such as "cuda".
+        on_pairs: called with (pairs, similarities), block by block, in the calling thread, each
+            pair once, in no particular order. Nothing is collected then, so memory stays bounded
+            for any number of pairs.
+        on_progress: called with (done, total) pairs compared or, with an index, rows searched.
 
     Raises:
-        ValueError: a matrix is not finite and real, or has no row, or they differ in dimension;
-            threshold not between 0 and 1; method unknown, or "index" without FAISS; more than 20
-            million pairs, and no `on_pairs`.
+        ValueError: a matrix is not finite and real or has no rows, or their dimensions differ; the
+            threshold is not between 0 and 1; the method is unknown, or "index" without FAISS; there
+            are more than 20 million pairs and no `on_pairs`.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be between 0 and 1; got {threshold}")
@@ -157,7 +157,7 @@ def similar_pairs(
         )
     kept: list[tuple[Pairs, Similarities]] = []
     count = 0
-    with closing(blocks):  # threads end and BLAS has its own back, whatever `on_pairs` raises
+    with closing(blocks):  # stops threads and resets BLAS even if `on_pairs` raises
         for pairs, similarities in blocks:
             count += len(pairs)
             if on_pairs is not None:
@@ -165,7 +165,9 @@ def similar_pairs(
                 continue
             kept.append((pairs, similarities))
             if count > MAX_PAIRS:
-                raise ValueError(f"more than {MAX_PAIRS:,} pairs reach {threshold}: raise it")
+                raise ValueError(
+                    f"more than {MAX_PAIRS:,} pairs reach the threshold {threshold}; raise it"
+                )
     pairs = np.concatenate([np.empty((0, 2), np.int64), *(each for each, _ in kept)])
     similarities = np.concatenate([np.empty(0, np.float32), *(each for _, each in kept)])
     order = np.lexsort(pairs.T[::-1])
@@ -175,7 +177,7 @@ def similar_pairs(
 
 
 def nearest(rows: Rows, queries: NDArray[Any], k: int) -> tuple[Pairs, Similarities]:
-    """The k rows most similar to each query, most similar first; of equal ones the lowest index.
+    """The k rows most similar to each query, most similar first; ties go to the lowest index.
 
     Args:
         rows: shape (N, D), any real dtype, read in parts.
@@ -186,7 +188,7 @@ def nearest(rows: Rows, queries: NDArray[Any], k: int) -> tuple[Pairs, Similarit
         indices, shape (Q, k), int64; similarities, shape (Q, k), float32.
 
     Raises:
-        ValueError: a matrix is not finite and real, or has no row, or they differ in dimension; k
+        ValueError: a matrix is not finite and real or has no rows, or their dimensions differ; k
             is not between 1 and N.
     """
     _check_sets(queries, rows)
@@ -217,15 +219,17 @@ def _check_sets(rows: Rows, others: Rows | None) -> None:
 def _plan(
     rows: Rows, others: Rows | None, threshold: float, method: Method, device: str
 ) -> tuple[Literal["exact", "index"], Sketch]:
-    """How to go about it: as asked, or exactly unless that takes long and an index much less."""
+    """The method and its sketch: as requested, else exact unless an index is much faster."""
     compared = len(rows) * (len(rows) / 2 if others is None else len(others))
     if device != "cpu":
         if method == "index":
-            raise ValueError("an index is searched on the CPU: leave the device, or the method")
+            raise ValueError(
+                'the method "index" runs only on the CPU; change the device or the method'
+            )
         return "exact", Sketch()
     installed = find_spec("faiss") is not None
     if method == "index" and not installed:
-        raise ValueError("an index needs FAISS: pip install 'visdiv_assets[faiss]'")
+        raise ValueError("the method \"index\" needs FAISS; run pip install 'visdiv_assets[faiss]'")
     if method != "index" and compared < SKETCH_FROM_PAIRS:
         return "exact", Sketch()
     left, right = _sample(rows), None if others is None else _sample(others)
@@ -236,8 +240,8 @@ def _plan(
             return "exact", exact
         if not installed:
             logger.warning(
-                "comparing all pairs takes about %.0f minutes; pip install 'visdiv_assets[faiss]' "
-                "may be faster",
+                "comparing all pairs will take about %.0f minutes; FAISS may be faster: "
+                "pip install 'visdiv_assets[faiss]'",
                 seconds / 60,
             )
             return "exact", exact

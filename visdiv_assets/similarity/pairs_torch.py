@@ -1,6 +1,6 @@
-"""Products of blocks on a device of PyTorch's, a GPU for instance.
+"""Products of blocks on a PyTorch device, such as a GPU.
 
-Here: what `exact.Cpu` does, with tensors. Imported only where a device is asked for.
+Here: the counterpart of `exact.Cpu` with tensors. Imported only if a device is requested.
 """
 
 import numpy as np
@@ -11,13 +11,13 @@ from visdiv_assets.similarity.exact import Positions
 
 
 class TorchProcessor:
-    """Products by PyTorch, in full float32: TensorFloat-32 would break the margin of rounding.
+    """Products by PyTorch in full float32, since TensorFloat-32 would exceed the rounding margin.
 
     Args:
         device: "cuda", "cuda:1", "mps", "cpu" …
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: the device does not exist.
     """
 
     def __init__(self, device: str) -> None:
@@ -33,7 +33,7 @@ class TorchProcessor:
         return torch.from_numpy(vectors).to(self.device)
 
     def candidates(self, left: torch.Tensor, right: torch.Tensor, floor: np.float32) -> Positions:
-        """One product; only positions come back."""
+        """Compute one product on the device, and return only positions."""
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:

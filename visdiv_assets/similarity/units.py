@@ -1,11 +1,12 @@
-"""Rows of unit length on a grid, whose products are exact whatever computes them.
+"""Rows of unit length on a grid, whose products are exact however they are computed.
 
-Here: what a cosine similarity is, to the last bit. Not here: which pairs are looked at.
+Here: the definition of cosine similarity, to the last bit. Not here: which pairs are compared.
 
-A row is divided by its length in float64 and rounded to multiples of 2⁻²⁴. Float32 holds it then
-without loss, a product of two coordinates is a multiple of 2⁻⁴⁸, and so is every partial sum; as
-none exceeds 1 in size (Cauchy-Schwarz), float64 holds them all. Blocks, threads, BLAS and devices
-may add them up in any order. Rounding moves a similarity by some 1e-8, less than float32 shows.
+A row is divided by its length in float64 and rounded to multiples of 2⁻²⁴, which float32 represents
+exactly. A product of two coordinates is a multiple of 2⁻⁴⁸, and so is every partial sum. As none
+exceeds 1 in magnitude (Cauchy-Schwarz), float64 represents them all exactly. So blocks, threads,
+BLAS and devices may add them in any order. Rounding to the grid changes a similarity by about 1e-8,
+which is below the resolution of float32.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ GRID = 2.0**24
 
 
 class Rows(Protocol):
-    """An (N, D) matrix that is read in parts: an array, or `embedding.rows.DatasetRows`."""
+    """An (N, D) matrix that is read in parts: an array, or `store.rows.DatasetRows`."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -38,7 +39,7 @@ class Units:
 
     Attributes:
         rows: shape (n, D), float32, multiples of 2⁻²⁴.
-        norms: what the rounding has left of length 1, shape (n,), float64; NaN for a row of zeros.
+        norms: lengths after rounding, about 1, shape (n,), float64; NaN for a row of zeros.
     """
 
     rows: NDArray[np.float32]
@@ -53,14 +54,14 @@ class Units:
 
 
 def check_rows(rows: Rows) -> None:
-    """Refuse what is not a real matrix, or has no row. Values are checked when they are read."""
+    """Check that rows are a non-empty real matrix. Their values are checked when they are read."""
     if rows.shape and rows.shape[0] == 0:
-        raise ValueError("there are no embeddings: the set is empty")
+        raise ValueError("the set of embeddings is empty")
     check_embeddings(np.asarray(rows[:1]) if rows.shape else np.asarray(rows))
 
 
 def units(rows: NDArray[Any], first: int = 0) -> Units:
-    """Rows scaled to unit length, on the grid.
+    """Rows scaled to unit length and rounded to the grid.
 
     Args:
         rows: shape (n, D), any real dtype.
@@ -75,7 +76,7 @@ def units(rows: NDArray[Any], first: int = 0) -> Units:
         row = first + int(np.argmin(np.isfinite(largest[:, 0])))
         raise ValueError(f"embeddings contain NaN or infinity (first in row {row})")
     largest[largest == 0] = 1
-    points /= largest  # no overflow in the squares
+    points /= largest  # avoids overflow in the squares
     length = np.sqrt(np.square(points).sum(axis=1, keepdims=True))
     length[length == 0] = 1
     points *= GRID / length
@@ -87,7 +88,7 @@ def units(rows: NDArray[Any], first: int = 0) -> Units:
 
 
 def evenly(count: int, wanted: int) -> NDArray[np.int64]:
-    """Numbers of at most `wanted` rows out of `count`, at equal distances, from first to last."""
+    """Numbers of at most `wanted` evenly spaced rows out of `count`, from first to last."""
     return np.linspace(0, count - 1, min(wanted, count)).astype(np.int64)
 
 

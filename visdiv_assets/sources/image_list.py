@@ -64,7 +64,7 @@ class ListSource:
         return f"{self._place.uri.rstrip('/')}/{self._name}"
 
     def items(self) -> Iterator[Item]:
-        """Every image in the list, in its order; only local files get a size and a version.
+        """Every image in the list, in its order; sizes and versions of local files are looked up.
 
         Raises:
             VisdivError: the list cannot be read, or names no images.

@@ -1,11 +1,11 @@
 """The diversity score corrected for the size of a dataset, with an interval.
 
 Here: effective rank, participation ratio and score of the population that a dataset was drawn
-from, estimated from what is kept of its rows, and how sure that is.
-Not here: the plain score (`score.py`), what is kept and how it is merged (`sample.py`).
+from, estimated from a sample of its rows, with their uncertainty.
+Not here: the plain score (`score.py`), the sample and its merging (`sample.py`).
 
-`docs/corrected-score.md` explains the estimator and shows how well it works. This module is longer
-than most: it is one estimator, whose steps have no use alone.
+`docs/corrected-score.md` explains the estimator and measures its accuracy. This module is longer
+than most, because it is one estimator whose steps have no use alone.
 """
 
 from dataclasses import dataclass
@@ -20,28 +20,28 @@ from visdiv_assets.spectral.sample import Sample, row_keys
 from visdiv_assets.spectral.spectrum import effective_rank, participation_ratio
 from visdiv_assets.spectral.threads import one_blas_thread
 
-# Fewer distinct rows than this are too few to tell: with 30, scores may be 20 to 30 % too high.
+# Fewer distinct rows give no reliable estimate: with 30, scores may be 20 to 30 % too high.
 ENOUGH_ROWS = 50
 
-# Rows are drawn from few contents, and these are all there are, when no more than this share of
-# the rows is the only one of its content: by Good and Turing, the share not seen yet.
+# If at most this share of the rows occurs only once, the dataset has few contents and all of them
+# have been seen. By Good and Turing, that share estimates the probability of an unseen content.
 UNSEEN = 0.05
 
-# With less than this share that is not heavy, heavy contents decide the score.
+# If less than this share is not heavy, heavy contents determine the score.
 MOSTLY = 0.5
 
-# A content that is at least this share of a dataset, and there this often, is no accident: it is
-# a part of the population, known as it is, and not a row drawn from it.
+# A content with at least this share of a dataset and this many copies is heavy: it counts as a
+# known part of the population, not as a row drawn from it.
 HEAVY_SHARE = 0.02
 HEAVY_COUNT = 5
 
 LEVEL = 0.95
 
-# How much of the freedom that its rows have is read off the sample; the rest is extrapolated.
-# Nearer to 1, the smallest eigenvalues decide, and with them a few near-duplicates.
+# The share of the degrees of freedom that is read from the sample; the rest is extrapolated.
+# Closer to 1, the smallest eigenvalues dominate, and so do a few near-duplicates.
 RESOLVED = 0.8
 
-# Points on the curve df(κ). 800 instead of 200 move an effective rank by less than 0.1 %.
+# Points on the curve df(κ). Using 800 instead changes an effective rank by less than 0.1 %.
 GRID = 200
 
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(64)
@@ -49,10 +49,10 @@ _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(64)
 
 @dataclass(frozen=True)
 class CorrectedScore:
-    """Diversity of the population that a dataset is a sample of.
+    """Diversity of the population that a dataset was sampled from.
 
     Attributes:
-        score: `sqrt(ER/D · PR/D)`, in [0, 1]; NaN where the rows are too few to tell.
+        score: `sqrt(ER/D · PR/D)`, in [0, 1]; NaN if there are too few rows.
         low: lower end of the 95 % interval of the score, in [0, `score`], or NaN.
         high: upper end, in [`score`, 1], or NaN.
         effective_rank: in [1, D], or NaN.
@@ -69,15 +69,15 @@ class CorrectedScore:
 
     @property
     def too_few(self) -> bool:
-        """Whether there were too few distinct rows for any estimate to hold."""
+        """Whether there were too few distinct rows for an estimate."""
         return bool(np.isnan(self.score))
 
 
 def corrected_score(embeddings: NDArray[Any]) -> CorrectedScore:
     """The size-corrected diversity score of a matrix of embeddings.
 
-    The same for any order of the rows, to the last bit. Rows that are equal count as copies:
-    they weigh in the population, but are no evidence about it.
+    The result is bit-identical for any order of the rows. Equal rows count as copies: they add
+    weight in the population, but no evidence about it.
 
     Args:
         embeddings: shape (N, D), N ≥ 2, any real dtype, rows of any length.
@@ -120,13 +120,13 @@ def corrected_score(embeddings: NDArray[Any]) -> CorrectedScore:
 
 
 def corrected(sample: Sample) -> CorrectedScore:
-    """The size-corrected diversity score of a dataset, from what was kept of it.
+    """The size-corrected diversity score of a dataset, from its moments and sample.
 
     Returns:
         The score with its 95 % interval, effective rank and participation ratio; NaN with fewer
-        than 50 distinct rows. Copies are discounted as Kish does: rows with the shares p of a
-        dataset count as 1/Σp². Only where copies of few contents fill a dataset of 50 rows or
-        more, nothing new is to be expected, and their plain score is the score.
+        than 50 distinct rows. Copies are discounted by Kish's formula: rows with the shares p of
+        a dataset count as 1/Σp². If a dataset of 50 rows or more consists of copies of few
+        contents, nothing new is expected, and the score is the plain score.
 
     Raises:
         ValueError: fewer than 2 rows.
@@ -169,11 +169,11 @@ def corrected(sample: Sample) -> CorrectedScore:
 
 
 def _of_few_contents(sample: Sample, data: "_Spectral | None") -> CorrectedScore | None:
-    """The plain score, where it hardly depends on contents that were not seen; else None.
+    """The plain score if unseen contents hardly matter, else None.
 
-    Either all contents that there are have been seen, or most of the dataset is heavy contents.
-    The interval is that of rows drawn from these contents. Upwards it reaches to what the score
-    would be if the rows that are the only ones of their content had nothing in common.
+    That holds if all contents have been seen, or if most of the dataset is heavy contents. The
+    interval is that of rows drawn from these contents. Its upper end is the score that would
+    result if all rows that occur only once had nothing in common.
     """
     n, dimension = sample.moments.n, sample.moments.dimension
     unseen = float((sample.counts == 1).sum()) / n
@@ -186,7 +186,7 @@ def _of_few_contents(sample: Sample, data: "_Spectral | None") -> CorrectedScore
     score = float(np.sqrt(er * pr)) / dimension
     p = np.maximum(data.eigenvalues, 1e-300)
     entropy = float(-p @ np.log(p))
-    # The derivative of ln(score) in the share of a row.
+    # The derivative of ln(score) with respect to the share of a row.
     influence = -data.components @ (np.log(p) + entropy + 2 * p / float(p @ p)) / 2
     influence += data.components.sum(axis=1)
     influence -= float(data.shares @ influence)
@@ -205,17 +205,17 @@ def _of_few_contents(sample: Sample, data: "_Spectral | None") -> CorrectedScore
 class _Spectral:
     """Spectrum and rows of a dataset whose total variance is scaled to 1.
 
-    A sum over all distinct rows is estimated from the sampled ones by the ratio to Σp, which
-    is 1 for all rows together; where the sample is complete, that is no estimate.
+    Sums over all distinct rows are estimated from the sampled ones by the ratio to Σp, which is 1
+    over all rows. If the sample is complete, they are exact.
 
     Attributes:
-        eigenvalues: ℓ, shape (D,): of the covariance with 1/n; they sum to 1.
-        shares: p, shape (k,): the share of the dataset that each sampled row and its copies are.
+        eigenvalues: ℓ, shape (D,): eigenvalues of the covariance with 1/n; they sum to 1.
+        shares: p, shape (k,): share of the dataset of each sampled row with its copies.
         components: a, shape (k, D): squared coordinates of the centred rows along the axes.
-        heavy: shape (k,): whether a row is a part of the population and not drawn from it.
+        heavy: shape (k,): whether a row is a known part of the population, not drawn from it.
         heavy_rows: shape (h, D): the heavy rows along the axes, centred.
         drawn: share of the dataset that is not heavy.
-        effective_rows: (Σp)²/Σp² of what was drawn: the number of distinct rows, if all have
+        effective_rows: (Σp)²/Σp² of the drawn rows; the number of distinct rows if all have
             equally many copies.
         n: number of rows, copies included.
     """
@@ -241,12 +241,12 @@ class _Spectral:
 
 @dataclass(frozen=True, eq=False)
 class _Estimate:
-    """A number, and how it came about.
+    """An estimate with its sources of error.
 
     Attributes:
         value: the estimate.
-        influence: ψ, shape (k,): it moves by ε·p·ψ when a row weighs 1 + ε times as much.
-        systematic: standard error of what rests on extrapolation and not on rows.
+        influence: ψ, shape (k,): the estimate moves by ε·p·ψ if a row's weight grows by 1 + ε.
+        systematic: standard error of the extrapolated part.
     """
 
     value: float
@@ -255,7 +255,7 @@ class _Estimate:
 
 
 def _spectral(sample: Sample) -> _Spectral | None:
-    """Spectrum and rows, or None when there is no variance."""
+    """Spectrum and rows, or None if there is no variance."""
     moments = sample.moments
     covariance = moments.covariance() * ((moments.n - 1) / moments.n)
     variance = float(np.trace(covariance))
@@ -282,10 +282,10 @@ def _spectral(sample: Sample) -> _Spectral | None:
 
 
 def _log_participation_ratio(data: _Spectral) -> _Estimate | None:
-    """The logarithm of PR, from unbiased (tr Σ)² and tr Σ²; None when they contradict each other.
+    """The logarithm of PR, from unbiased (tr Σ)² and tr Σ²; None if one of them is not positive.
 
-    Pairs of one row and itself, or its copy, are taken out of tr S²; for rows without copies
-    numerator and denominator are unbiased whatever the rows are distributed like.
+    Pairs of a row with itself or with a copy are removed from tr S². For rows without copies,
+    numerator and denominator are unbiased for any distribution of the rows.
     """
     n = data.effective_rows
     lengths = data.components.sum(axis=1)
@@ -307,7 +307,7 @@ def _log_participation_ratio(data: _Spectral) -> _Estimate | None:
 def _ratio_with_heavy_rows(
     data: _Spectral, lengths: FloatArray, own: FloatArray
 ) -> _Estimate | None:
-    """The same, where only what was drawn has pairs to be taken out; to first order in 1/n."""
+    """The same with heavy rows: pairs are removed only from drawn rows; first order in 1/n."""
     n, weights = data.effective_rows, data.shares[data.heavy]
     gram = data.heavy_rows @ data.heavy_rows.T
     among_heavy = float(weights @ gram**2 @ weights)
@@ -329,22 +329,22 @@ def _entropy(data: _Spectral) -> _Estimate:
     """The logarithm of ER, from the degrees of freedom at each ridge penalty.
 
     With df(κ) = Σ λ/(λ+κ) of the *population*, its entropy is ∫₀^∞ df(κ) − 1/(1+κ) dκ. The
-    sample has just these degrees of freedom, Σ ℓ/(ℓ+z) = df(κ), at a smaller penalty z. Which
-    one belongs to κ follows from how well each row is predicted by all others: with its leverage
-    h and h/(1−h) after it was left out, κ = z · mean(h/(1−h)) / mean(h).
+    sample has the same degrees of freedom, Σ ℓ/(ℓ+z) = df(κ), at a smaller penalty z. The κ that
+    belongs to z follows from leave-one-out prediction: with the leverage h of a row, which is
+    h/(1−h) when the row is left out, κ = z · mean(h/(1−h)) / mean(h).
     """
     ell, (rows, dimension) = data.eigenvalues, data.components.shape
     z = _penalties(ell, RESOLVED * (data.effective_rows - 1) + int(data.heavy.sum()))
     resolvent = 1.0 / (ell[:, None] + z)
-    # p/(1−p) and not p, as the mean is left without the row, too.
+    # p/(1−p) instead of p, since the mean is also computed without the row.
     odds = data.shares / np.maximum(1.0 - data.shares, 1.0 / rows)
     with one_blas_thread():
         leverage = np.minimum(odds[:, None] * (data.components @ resolvent), 1 - 1e-9)
         freedom = ell @ resolvent
     left_out = leverage / (1 - leverage)
-    # d ln κ / d ln df, when all leverages grow together
+    # d ln κ / d ln df if all leverages grow together
     growth = left_out / (1 - leverage)
-    # Heavy rows are in the population, and are not left out.
+    # Heavy rows are part of the population, so they are not left out.
     left_out[data.heavy] = growth[data.heavy] = data.shares[data.heavy, None] * (
         data.components[data.heavy] @ resolvent
     )
@@ -380,9 +380,9 @@ def _entropy(data: _Spectral) -> _Estimate:
 
 
 def _penalties(ell: FloatArray, most: float) -> FloatArray:
-    """Penalties z on a log grid, the first such that the sample has `most` degrees of freedom.
+    """Penalties z on a log grid, the first of which gives `most` degrees of freedom.
 
-    Or next to nothing, where it has not as many at any penalty (few dimensions, many rows).
+    If no penalty gives that many (few dimensions, many rows), the first one is almost 0.
     """
     low, high = np.log(1e-6 / len(ell)), np.log(1e3 * ell.max())
     if np.sum(ell / (ell + np.exp(low))) > most:
@@ -400,23 +400,23 @@ def _penalties(ell: FloatArray, most: float) -> FloatArray:
 def _unresolved(kappa: float, freedom: float, slope: float, dimension: int) -> tuple[float, float]:
     """∫ df from 0 to the smallest resolved κ, and its standard error.
 
-    df is convex in κ and so above its tangent; and ln(D/df − 1) grows no faster than ln κ, by
-    the inequality of Cauchy and Schwarz. Both bound the integral. Between them it is estimated
-    by going on at the slope that ln(D/df − 1) has in ln κ, which is exact for a flat spectrum
-    (slope 1) and for one of low rank (slope 0). The truth is taken to be anywhere between the
-    bounds with equal probability.
+    Two facts bound the integral: df is convex in κ, so it lies above its tangent, and by the
+    Cauchy-Schwarz inequality ln(D/df − 1) grows no faster than ln κ. The estimate extrapolates
+    with the slope of ln(D/df − 1) in ln κ, which is exact for a flat spectrum (slope 1) and for
+    one of low rank (slope 0). The standard error is that of a uniform distribution between the
+    bounds.
 
     Args:
-        kappa: where df is known.
-        freedom: df there, in (0, D].
-        slope: −d df / d ln κ there, in [0, df].
+        kappa: the smallest resolved κ.
+        freedom: df at kappa, in (0, D].
+        slope: −d df / d ln κ at kappa, in [0, df].
         dimension: D.
     """
     odds = dimension / freedom - 1
     if odds < 1e-9:
         return kappa * freedom, 0.0
     power = float(np.clip(slope / freedom * dimension / (dimension - freedom), 0.0, 1.0))
-    # t⁴, t in [0, 1], instead of κ: the curve may be steep at 0.
+    # Substitute t⁴, t in [0, 1], for κ, since the curve may be steep at 0.
     t = (_NODES + 1) / 2
     heights = dimension / (1 + odds * t ** (4 * power))
     integral = kappa * float(2 * t**3 * heights @ _NODE_WEIGHTS)
@@ -426,7 +426,7 @@ def _unresolved(kappa: float, freedom: float, slope: float, dimension: int) -> t
 
 
 def _reach(data: _Spectral, entropy: _Estimate, ratio: _Estimate) -> float:
-    """Half the width of the interval of ln score: infinitesimal jackknife over distinct rows."""
+    """Half-width of the interval of ln score, by the infinitesimal jackknife over distinct rows."""
     n = data.effective_rows
     influence = (entropy.influence + ratio.influence) / 2
     influence = influence - data.over_rows(influence)

@@ -18,15 +18,15 @@ BLOCK_ROWS = 8192
 
 
 def check_embeddings(embeddings: NDArray[Any], *, dimension: int | None = None) -> None:
-    """Refuse anything that is not a finite (N, D) matrix.
+    """Check that an array is a finite (N, D) matrix.
 
     Args:
-        embeddings: the array to judge.
-        dimension: D that the caller expects; any when None.
+        embeddings: the array to check.
+        dimension: the expected D; None allows any.
 
     Raises:
-        ValueError: not 2-dimensional, not real numbers, D is zero or not `dimension`, or a value
-            is NaN or infinite. The message says which.
+        ValueError: it is not 2-dimensional, not real, D is zero or not `dimension`, or a value is
+            NaN or infinite. The message says which.
     """
     if embeddings.ndim != 2:
         raise ValueError(
@@ -50,12 +50,11 @@ def check_embeddings(embeddings: NDArray[Any], *, dimension: int | None = None) 
 class Moments:
     """The zeroth, first and second moment of a multiset of vectors, in float64.
 
-    Moments of a union are the sum of the moments of its parts, so they can be accumulated in any
-    order, in parallel, and updated when images come or go. For rows that lie on the embedding
-    store's grid (multiples of 2⁻¹⁵, |x| ≤ 1) every sum is *exact* as long as no Σxᵢ² exceeds 2²³,
-    so the result does not depend on the order to the last bit. For unit vectors that holds for
-    any 8.3 million rows, and for several hundred million in practice, where no coordinate
-    carries all of the norm.
+    The moments of a union are the sum of the moments of its parts, so you can accumulate them in
+    any order, in parallel, and update them when images come or go. For rows on the store's grid
+    (multiples of 2⁻¹⁵, |x| ≤ 1), every sum is *exact* as long as no Σxᵢ² exceeds 2²³, so the
+    result is bit-identical for any order. For unit vectors, that holds for any 8.3 million rows,
+    and in practice for several hundred million, since no coordinate carries all of the norm.
 
     Attributes:
         n: number of vectors.
@@ -76,19 +75,19 @@ class Moments:
 
     @classmethod
     def zero(cls, dimension: int) -> "Moments":
-        """Moments of no vectors at all, of dimension D."""
+        """Moments of an empty set of vectors of dimension D."""
         return cls(0, np.zeros(dimension), np.zeros((dimension, dimension)))
 
     @classmethod
     def of(cls, rows: NDArray[Any], counts: NDArray[np.integer[Any]] | None = None) -> "Moments":
-        """Moments of the rows of a matrix, read in blocks so that no float64 copy of it is made.
+        """Moments of the rows of a matrix, which is converted to float64 block by block.
 
         Args:
-            rows: shape (N, D), any real dtype, also memory-mapped.
-            counts: shape (N,), integers, how often each row occurs; once each when None.
+            rows: shape (N, D), any real dtype; may be memory-mapped.
+            counts: shape (N,), integers, how often each row occurs; None means once each.
 
         Raises:
-            ValueError: `rows` is not a finite (N, D) matrix, or `counts` does not fit it.
+            ValueError: `rows` is not a finite (N, D) matrix, or `counts` does not match it.
         """
         if rows.ndim != 2 or not rows.size or rows.dtype.kind not in "iuf":
             check_embeddings(rows)
@@ -96,7 +95,7 @@ class Moments:
             if counts.shape != (len(rows),):
                 raise ValueError(f"counts must have shape ({len(rows)},); got {counts.shape}")
             if counts.dtype.kind not in "iu" or (counts < 0).any():
-                raise ValueError("counts must be integers, none of them negative")
+                raise ValueError("counts must be non-negative integers")
         n = len(rows) if counts is None else int(counts.sum())
         dimension = rows.shape[1]
         total, outer = np.zeros(dimension), np.zeros((dimension, dimension))
@@ -105,7 +104,7 @@ class Moments:
             given = rows[start : start + BLOCK_ROWS]
             block = buffer[: len(given)]
             block[...] = given
-            # NaN and infinity show in the sum; a look of its own at each number costs a sixth.
+            # NaN and infinity show up in the sum; checking each number takes a sixth more time.
             with np.errstate(invalid="ignore", over="ignore"):
                 sums = block.sum(axis=0)
             if not np.isfinite(sums).all():
@@ -115,8 +114,8 @@ class Moments:
                 if not times.all():
                     block, times = block[times > 0], times[times > 0]
                     sums = block.sum(axis=0)
-                # Once for every row, since BLAS takes half the time for a matrix with itself,
-                # and then once more for the copies.
+                # First every row once, since BLAS multiplies a matrix with itself in half the
+                # time, and then the copies.
                 more = np.flatnonzero(times > 1)
                 copies, weights = block[more], (times[more] - 1).astype(np.float64)
                 total += weights @ copies
@@ -127,7 +126,7 @@ class Moments:
 
     @classmethod
     def sum(cls, parts: Iterable["Moments"]) -> "Moments":
-        """Add up moments as they stream by; one (D, D) matrix is held at a time.
+        """Sum a stream of moments; only one part is in memory at a time.
 
         Raises:
             ValueError: there are no parts, or their dimensions differ.
@@ -136,7 +135,7 @@ class Moments:
         for part in parts:
             whole = part if whole is None else whole + part
         if whole is None:
-            raise ValueError("no moments to add up")
+            raise ValueError("no moments to sum")
         return whole
 
     @property
@@ -151,20 +150,20 @@ class Moments:
     def __sub__(self, other: "Moments") -> "Moments":
         self._check_same_dimension(other)
         if other.n > self.n:
-            raise ValueError(f"cannot take {other.n} vectors away from {self.n}")
+            raise ValueError(f"cannot subtract {other.n} vectors from {self.n}")
         return Moments(self.n - other.n, self.total - other.total, self.outer - other.outer)
 
     def _check_same_dimension(self, other: "Moments") -> None:
         if self.dimension != other.dimension:
             raise ValueError(
-                f"moments of dimension {self.dimension} and {other.dimension} do not mix"
+                f"cannot combine moments of dimension {self.dimension} and {other.dimension}"
             )
 
     @property
     def mean(self) -> FloatArray:
-        """x̄, shape (D,). ValueError when n = 0."""
+        """x̄, shape (D,); raises ValueError if n = 0."""
         if self.n < 1:
-            raise ValueError("no vectors, no mean")
+            raise ValueError("a mean needs at least 1 vector")
         return self.total / self.n
 
     def covariance(self) -> FloatArray:

@@ -1,6 +1,6 @@
-"""How many images to look at until a score is known well enough.
+"""How many images to sample until a score is precise enough.
 
-Here: sizes of ever larger samples, and when to stop. Not here: drawing and embedding them.
+Here: sizes of growing samples, and when to stop. Not here: drawing and embedding them.
 """
 
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ GROWTH = 1.5
 
 
 def sample_sizes(total: int) -> Iterator[int]:
-    """Sizes of ever larger samples, up to everything.
+    """Sizes of growing samples, up to `total`.
 
-    Growing by half costs at most half more images than the smallest size that would have done.
+    Each size is 1.5 times the last, so at most 50 % more images are used than necessary.
 
     Example:
         >>> list(sample_sizes(2000))
@@ -28,7 +28,7 @@ def sample_sizes(total: int) -> Iterator[int]:
 
 
 def precise_enough(measured: CorrectedScore, precision: float) -> bool:
-    """Whether half the width of the 95 % interval is no more than `precision`.
+    """Whether half the width of the 95 % interval is at most `precision`.
 
     Example:
         >>> precise_enough(CorrectedScore(0.40, 0.392, 0.409, 250.0, 168.0, 3000), 0.01)

@@ -1,7 +1,7 @@
-"""What is kept of a dataset so that its score can be corrected for its size.
+"""The summary of a dataset from which its size-corrected score is computed.
 
-Here: moments together with a random sample of distinct rows, drawn by content; building, merging.
-Not here: what is estimated from them (`corrected.py`), where rows and their keys come from.
+Here: moments with a random sample of distinct rows, drawn by content; building and merging them.
+Not here: the estimates (`corrected.py`), where rows and their keys come from.
 """
 
 import hashlib
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from visdiv_assets.spectral.moments import FloatArray, Moments
 
-# Distinct rows that are kept. More would change an interval by its third digit.
+# Number of distinct rows to keep. More would change only the third digit of an interval.
 CAPACITY = 1024
 
 
 def row_keys(rows: NDArray[Any]) -> NDArray[np.uint64]:
-    """A 64-bit key for the content of each row: equal rows have equal keys, whatever their dtype.
+    """A 64-bit key for the content of each row; equal rows have equal keys, for any dtype.
 
     Args:
         rows: shape (N, D), any real dtype.
@@ -44,17 +44,17 @@ def row_keys(rows: NDArray[Any]) -> NDArray[np.uint64]:
 class Sample:
     """Moments of a dataset, and its distinct rows with the smallest keys.
 
-    Keys are hashes of content, so these rows are a uniform random sample of the *distinct* rows,
-    and the same one however the dataset was split and in whatever order its parts came. While
-    there are no more than `capacity` distinct rows it is all of them.
+    Keys are hashes of content, so these rows are a uniform random sample of the *distinct* rows.
+    The sample does not depend on how the dataset is split or on the order of its parts. If there
+    are at most `capacity` distinct rows, the sample contains all of them.
 
     Attributes:
-        moments: of every row, copies included.
+        moments: moments of all rows, copies included.
         keys: shape (k,), uint64, strictly ascending, k ≤ `capacity`.
         rows: the rows with these keys, shape (k, D), float64.
-        counts: how often each occurs in the dataset, shape (k,), positive; int64, but for
-            mixtures, where weights make them other than whole.
-        capacity: the most rows that are kept.
+        counts: how often each row occurs in the dataset, shape (k,), positive; int64, or floats
+            for mixtures, whose weights make counts fractional.
+        capacity: the largest number of rows to keep.
 
     References:
         Bar-Yossef et al., "Counting distinct elements in a data stream", RANDOM 2002 (the k
@@ -86,15 +86,15 @@ class Sample:
         """The sample of the rows of a matrix.
 
         Args:
-            rows: shape (N, D), any real dtype, also memory-mapped.
-            counts: shape (N,), integers, how often each row occurs; once each when None.
-            keys: shape (N,), uint64, uniformly distributed, equal where content is equal;
-                `row_keys(rows)` when None.
-            capacity: the most distinct rows to keep, at least 1.
+            rows: shape (N, D), any real dtype; may be memory-mapped.
+            counts: shape (N,), integers, how often each row occurs; None means once each.
+            keys: shape (N,), uint64, uniformly distributed, equal for equal content; None means
+                `row_keys(rows)`.
+            capacity: the largest number of distinct rows to keep, at least 1.
 
         Raises:
             ValueError: `rows` is not a finite (N, D) matrix, or `counts`, `keys` or `capacity`
-                do not fit.
+                are invalid.
         """
         if capacity < 1:
             raise ValueError(f"a sample must keep at least 1 row; got capacity {capacity}")
@@ -114,7 +114,9 @@ class Sample:
 
     def __add__(self, other: "Sample") -> "Sample":
         if self.capacity != other.capacity:
-            raise ValueError(f"samples of capacity {self.capacity} and {other.capacity} do not mix")
+            raise ValueError(
+                f"cannot combine samples of capacity {self.capacity} and {other.capacity}"
+            )
         moments = self.moments + other.moments
         keys, first, inverse = np.unique(
             np.concatenate([self.keys, other.keys]), return_index=True, return_inverse=True
@@ -127,5 +129,5 @@ class Sample:
 
     @property
     def complete(self) -> bool:
-        """Whether no distinct row was left out."""
+        """Whether the sample contains all distinct rows."""
         return round(float(self.counts.sum())) == self.moments.n

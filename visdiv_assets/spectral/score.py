@@ -1,7 +1,7 @@
 """The FineVision visual-diversity score and its ratings.
 
-Here: `sqrt(ER/D · PR/D)`, what a score is called, and the same for a matrix of embeddings.
-Not here: corrections for few images, intervals, how embeddings are made.
+Here: `sqrt(ER/D · PR/D)` from moments or from a matrix of embeddings, and the rating of a score.
+Not here: corrections for few images, intervals, making embeddings.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from visdiv_assets.spectral.spectrum import (
 
 @dataclass(frozen=True)
 class Rating:
-    """What a score is called: `name`, 1 to 5 `stars`, what it `means`."""
+    """A rating from a lowest score on: its `name`, 1 to 5 `stars`, and what it `means`."""
 
     score_from: float
     stars: int
@@ -36,7 +36,7 @@ RATINGS = (
     Rating(0.00, 1, "Very Low", "Severe redundancy"),
 )
 
-# What a set is called that no estimate holds for.
+# The rating of a set that is too small for an estimate.
 TOO_FEW = "too few to tell"
 
 
@@ -72,14 +72,14 @@ def diversity_score(effective_rank: float, participation_ratio: float, dimension
 
 @dataclass(frozen=True, eq=False)
 class Diversity:
-    """The plain (uncorrected) diversity of a set of embeddings, with the evidence for it.
+    """The plain (uncorrected) diversity of a set of embeddings, with its components.
 
     Attributes:
         n: number of embeddings.
         dimension: D.
         spectrum: eigenvalues λ of the covariance, descending, shape (D,).
-        effective_rank: in [1, D]; 0 without any variance.
-        participation_ratio: in [1, D]; 0 without any variance.
+        effective_rank: in [1, D]; 0 without variance.
+        participation_ratio: in [1, D]; 0 without variance.
         score: `sqrt(ER/D · PR/D)`, in [0, 1].
     """
 
@@ -97,7 +97,7 @@ class Diversity:
 
 
 def diversity(moments: Moments) -> Diversity:
-    """The diversity that moments hold.
+    """The diversity of the vectors that the moments summarise.
 
     Raises:
         ValueError: fewer than 2 vectors.
@@ -116,7 +116,7 @@ def get_diversity_components(embeddings: NDArray[Any]) -> tuple[float, float]:
         embeddings: shape (N, D), N ≥ 2, any real dtype.
 
     Returns:
-        `(effective_rank, participation_ratio)`, each in [1, D], or 0 without any variance.
+        `(effective_rank, participation_ratio)`, each in [1, D], or 0 without variance.
 
     Raises:
         ValueError: not a matrix, NaN or infinity in it, or fewer than 2 rows.
@@ -135,7 +135,7 @@ class DiversityCalculator:
     """Diversity score of a matrix of embeddings.
 
     Args:
-        dimension: D that every matrix must have; any when None.
+        dimension: the D that every matrix must have; None allows any.
 
     Example:
         >>> import numpy as np
@@ -154,7 +154,7 @@ class DiversityCalculator:
         """The plain diversity score, in [0, 1].
 
         Args:
-            embeddings: shape (N, D), N ≥ 2, any real dtype; not copied as a whole.
+            embeddings: shape (N, D), N ≥ 2, any real dtype; never copied as a whole.
 
         Raises:
             ValueError: not a matrix, a wrong dimension, NaN or infinity in it, or fewer than
@@ -172,8 +172,8 @@ def _moments_to_score(embeddings: NDArray[Any], dimension: int | None = None) ->
     check_embeddings(rows, dimension=dimension)
     if len(rows) < 2:
         raise ValueError(f"a diversity score needs at least 2 embeddings; got {len(rows)}")
-    # Diversity does not change under a shift. Sums of small numbers keep more digits, equal rows
-    # become exactly 0, and the minimum is the same in every order of the rows.
+    # A shift does not change diversity. After it, sums keep more digits, equal rows are exactly 0,
+    # and the minimum does not depend on the order of the rows.
     origin = rows.min(axis=0).astype(np.float64)
     return Moments.sum(
         Moments.of(rows[start : start + BLOCK_ROWS] - origin)

@@ -1,7 +1,7 @@
 """Covariance → spectrum → effective rank and participation ratio.
 
-Here: eigenvalues and the two measures of how many directions they use.
-Not here: the score that is made of both (`score.py`).
+Here: eigenvalues, and two measures of how many directions they use.
+Not here: the score, which combines both (`score.py`).
 """
 
 from typing import Any
@@ -16,8 +16,8 @@ from visdiv_assets.spectral.threads import one_blas_thread
 def spectrum(moments: Moments) -> FloatArray:
     """Eigenvalues λ of the centred covariance (`ddof = 1`), descending, clipped at 0, shape (D,).
 
-    A total variance within the rounding error of the sums (one image repeated) is no variance:
-    all λ are then 0. Computed on one thread, because LAPACK's last bits depend on their number.
+    A total variance within the rounding error of the sums (one image repeated) counts as none: all
+    λ are then 0. Runs on one thread, because LAPACK's last bits depend on the number of threads.
 
     Raises:
         ValueError: fewer than 2 vectors.
@@ -39,7 +39,7 @@ def spectrum(moments: Moments) -> FloatArray:
 
 
 def _shares(eigenvalues: NDArray[Any]) -> FloatArray:
-    """Shares of variance λ/Σλ, or an empty array when there is no variance at all."""
+    """Shares of variance λ/Σλ, or an empty array if there is no variance."""
     values = np.asarray(eigenvalues, dtype=np.float64)
     if values.ndim != 1 or not np.isfinite(values).all() or (values < 0).any():
         raise ValueError("eigenvalues must be a vector of finite, non-negative numbers")
@@ -93,5 +93,5 @@ def participation_ratio(eigenvalues: NDArray[Any]) -> float:
 
 
 def _within(low: float, value: float, high: float) -> float:
-    """`value`, which rounding may have pushed over a bound by an ulp or two."""
+    """`value`, clipped, since rounding may have pushed it over a bound by an ulp or two."""
     return float(min(max(value, low), high))

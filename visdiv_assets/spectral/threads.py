@@ -1,6 +1,6 @@
-"""Linear algebra on one thread, for results that are the same to the last bit on every machine.
+"""Linear algebra on one thread, for bit-identical results on any number of cores.
 
-Not here: which results those are.
+Not here: which results need it.
 """
 
 import functools
@@ -10,7 +10,7 @@ from threadpoolctl import ThreadpoolController
 
 
 def one_blas_thread() -> AbstractContextManager[object]:
-    """Let NumPy's products and decompositions use one thread, within a `with` block.
+    """Limit NumPy's products and decompositions to one thread within a `with` block.
 
     LAPACK's last bits depend on the number of threads.
 
@@ -26,5 +26,5 @@ def one_blas_thread() -> AbstractContextManager[object]:
 
 @functools.cache
 def _controller() -> ThreadpoolController:
-    """Made once: to look through a process's libraries takes longer than a small decomposition."""
+    """Cached, since scanning a process's libraries takes longer than a small decomposition."""
     return ThreadpoolController()

@@ -67,7 +67,9 @@ class Store:
         """Fingerprint of the manifest written last; raises as `latest_manifest`."""
         fingerprint, _ = self.latest_fingerprint(dataset)
         if fingerprint is None:
-            raise VisdivError(f"the images of {dataset} have never been listed; evaluate it first")
+            raise VisdivError(
+                f"the images of {dataset} have never been listed; run `visdiv score {dataset}`"
+            )
         return fingerprint
 
     def read_manifest(self, dataset: str, fingerprint: str) -> Manifest:
@@ -247,8 +249,8 @@ class Store:
                 return Moments(int(arrays["n"]), arrays["total"], arrays["outer"])
         except FileNotFoundError as error:
             raise VisdivError(
-                f"the latest moments of {dataset} have not been computed for {model_id}; "
-                "evaluate it again"
+                f"the moments of {dataset} have not been computed for {model_id}; "
+                f"run `visdiv score {dataset}`"
             ) from error
 
     def read_sample(self, dataset: str, model_id: str, fingerprint: str) -> Sample:
@@ -258,7 +260,7 @@ class Store:
             if "sample_keys" not in arrays:
                 raise VisdivError(
                     f"the moments of {dataset} were stored without a sample by an older version; "
-                    "evaluate it again"
+                    f"run `visdiv score {dataset}`"
                 )
             rows = arrays["sample_rows"].astype(np.float64)
             return Sample(moments, arrays["sample_keys"], rows, arrays["sample_counts"])
@@ -331,5 +333,6 @@ class Store:
 
 def _not_embedded(dataset: str, model_id: str) -> VisdivError:
     return VisdivError(
-        f"the latest images of {dataset} have not been embedded with {model_id}; evaluate it again"
+        f"the latest images of {dataset} have not been embedded with {model_id}; "
+        f"run `visdiv score {dataset}`"
     )

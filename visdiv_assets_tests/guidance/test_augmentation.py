@@ -133,8 +133,8 @@ def test_no_images_and_equal_images_tell_nothing():
 @pytest.mark.parametrize(
     ("x", "y", "groups", "reason"),
     [
-        (np.ones((60, 4)), np.ones((59, 4)), None, "each image needs one copy"),
-        (np.ones((60, 4)), np.ones((60, 3)), None, "each image needs one copy"),
+        (np.ones((60, 4)), np.ones((59, 4)), None, "each image needs exactly one copy"),
+        (np.ones((60, 4)), np.ones((60, 3)), None, "each image needs exactly one copy"),
         (np.full((60, 4), np.nan), np.ones((60, 4)), None, "NaN"),
         (np.ones(60), np.ones(60), None, "must be a matrix"),
         (np.ones((60, 4)), np.ones((60, 4)), np.arange(59), "groups must have shape"),
@@ -183,6 +183,6 @@ def test_advice_names_every_augmentation_once_the_best_first():
     assert "noise" in said[1]
     assert "less diverse" in said[2]
     assert "grey (-10 %)" in said[2]
-    assert said[3].startswith("SSCD takes these copies for the image itself")
+    assert said[3].startswith("SSCD hardly tells these copies from the originals")
     assert "jpeg" in said[3]
     assert advise({}) == []

@@ -160,15 +160,15 @@ def test_a_dominating_contrast_is_said_with_the_side_that_repeats_and_what_it_co
     words = said(rows, {"50% off": rows[:100], "rest": rows[100:]})
     share = found(rows).axes[0].share
     assert f"{share * 100:.0f} % of all variation is one contrast" in words
-    assert "look at what repeats in row 1A. 27 % of the images are on its side" in words
+    assert "look for what repeats in row 1A. 27 % of the images are on that side" in words
     assert "50% off (25 % of the images) is at the end of row 1A" in words
-    assert "By itself it keeps the score below 0." in words
+    assert "On its own, it keeps the score below 0." in words
     assert "vary it" in words
 
 
 def test_nothing_that_dominates_is_said_to_be_so():
     words = said(unit(np.random.default_rng(0).standard_normal((2000, 64))))
-    assert words.startswith("No single contrast dominates: the largest holds")
+    assert words.startswith("No single contrast dominates: the largest accounts for")
     assert "All images share next to nothing" in words
     assert "row 1A" not in words
 
@@ -178,7 +178,7 @@ def test_several_contrasts_that_dominate_only_together_are_said_so():
     rows = rng.standard_normal((3000, 128)) * np.where(np.arange(128) < 5, 4.5, 1.0)
     words = said(rows)
     assert "No single contrast dominates" in words
-    assert "The first 5 together hold" in words
+    assert "The first 5 together account for" in words
 
 
 def test_what_all_images_share_is_said():
@@ -187,9 +187,9 @@ def test_what_all_images_share_is_said():
 
 def test_too_few_images_are_told_nothing():
     assert said(power_law(49, 8)) == (
-        "49 different images are too few to tell what dominates them; it takes 50."
+        "49 distinct images are too few to tell what dominates them; at least 50 are needed."
     )
 
 
 def test_equal_images_are_said_to_be_equal():
-    assert "All images are the same" in said(np.full((60, 8), 0.25))
+    assert "The model sees all images as the same" in said(np.full((60, 8), 0.25))

@@ -396,16 +396,19 @@ def test_anything_but_a_finite_real_matrix_is_refused_with_the_reason(rows, mess
         ({"method": "best"}, "one of k-centre, log-det, leverage, facility-location; got 'best'"),
         ({"include": [4]}, "include: there is no row 4 among 4"),
         ({"exclude": [-1]}, "exclude: there is no row -1 among 4"),
-        ({"include": [1, 1]}, "include: row 1 is given twice"),
+        ({"include": [1, 1]}, "include: row 1 is repeated"),
         ({"include": [1.5]}, "include must be row indices"),
         ({"include": [1], "exclude": [1]}, "row 1 is both included and excluded"),
         ({"include": [0, 1, 2]}, "3 rows are included, more than k = 2"),
         ({"exclude": [0, 1, 2]}, "the number of embeddings that are not excluded, 1; got 2"),
         ({"trim": 1.0}, "in [0, 1); got 1.0"),
         ({"trim": 0.75}, "the number of embeddings and not trimmed, 1; got 2"),
-        ({"weights": np.ones(4)}, "weights are for facility-location; the method is k-centre"),
-        ({"weights": np.ones(3), "method": "facility-location"}, "4 finite numbers"),
-        ({"weights": -np.ones(4), "method": "facility-location"}, "none of them negative"),
+        (
+            {"weights": np.ones(4)},
+            "weights work only with facility-location; the method is k-centre",
+        ),
+        ({"weights": np.ones(3), "method": "facility-location"}, "4 finite, non-negative numbers"),
+        ({"weights": -np.ones(4), "method": "facility-location"}, "finite, non-negative numbers"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_with_the_reason(options, message):

@@ -148,7 +148,7 @@ def test_without_faiss_a_long_search_is_exact_and_says_what_would_help(many, mon
     monkeypatch.setattr(pairs, "PATIENCE", 0.0)
     assert similar_pairs(many.rows[:2000], 0.9).method == "exact"
     assert "pip install 'visdiv_assets[faiss]'" in caplog.text
-    with pytest.raises(ValueError, match="an index needs FAISS"):
+    with pytest.raises(ValueError, match="needs FAISS; run pip install"):
         similar_pairs(many.rows[:2000], 0.9, method="index")
 
 
@@ -278,7 +278,7 @@ def test_any_number_of_pairs_goes_through_on_pairs_and_none_is_kept():
 
 def test_too_many_pairs_to_collect_are_an_error(monkeypatch):
     monkeypatch.setattr(pairs, "MAX_PAIRS", 100)
-    with pytest.raises(ValueError, match=r"more than 100 pairs reach 0\.5"):
+    with pytest.raises(ValueError, match=r"more than 100 pairs reach the threshold 0\.5"):
         find_near_duplicates(np.ones((16, 2)), 0.5)
 
 
@@ -320,7 +320,7 @@ def test_thresholds_outside_0_and_1_are_refused(wrong):
     [
         (np.zeros(3), "got 1 dimension(s)"),
         (np.float64(3), "got 0 dimension(s)"),
-        (np.zeros((0, 3)), "the set is empty"),
+        (np.zeros((0, 3)), "the set of embeddings is empty"),
         (np.zeros((3, 0)), "dimension 0"),
         (np.r_[np.ones((3000, 2)), [[1, np.nan]]], "NaN or infinity (first in row 3000)"),
         (np.array([[np.inf]]), "NaN or infinity (first in row 0)"),
@@ -338,10 +338,10 @@ def test_anything_but_a_finite_real_matrix_with_rows_is_refused_with_the_reason(
     [
         ({"method": "fast"}, "method must be"),
         ({"others": np.ones((2, 3))}, "dimensions differ: 2 and 3"),
-        ({"others": np.ones((0, 2))}, "the set is empty"),
+        ({"others": np.ones((0, 2))}, "the set of embeddings is empty"),
         ({"device": "abacus"}, "device 'abacus' cannot be used"),
         ({"device": "cuda:77"}, "device 'cuda:77' cannot be used"),
-        ({"device": "cuda", "method": "index"}, "searched on the CPU"),
+        ({"device": "cuda", "method": "index"}, "runs only on the CPU"),
     ],
 )
 def test_wrong_options_are_refused_with_the_reason(options, message):

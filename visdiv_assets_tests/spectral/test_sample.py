@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_refused(arguments, message):
 
 
 def test_samples_that_do_not_fit_do_not_mix():
-    with pytest.raises(ValueError, match="capacity 5 and 6 do not mix"):
+    with pytest.raises(ValueError, match="cannot combine samples of capacity 5 and 6"):
         _ = Sample.of(np.eye(3), capacity=5) + Sample.of(np.eye(3), capacity=6)
-    with pytest.raises(ValueError, match="dimension 3 and 4 do not mix"):
+    with pytest.raises(ValueError, match="cannot combine moments of dimension 3 and 4"):
         _ = Sample.of(np.eye(3)) + Sample.of(np.eye(4))

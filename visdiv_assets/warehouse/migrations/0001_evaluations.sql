@@ -1,12 +1,12 @@
--- One row for each scoring of a dataset, never overwritten, and the spectrum beside it.
+-- One row per evaluation of a dataset, never overwritten, and its spectrum.
 
 CREATE TABLE evaluations (
     evaluation_id       VARCHAR PRIMARY KEY,
     dataset             VARCHAR NOT NULL,
     evaluated_at        TIMESTAMPTZ NOT NULL,
-    run_id              VARCHAR,                -- Dagster's; null when scored without it
+    run_id              VARCHAR,                -- Dagster run; null if evaluated without Dagster
     model_id            VARCHAR NOT NULL,
-    n_images            BIGINT NOT NULL,        -- images embedded, N of the formulas
+    n_images            BIGINT NOT NULL,        -- images that were embedded, N in the formulas
     n_failed            BIGINT NOT NULL,        -- images that could not be read or decoded
     dimension           INTEGER NOT NULL,
     effective_rank      DOUBLE NOT NULL,
@@ -15,12 +15,12 @@ CREATE TABLE evaluations (
     rating              VARCHAR NOT NULL,
     stars               INTEGER NOT NULL,
     manifest_fingerprint VARCHAR NOT NULL,
-    seconds             DOUBLE NOT NULL         -- from listing to score
+    seconds             DOUBLE NOT NULL         -- from listing the images to the score
 );
 
 CREATE TABLE spectra (
     evaluation_id VARCHAR PRIMARY KEY,
-    eigenvalues   DOUBLE[] NOT NULL             -- of the covariance, descending
+    eigenvalues   DOUBLE[] NOT NULL             -- eigenvalues of the covariance, descending
 );
 
 CREATE VIEW latest_evaluations AS

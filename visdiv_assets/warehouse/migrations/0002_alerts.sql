@@ -1,4 +1,4 @@
--- What is wrong with which dataset, the outbox of alerts, and their delivery to each target.
+-- The conditions of each dataset, the outbox of alerts, and their delivery to each target.
 
 CREATE TABLE conditions (
     dataset   VARCHAR NOT NULL,
@@ -13,7 +13,7 @@ CREATE TABLE alerts (
     created_at      TIMESTAMPTZ NOT NULL,
     dataset         VARCHAR NOT NULL,
     condition       VARCHAR NOT NULL,
-    began           BOOLEAN NOT NULL,           -- else it ended
+    began           BOOLEAN NOT NULL,           -- false: the condition ended
     reason          VARCHAR NOT NULL,
     diversity_score DOUBLE,
     previous_score  DOUBLE,
@@ -22,7 +22,7 @@ CREATE TABLE alerts (
     run_id          VARCHAR
 );
 
--- A row for each alert and target; targets are named by a hash, since their URLs hold secrets.
+-- One row per alert and target. Targets are stored as hashes, since their URLs may contain secrets.
 CREATE TABLE deliveries (
     alert_id        VARCHAR NOT NULL,
     target          VARCHAR NOT NULL,
@@ -33,7 +33,7 @@ CREATE TABLE deliveries (
     PRIMARY KEY (alert_id, target)
 );
 
-ALTER TABLE evaluations ADD COLUMN n_distinct BIGINT;   -- different contents among n_images
+ALTER TABLE evaluations ADD COLUMN n_distinct BIGINT;   -- distinct contents among n_images
 
 CREATE OR REPLACE VIEW latest_evaluations AS
 SELECT * FROM evaluations

@@ -1,4 +1,4 @@
--- The images of each dataset that were chosen to stand for it when it was looked at last.
+-- The latest core-set of each dataset.
 
 CREATE TABLE core_sets (
     dataset     VARCHAR NOT NULL,
