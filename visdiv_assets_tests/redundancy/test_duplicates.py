@@ -94,7 +94,8 @@ def test_a_sample_of_what_is_kept_is_that_of_the_kept_rows_alone(birds, kept_sha
     assert left.moments.n == alone.moments.n
     assert np.array_equal(left.moments.outer, alone.moments.outer)
     assert np.array_equal(left.moments.total, alone.moments.total)
-    assert corrected(left) == corrected(alone)
+    # As text, since few rows have no corrected score, and NaN equals nothing.
+    assert repr(corrected(left)) == repr(corrected(alone))
     assert diversity(left.moments).score == diversity(alone.moments).score
 
 
