@@ -43,7 +43,7 @@ demo: $(VENV)/.installed ## build .venv and score two demo datasets through Dags
 dev: $(VENV)/.installed ## start Dagster's UI on http://localhost:3000
 	DAGSTER_HOME=$(CURDIR) $(BIN)/dagster dev
 
-test: $(VENV)/.installed ## the tests that take under 5 minutes
+test: $(VENV)/.installed ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/.installed ## the tests that take minutes or gigabytes
