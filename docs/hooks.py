@@ -166,5 +166,5 @@ def _type(value: dict[str, Any], titles: Titles) -> str:
 
 
 def _cell(text: str) -> str:
-    plain = " ".join(text.split())
-    return re.sub(r"([|{}*_<])", r"\\\1", plain)
+    plain = " ".join(text.split()).replace("<", "&lt;")
+    return re.sub(r"([|{}*_])", r"\\\1", plain)
