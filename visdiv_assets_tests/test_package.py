@@ -91,6 +91,15 @@ def test_every_module_and_everything_public_in_it_is_documented(path):
     assert not undocumented
 
 
+def test_the_root_has_14_rooms_at_most_and_three_modules():
+    assert sorted(path.name for path in PACKAGE.glob("*.py")) == [
+        "__init__.py",
+        "definitions.py",
+        "errors.py",
+    ]
+    assert len(list(PACKAGE.glob("*/__init__.py"))) <= 14
+
+
 def questions():
     """Folder, module and names of each row of `Where is …?` in docs/architecture.md."""
     text = (PACKAGE.parent / "docs/architecture.md").read_text(encoding="utf-8")
