@@ -44,7 +44,7 @@ dev: $(VENV)/.installed ## start Dagster's UI on http://localhost:3000
 	DAGSTER_HOME=$(CURDIR) $(BIN)/dagster dev
 
 test: $(VENV)/.installed ## the tests, without the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --durations=20
 
 test-slow: $(VENV)/.installed ## the tests that take minutes or gigabytes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 3 --dist worksteal

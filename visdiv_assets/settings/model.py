@@ -263,7 +263,9 @@ class DatasetSettings(_Strict):
     leakage: LeakageSettings = Field(
         default_factory=LeakageSettings, description="what counts as a copy of a benchmark image"
     )
-    core_set: CoreSetSettings = Field(default_factory=CoreSetSettings)
+    core_set: CoreSetSettings = Field(
+        default_factory=CoreSetSettings, description="how a core-set is chosen"
+    )
     embedder: EmbedderSettings | None = Field(
         None, description="a different model for this dataset only"
     )
@@ -346,11 +348,20 @@ class Settings(_Strict):
         default_factory=lambda: Path(platformdirs.user_data_dir("visdiv")),
         description="folder for embeddings, results and history",
     )
-    embedder: EmbedderSettings = Field(default_factory=EmbedderSettings)
-    datasets: dict[DatasetName, DatasetSettings] = {}
-    alerts: AlertSettings = Field(default_factory=AlertSettings)
-    nightly: NightlySettings = Field(default_factory=NightlySettings)
-    limits: LimitSettings = Field(default_factory=LimitSettings)
+    embedder: EmbedderSettings = Field(
+        default_factory=EmbedderSettings,
+        description="the model, where it runs, and how images are decoded",
+    )
+    datasets: dict[DatasetName, DatasetSettings] = Field({}, description="datasets by name")
+    alerts: AlertSettings = Field(
+        default_factory=AlertSettings, description="where alerts are sent"
+    )
+    nightly: NightlySettings = Field(
+        default_factory=NightlySettings, description="when datasets are evaluated every night"
+    )
+    limits: LimitSettings = Field(
+        default_factory=LimitSettings, description="what decoding one image may cost"
+    )
     settle_seconds: float = Field(
         60.0,
         ge=0,
