@@ -250,7 +250,7 @@ def test_drift_compares_with_another_dataset(visdiv, two):
     result = visdiv("drift", "birds", "--against", "cars")
     assert result.stdout.startswith("birds against cars of ")
     assert result.stdout.endswith("\nno more than chance\n")
-    assert "nothing was never" in visdiv("drift", "birds", "--against", "nothing", code=1).stderr
+    assert "nothing has never" in visdiv("drift", "birds", "--against", "nothing", code=1).stderr
     score("cars", model="another")
     result = visdiv("drift", "birds", "--against", "cars", code=1)
     assert "cars and birds were embedded with different models" in result.stderr
