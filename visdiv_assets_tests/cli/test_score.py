@@ -324,10 +324,7 @@ def test_an_error_of_the_real_command_is_one_line_and_no_traceback(store):
     [
         ((), "name a source to score, or register datasets with visdiv add"),
         (("",), "the name of the source to score is empty"),
-        (
-            ("~nobody-of-that-name/photos",),
-            "no such file or directory: .*/~nobody-of-that-name/photos",
-        ),
+        (("~nobody-of-that-name/photos",), "no such file or directory: .*/~nobody-of-that-name/.*"),
         (
             ("ftp://host/photos",),
             "cannot read images from ftp://; use a path or one of abfs://, abfss://, az://, "
