@@ -69,10 +69,10 @@ def test_each_command_has_examples(visdiv, command):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("birds", "birds was never evaluated; visdiv score birds does that"),
-        ("./birds", "./birds was never evaluated; visdiv score ./birds does that"),
+        ("birds", "birds has never been evaluated; run `visdiv score birds`"),
+        ("./birds", "./birds has never been evaluated; run `visdiv score ./birds`"),
         ("nothing", "there is no dataset 'nothing' in the settings"),
-        ("s3://nothing/", "s3://nothing/ was never evaluated"),
+        ("s3://nothing/", "s3://nothing/ has never been evaluated"),
     ],
 )
 def test_what_was_never_evaluated_is_an_error_in_one_sentence(visdiv, command, name, sentence):

@@ -39,8 +39,10 @@ def test_a_dataset_is_told_what_dominates_it_and_what_would_help(run, tmp_path):
     result = run("guidance")
     assert result.success
     axes = metadata(result, "bias_axes")
-    assert axes["in words"].startswith("- No single contrast dominates")
-    assert axes["ends"].startswith("![the images at both ends of each axis](data:image/png;base64")
+    assert axes["summary"].startswith("- No single contrast dominates")
+    assert axes["images at both ends"].startswith(
+        "![images at both ends of each axis](data:image/png;base64"
+    )
     assert 0 < axes["largest contrast (share of variance)"] < 1
     guidance = metadata(result, "augmentation_guidance")
     assert guidance["images"] == 60

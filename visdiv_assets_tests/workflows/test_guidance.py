@@ -67,7 +67,7 @@ def test_a_background_that_half_of_the_images_share_is_found_shown_and_said(home
     assert 0.45 < planted.beyond < 0.55
     assert planted.likeness > 0.5 > 0.2 > other.likeness
     said = " ".join(describe(found.axes))
-    assert f"look at what repeats in row 1{side}. 50 % of the images are on its side" in said
+    assert f"look for what repeats in row 1{side}. 50 % of the images are on that side" in said
     assert f"on_background (50 % of the images) is at the end of row 1{side}" in said
     sheet = axes_sheet(found, DirectorySource(home.root / "planted"), Decoding())
     assert len(sheet) == 10

@@ -53,9 +53,13 @@ def test_the_newest_evaluations_come_in_the_order_of_the_names_each_once(home):
 
 
 def test_a_dataset_that_was_never_evaluated_is_an_error_that_says_what_to_do(home):
-    with pytest.raises(VisdivError, match="birds has never been evaluated; run `visdiv"):
+    with pytest.raises(
+        VisdivError, match="birds has never been evaluated; run `visdiv score birds`"
+    ):
         home.warehouse.newest_evaluations(["birds"])
-    with pytest.raises(VisdivError, match="birds was never evaluated; visdiv score birds does"):
+    with pytest.raises(
+        VisdivError, match="birds has never been evaluated; run `visdiv score birds`"
+    ):
         drift_of("birds", home.store, home.warehouse)
 
 
