@@ -62,7 +62,7 @@ Export = Annotated[
     epilog="""[bold]Examples[/]
 
   visdiv duplicates birds --sheet birds.png    look at the largest clusters
-  visdiv duplicates birds --export drop.txt    list the images that may go
+  visdiv duplicates birds --export drop.txt    list the redundant images
   visdiv duplicates birds --threshold 0.9      stricter
   visdiv duplicates birds --split              no chains
   visdiv duplicates birds --against cars       images that cars has, too

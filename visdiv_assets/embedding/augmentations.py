@@ -1,7 +1,7 @@
 """A catalogue of standard augmentations, applied to decoded images.
 
 Here: the augmentations, seeded by each image's content. Not here: choosing and embedding images
-(`workflows/advice.py`), judging the effect (`guidance/augmentation.py`).
+(`workflows/augment.py`), judging the effect (`guidance/augmentation.py`).
 
 All of them act on the decoded 320 × 320 square that the model sees, so crops and rotations apply
 to the resized image. Importing this module does not import torch.

@@ -2,7 +2,7 @@
 
 Here: the change of the corrected score, with an interval, from embeddings of images and of their
 augmented copies; which changes are more than chance; the advice in words. Not here: augmenting and
-embedding (`embedding/augmentations.py`, `workflows/advice.py`).
+embedding (`embedding/augmentations.py`, `workflows/augment.py`).
 
 `docs/guidance.md` explains the measurement and its accuracy.
 """

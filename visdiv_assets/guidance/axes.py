@@ -2,7 +2,7 @@
 
 Here: leading eigenvectors from moments, the rows at their two ends, the slices that an axis
 separates, the component that all images share, and sentences about them. Not here: pictures and
-names of images, where rows come from (`workflows/advice.py`).
+names of images, where rows come from (`workflows/axes.py`).
 """
 
 import math

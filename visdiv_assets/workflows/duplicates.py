@@ -93,7 +93,7 @@ class Duplicates:
 
     @property
     def n_exact(self) -> int:
-        """Images whose content another image has, too: those that may go without any loss."""
+        """Images whose content another image has, too: those that can go without any loss."""
         return self.n_images - self.n_distinct
 
     @property

@@ -1,7 +1,7 @@
 """One dataset from its source to its score: the four steps, as plain functions.
 
 Here: what the Dagster assets and the command line share. Not here: how a step works (`sources/`,
-`embedding/`, `accumulation.py`, `spectral/`, `warehouse/`), Dagster.
+`embedding/`, `spectral/`, `warehouse/`), Dagster.
 """
 
 import hashlib
