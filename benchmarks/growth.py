@@ -59,17 +59,27 @@ def embed(store: Store) -> None:
 def do(step: str, root: Path) -> None:
     """One step, measured; prints its seconds, peak memory, and memory before it began."""
     store = Store(root / "store")
+
+    def list_images() -> None:
+        manifest = list_dataset("dataset", DirectorySource(root / "images"), store)
+        store.name_latest("dataset", manifest.fingerprint)
+
+    def listed() -> str:
+        return store.latest_manifest("dataset").fingerprint
+
     works = {
-        "manifest": lambda: list_dataset("dataset", DirectorySource(root / "images"), store),
+        "manifest": list_images,
         # No folder as a slice: 40 parts of a thousand are another question than how it grows.
         "moments": lambda: accumulate_moments(
-            "dataset", MODEL, store, slices=ColumnSlices(column="label")
+            "dataset", MODEL, listed(), store, slices=ColumnSlices(column="label")
         ),
         "metrics": lambda: score_dataset(
             "dataset",
             MODEL,
+            listed(),
             store,
             Warehouse(root / "store/visdiv.duckdb"),
+            listed=listed(),
             started=time.time(),
             threshold=0.3,
         ),

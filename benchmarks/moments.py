@@ -48,6 +48,7 @@ def prepare(store: Store, rows: int) -> None:
     keys, manifest = random_keys(rows), manifest_of(rows)
     write_segments(store, keys)
     store.write_manifest("dataset", manifest)
+    store.name_latest("dataset", manifest.fingerprint)
     store.write_index("dataset", MODEL, manifest.fingerprint, index_of(manifest, keys))
 
 
@@ -55,7 +56,9 @@ def sum_up(root: Path) -> Moments:
     """As an evaluation does, with nothing to start from."""
     for kept in root.glob("moments/*/*/*"):
         kept.unlink()
-    return accumulate_moments("dataset", MODEL, Store(root)).moments
+    store = Store(root)
+    fingerprint = store.latest_manifest("dataset").fingerprint
+    return accumulate_moments("dataset", MODEL, fingerprint, store).moments
 
 
 def in_float64(root: Path) -> Moments:

@@ -39,7 +39,9 @@ def prepare(root: Path, instance: dg.DagsterInstance) -> None:
         folder.mkdir(parents=True)
         for number in range(IMAGES):
             (folder / f"{number}.jpg").write_bytes(b"an image")
-        store.write_manifest(name, list_images(open_source(str(folder))))
+        manifest = list_images(open_source(str(folder)))
+        store.write_manifest(name, manifest)
+        store.name_latest(name, manifest.fingerprint)
     instance.add_dynamic_partitions("datasets", names)
 
 

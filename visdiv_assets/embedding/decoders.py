@@ -39,6 +39,8 @@ class Picture(NamedTuple):
     pixels: Pixels
     width: int
     height: int
+    flat: bool = False
+    changed: bool = False
 
 
 class Decoders:

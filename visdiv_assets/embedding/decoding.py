@@ -85,6 +85,10 @@ class Decoding:
         nvjpeg = "-nvjpeg" if self.jpeg_on_gpu else ""
         return PREPROCESSING + upright + (f"-on{ground[1:].lower()}" if ground else "") + nvjpeg
 
+    @property
+    def older_name(self) -> str:
+        return self.name
+
     @cached_property
     def judge(self) -> str:
         """Everything that decides whether an image can be decoded: code, formats, limits, steps."""

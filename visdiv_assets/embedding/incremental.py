@@ -7,6 +7,7 @@ Not here: reading, decoding and embedding images concurrently (`pipeline.py`).
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from visdiv_assets.embedding.decoders import PASSING
-from visdiv_assets.embedding.pipeline import Embedder, Failure, OnProgress, Waits, embed_stream
+from visdiv_assets.embedding.pipeline import (
+    NOT_FINITE,
+    Embedder,
+    Failure,
+    OnProgress,
+    Waits,
+    embed_stream,
+)
 from visdiv_assets.embedding.preprocess import Decoding
 from visdiv_assets.sources.manifest import Manifest
 from visdiv_assets.sources.source import Source
@@ -53,7 +61,8 @@ def embed_manifest(
     """
     model_id = embedder.model_id
     known = store.key_index(model_id)
-    previous = store.latest_index(dataset)
+    older = _OlderVersion(embedder, store)
+    previous = store.earlier_indexes(dataset)
     keys = _keys_of_unchanged(manifest, previous)
     # By content, since many files may share it.
     undecodable = _failures_that_stay(previous, embedder.decoding)
@@ -62,33 +71,41 @@ def embed_manifest(
     to_read = np.flatnonzero((keys == NO_KEY) | (missing & ~given_up))
     ids = manifest.table["image_id"].take(pa.array(to_read))
     waits = Waits()
+    done, embedded, adopted = len(manifest) - len(to_read), 0, 0
+
+    def tell() -> None:
+        if on_progress is not None:
+            on_progress(done, len(manifest), embedded, waits.bottleneck)
+
     stream = embed_stream(
         source,
         (value.as_py() for value in ids),
         embedder,
         wanted=_Claim(known, undecodable),
+        adoptable=older.has,
         waits=waits,
+        on_pause=tell,
     )
-
-    done, embedded = len(manifest) - len(to_read), 0
     unreadable: dict[int, Failure] = {}  # by position
     with store.segment_writer(model_id) as writer, contextlib.closing(stream):
         for outcome in stream:
             at = int(to_read[outcome.at])
-            keys[at] = outcome.content_key or NO_KEY
-            if outcome.vector is not None:
+            key = outcome.content_key or NO_KEY
+            keys[at] = key
+            vector = older.vector(key) if outcome.adopted else outcome.vector
+            if vector is not None:
                 with waits.on("writing"):
-                    writer.add(outcome.content_key or NO_KEY, outcome.vector)
-                embedded += 1
+                    writer.add(key, vector, flat=outcome.flat)
+                embedded += not outcome.adopted
+                adopted += outcome.adopted
             elif outcome.failure is not None and outcome.content_key is None:
                 unreadable[at] = outcome.failure
             elif outcome.failure is not None:
                 # NumPy strips trailing zero bytes from keys, here and below.
                 undecodable[keys[at]] = outcome.failure
             done += 1
-            if on_progress is not None:
-                on_progress(done, len(manifest), embedded, waits.bottleneck)
-    if embedded:
+            tell()
+    if embedded or adopted:
         known = store.key_index(model_id)
 
     gone = Failure("its embedding is missing from the store", "")
@@ -103,20 +120,45 @@ def embed_manifest(
 
 
 def _failures_that_stay(
-    previous: EmbeddingIndex | None, decoding: Decoding
+    previous: Sequence[EmbeddingIndex], decoding: Decoding
 ) -> dict[bytes, Failure]:
     """Content that the same decoder failed to decode before, and would fail on again."""
-    if previous is None or previous.judge != decoding.judge:
-        return {}
-    failed = previous.failed()
-    failed = failed.filter(pc.is_valid(failed["content_key"]))
-    columns = (failed[name].to_pylist() for name in ("reason", "exception"))
-    keys = to_keys(failed["content_key"])
-    return {
-        key: Failure(reason, exception)
-        for key, reason, exception in zip(keys, *columns, strict=True)
-        if exception and exception not in PASSING
-    }
+    stay: dict[bytes, Failure] = {}
+    for index in previous:
+        if index.judge != decoding.judge:
+            continue
+        failed = index.failed()
+        failed = failed.filter(pc.is_valid(failed["content_key"]))
+        reasons, exceptions = (failed[name].to_pylist() for name in ("reason", "exception"))
+        for key, *said in zip(to_keys(failed["content_key"]), reasons, exceptions, strict=True):
+            failure = Failure(*said)
+            if failure.exception and failure.exception not in PASSING and failure != NOT_FINITE:
+                stay.setdefault(key, failure)
+    return stay
+
+
+class _OlderVersion:
+    """Vectors of the same model by an older version, which decoded some images differently."""
+
+    def __init__(self, embedder: Embedder, store: Store) -> None:
+        decoding = embedder.decoding
+        self._store = store
+        self._model_id = embedder.model_id.replace(decoding.name, decoding.older_name)
+
+    @cached_property
+    def _known(self) -> KeyIndex:
+        return self._store.key_index(self._model_id)
+
+    def has(self, key: bytes) -> bool:
+        """Whether there is one for this content."""
+        return key in self._known
+
+    def vector(self, key: bytes) -> NDArray[np.float32]:
+        """The vector of a content that it has, shape (D,), float32."""
+        [segment], [row] = self._known.find(np.array([key], dtype=f"S{KEY_BYTES}"))
+        rows = self._store.rows(self._model_id, self._known.segments[segment])
+        vector: NDArray[np.float32] = rows[row].astype(np.float32)
+        return vector
 
 
 class _Claim:
@@ -137,20 +179,19 @@ class _Claim:
             return True
 
 
-def _keys_of_unchanged(manifest: Manifest, previous: EmbeddingIndex | None) -> Keys:
+def _keys_of_unchanged(manifest: Manifest, previous: Sequence[EmbeddingIndex]) -> Keys:
     """Content keys of the images with unchanged size and version; NO_KEY for all others."""
     keys = np.full(len(manifest), NO_KEY, dtype=f"S{KEY_BYTES}")
-    if previous is None:
-        return keys
-    before = previous.table.filter(pc.is_valid(previous.table["content_key"]))
-    at = pc.index_in(manifest.table["image_id"], value_set=before["image_id"])
-    same = pc.is_valid(at)
-    for column in ("size", "version"):
-        now, then = manifest.table[column], before[column].take(at)
-        both_unknown = pc.and_(pc.is_null(now), pc.is_null(then))  # a size, in some sources
-        same = pc.and_(same, pc.or_(pc.fill_null(pc.equal(now, then), False), both_unknown))
-    unchanged = pc.fill_null(same, False).to_numpy()
-    keys[unchanged] = to_keys(before["content_key"].take(at.filter(pa.array(unchanged))))
+    for index in reversed(previous):  # the newest has the last word
+        before = index.table.filter(pc.is_valid(index.table["content_key"]))
+        at = pc.index_in(manifest.table["image_id"], value_set=before["image_id"])
+        same = pc.is_valid(at)
+        for column in ("size", "version"):
+            now, then = manifest.table[column], before[column].take(at)
+            both_unknown = pc.and_(pc.is_null(now), pc.is_null(then))  # a size, in some sources
+            same = pc.and_(same, pc.or_(pc.fill_null(pc.equal(now, then), False), both_unknown))
+        unchanged = pc.fill_null(same, False).to_numpy()
+        keys[unchanged] = to_keys(before["content_key"].take(at.filter(pa.array(unchanged))))
     return keys
 
 
@@ -176,6 +217,7 @@ def _index_table(
             "row": pa.array(row, mask=missing),
             "reason": _told([each.reason for each in failures], missing),
             "exception": _told([each.exception for each in failures], missing),
+            "flat": pa.array(known.is_flat(keys)),
         },
         schema=INDEX_SCHEMA,
     )

@@ -37,6 +37,13 @@ MAX_DECODERS = 32  # 40 MB each
 # Outcomes held back while a batch fills; reached only if most content is already known.
 MAX_WAITING = 1024
 
+# Encoded images that have been read but not decoded, in all; one larger than this comes alone.
+MAX_BYTES_AHEAD = 256 * 2**20
+
+# How often a source is given up on for a moment: what it has sent goes through the model, even if
+# that is no full batch, and progress is reported.
+PAUSE_SECONDS = 5.0
+
 # Half-life, in seconds, of recorded waits.
 FADING_SECONDS = 20.0
 
@@ -84,17 +91,24 @@ class Failure(NamedTuple):
     exception: str
 
 
+# A failure of the model, not of the image: another model may embed it.
+NOT_FINITE = Failure("the model returned a vector that is not finite", "FloatingPointError")
+
+
 class Outcome(NamedTuple):
     """The result for the `at`-th requested image.
 
     It has a `vector` (D,) if the image went through the model, a `failure` if that did not work,
-    and neither if its content was not wanted. `content_key` is None only if it could not be read.
+    and neither if its content was not wanted or has a vector already: then it is `adopted`.
+    `content_key` is None only if it could not be read. `flat`: the picture is one flat colour.
     """
 
     at: int
     content_key: bytes | None
     vector: Vectors | None
     failure: Failure | None
+    flat: bool = False
+    adopted: bool = False
 
 
 class Waits:
@@ -133,6 +147,8 @@ class _Decoded(NamedTuple):
     content_key: bytes | None
     pixels: Pixels | bytes | None  # bytes: for the GPU to decode
     failure: Failure | None
+    flat: bool = False
+    adopted: bool = False
 
 
 _Vectors = Sequence[NDArray[np.float32] | DecodeError]
@@ -206,6 +222,11 @@ class _Model:
             return list(self._embedder.embed(np.stack(pixels)))
         return self._embedder.embed_encoded(images, self._decoders.decode)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no batch is running or queued."""
+        return not self._count_unfinished()
+
     def _count_unfinished(self) -> int:
         self._unfinished = [future for future in self._unfinished if not future.done()]
         return len(self._unfinished)
@@ -229,20 +250,17 @@ class _Batch(NamedTuple):
             vectors: Iterator[NDArray[np.float32] | DecodeError] = iter(
                 () if self.vectors is None else self.vectors.result()
             )
-        for at, key, pixels, failure in self.images:
+        for at, key, pixels, failure, flat, adopted in self.images:
             if pixels is None:
-                yield Outcome(at, key, None, failure)
+                yield Outcome(at, key, None, failure, flat, adopted)
                 continue
             vector = next(vectors)
             if isinstance(vector, DecodeError):
                 yield Outcome(at, key, None, Failure(vector.reason, vector.exception))
             elif np.isfinite(vector).all():
-                yield Outcome(at, key, vector, None)
+                yield Outcome(at, key, vector, None, flat)
             else:
-                infinite = Failure(
-                    "the model returned a vector that is not finite", "FloatingPointError"
-                )
-                yield Outcome(at, key, None, infinite)
+                yield Outcome(at, key, None, NOT_FINITE)
 
 
 def embed_stream(
@@ -251,13 +269,15 @@ def embed_stream(
     embedder: Embedder,
     *,
     wanted: Callable[[bytes], bool] = lambda key: True,
+    adoptable: Callable[[bytes], bool] = lambda key: False,
     waits: Waits | None = None,
+    on_pause: Callable[[], object] = lambda: None,
 ) -> Generator[Outcome]:
     """Read, hash, decode and embed images, with bounded memory.
 
     Threads read, processes decode and the model runs concurrently, each ahead of the next.
     Batches are filled in the order in which the source yields images, so that two runs do the same
-    arithmetic.
+    arithmetic. If a source is slow and the model idle, a batch starts before it is full.
 
     Args:
         source: the source of the images.
@@ -265,7 +285,10 @@ def embed_stream(
         embedder: turns pixels into vectors; its model is loaded while the first wanted image is
             being decoded.
         wanted: whether to embed the content with a key; called from several threads.
+        adoptable: whether there is a vector for this content by an older version, which is as
+            good unless that version decoded the image differently; called from several threads.
         waits: measures which stage is the bottleneck.
+        on_pause: called every PAUSE_SECONDS, also while no image comes.
 
     Yields:
         one outcome per image, in the order in which the source yields them.
@@ -275,17 +298,22 @@ def embed_stream(
     images: list[_Decoded] = []
     undone = held = 0
     with contextlib.closing(_Model(embedder, waits)) as model:
-        ahead = _decode_ahead(source, image_ids, embedder.decoding, wanted, model, waits)
+        decode = _Decode(wanted, adoptable, model)
+        ahead = _decode_ahead(source, image_ids, embedder.decoding, decode, waits)
         with contextlib.closing(ahead):  # close at once on any exit, since it owns processes
             for decoded in ahead:
-                images.append(decoded)
-                undone += decoded.pixels is not None
-                held += 1
-                # The batch size waits for the model to load, so ask for it only when needed.
-                if undone and undone < model.batch_size and len(images) < MAX_WAITING:
-                    continue
-                batches.append(_start(images, model))
-                images, undone = [], 0
+                if decoded is None:
+                    on_pause()
+                    is_full = bool(images) and model.is_idle
+                else:
+                    images.append(decoded)
+                    undone += decoded.pixels is not None
+                    held += 1
+                    # The batch size waits for the model to load, so ask for it only when needed.
+                    is_full = not undone or undone >= model.batch_size or len(images) >= MAX_WAITING
+                if is_full:
+                    batches.append(_start(images, model))
+                    images, undone = [], 0
                 while batches and (held > MAX_WAITING or _is_finished(batches[0])):
                     held -= len(batches[0].images)
                     yield from batches.popleft().outcomes(waits)
@@ -308,35 +336,53 @@ def _decode_ahead(
     source: Source,
     image_ids: Iterable[str],
     decoding: Decoding,
-    wanted: Callable[[bytes], bool],
-    model: _Model,
+    decode: "_Decode",
     waits: Waits,
-) -> Generator[_Decoded]:
-    """`_decode` each image as it is read, a bounded number ahead of the consumer."""
-    workers = min(MAX_DECODERS, usable_cpus())
-    ahead: deque[Future[_Decoded]] = deque()
+) -> Generator[_Decoded | None]:
+    """Decode each image as it is read, a bounded number ahead of the consumer.
 
-    def decode(read: Read) -> _Decoded:
-        return _decode(read, decoders, wanted, model)
+    Yields:
+        the images in order, and None every PAUSE_SECONDS.
+    """
+    workers = min(MAX_DECODERS, usable_cpus())
+    ahead: deque[tuple[Future[_Decoded], int]] = deque()
+    n_bytes = 0
+    pause_at = time.monotonic() + PAUSE_SECONDS
 
     def next_decoded() -> _Decoded:
+        nonlocal n_bytes
         with waits.on("decoding"):
-            return ahead.popleft().result()
+            future, size = ahead.popleft()
+            n_bytes -= size
+            return future.result()
 
     # On exit, the reader stops first, then the threads, then the processes that they use.
     with (
         Decoders(decoding, workers) as decoders,
-        _threads(workers) as pool,
+        _threads(workers, "decode") as pool,
         contextlib.closing(_as_generator(source.read_all(image_ids))) as reads,
+        _threads(1, "reads") as reader,
     ):
+        coming = reader.submit(next, reads, None)
         while True:
             with waits.on("reading"):
-                read = next(reads, None)
+                wait([coming], max(0.0, pause_at - time.monotonic()))
+            while ahead and ahead[0][0].done():
+                yield next_decoded()
+            if time.monotonic() >= pause_at:
+                yield None
+                pause_at = time.monotonic() + PAUSE_SECONDS
+            if not coming.done():
+                continue
+            read = coming.result()
             if read is None:
                 break
-            ahead.append(pool.submit(decode, read))
-            if len(ahead) >= 16 * workers:
+            coming = reader.submit(next, reads, None)
+            size = 0 if isinstance(read.data, OSError) else len(read.data)
+            while ahead and (len(ahead) >= 16 * workers or n_bytes + size > MAX_BYTES_AHEAD):
                 yield next_decoded()
+            n_bytes += size
+            ahead.append((pool.submit(decode, read, decoders), size))
         while ahead:
             yield next_decoded()
 
@@ -346,30 +392,40 @@ def _as_generator(reads: Iterator[Read]) -> Generator[Read]:
 
 
 @contextlib.contextmanager
-def _threads(workers: int) -> Iterator[ThreadPoolExecutor]:
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+def _threads(workers: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
     try:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _decode(
-    read: Read,
-    decoders: Decoders,
-    wanted: Callable[[bytes], bool],
-    model: _Model,
-) -> _Decoded:
-    at, data = read
-    if isinstance(data, OSError):
-        return _Decoded(at, None, None, Failure(data.strerror or str(data), type(data).__name__))
-    key = content_key(data)
-    if not wanted(key):
-        return _Decoded(at, key, None, None)
-    model.load_soon()
-    if model.decodes(data):
-        return _Decoded(at, key, data, None)
-    try:
-        return _Decoded(at, key, decoders.decode(data), None)
-    except DecodeError as error:
-        return _Decoded(at, key, None, Failure(error.reason, error.exception))
+class _Decode:
+    """What becomes of an image that was read; called from several threads."""
+
+    def __init__(
+        self, wanted: Callable[[bytes], bool], adoptable: Callable[[bytes], bool], model: _Model
+    ) -> None:
+        self._wanted, self._adoptable, self._model = wanted, adoptable, model
+
+    def __call__(self, read: Read, decoders: Decoders) -> _Decoded:
+        at, data = read
+        if isinstance(data, OSError):
+            failure = Failure(data.strerror or str(data), type(data).__name__)
+            return _Decoded(at, None, None, failure)
+        key = content_key(data)
+        if not self._wanted(key):
+            return _Decoded(at, key, None, None)
+        adoptable = self._adoptable(key)
+        if not adoptable:
+            self._model.load_soon()
+        if self._model.decodes(data):  # always did
+            return _Decoded(at, key, None if adoptable else data, None, adopted=adoptable)
+        try:
+            picture = decoders.picture(data)
+        except DecodeError as error:
+            return _Decoded(at, key, None, Failure(error.reason, error.exception))
+        if adoptable and not picture.changed:
+            return _Decoded(at, key, None, None, picture.flat, adopted=True)
+        self._model.load_soon()
+        return _Decoded(at, key, picture.pixels, None, picture.flat)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.source import Item, Source
@@ -26,6 +27,9 @@ SCHEMA = pa.schema(
         ("metadata", METADATA),
     ]
 )
+
+# Part of the fingerprints of samples.
+SAMPLE_MARK = ".sample"
 
 # Items converted to Arrow columns at a time, so that memory never holds millions of objects.
 BATCH_ITEMS = 65_536
@@ -66,6 +70,17 @@ class Manifest:
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
+
+    def sample(self, rows: NDArray[np.int64]) -> "Manifest":
+        """Some of the images, with a fingerprint of their own; itself if those are all.
+
+        Args:
+            rows: positions of the images, ascending.
+        """
+        if len(rows) == len(self):
+            return self
+        table = self.table.take(pa.array(rows)).combine_chunks()
+        return Manifest(table, f"{self.fingerprint}{SAMPLE_MARK}{len(rows)}")
 
     @property
     def total_bytes(self) -> int:

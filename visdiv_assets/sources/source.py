@@ -18,6 +18,9 @@ IMAGE_EXTENSIONS = frozenset({
 })
 # fmt: on
 
+# Encoded images that are read ahead of the consumer, in all; one larger than this comes alone.
+MAX_BYTES_AHEAD = 256 * 2**20
+
 # Limit for an encoded image: a larger file, or a member that unpacks to more, is not read.
 MAX_IMAGE_BYTES = 512 * 2**20
 
@@ -79,7 +82,10 @@ def read_one(source: Source, image_id: str) -> bytes:
 def read_concurrently(
     read: Callable[[str], bytes], image_ids: Iterable[str], readers: int
 ) -> Iterator[Read]:
-    """`read` each id, in order, in threads that stay a few images ahead of the consumer."""
+    """`read` each id, in order, in threads that stay a few images ahead of the consumer.
+
+    Large images are fewer ahead, so that they take no more than about MAX_BYTES_AHEAD.
+    """
 
     def attempt(image_id: str) -> bytes | OSError:
         try:
@@ -89,15 +95,25 @@ def read_concurrently(
 
     ahead: deque[tuple[int, Future[bytes | OSError]]] = deque()
     pool = ThreadPoolExecutor(readers, thread_name_prefix="read")
+    expected = 0.0  # bytes of the next image: as the largest lately
+
+    def take() -> Read:
+        nonlocal expected
+        at, future = ahead.popleft()
+        data = future.result()
+        expected = max(0.9 * expected, 0 if isinstance(data, OSError) else len(data))
+        return Read(at, data)
+
     try:
         for at, image_id in enumerate(image_ids):
+            while ahead and (
+                len(ahead) >= (2 * readers if expected else 2)
+                or (len(ahead) + 1) * expected > MAX_BYTES_AHEAD
+            ):
+                yield take()
             ahead.append((at, pool.submit(attempt, image_id)))
-            if len(ahead) > 2 * readers:
-                first, future = ahead.popleft()
-                yield Read(first, future.result())
         while ahead:
-            first, future = ahead.popleft()
-            yield Read(first, future.result())
+            yield take()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -1,31 +1,75 @@
-"""Writing files atomically, and reading tables in pieces.
+"""Writing files atomically, reading them back, and noticing damage.
 
 Not here: the layout of files (`store.py`).
 """
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from visdiv_assets.errors import VisdivError
+
 # Rows of a manifest or an index that are in memory at a time when it is read in pieces.
 PIECE_ROWS = 131_072
 
 
+class DamagedError(VisdivError):
+    """A file of the store that does not hold what was written to it."""
+
+
+@contextmanager
+def noticing_damage(path: Path, cure: str) -> Iterator[None]:
+    """Turn whatever damaged bytes raise into a DamagedError that names the file.
+
+    Args:
+        path: the file that the block reads.
+        cure: what to do about it, as the end of a sentence.
+
+    Raises:
+        OSError, MemoryError: what the system refused, as it is, since the bytes may be sound.
+    """
+    try:
+        yield
+    except (MemoryError, VisdivError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EISDIR, errno.EINVAL):
+            raise
+        # Parsers of Parquet, NumPy and zip files raise almost anything on damaged bytes: OSError,
+        # ValueError, KeyError, EOFError, ArrowException, BadZipFile, zlib.error …
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise DamagedError(f"{path} is damaged ({reason}); {cure}") from error
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file, whole or some of its columns, with its checksums verified."""
+    # `pq.read_table` would read a folder of that name as an empty dataset.
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        return file.read(None if columns is None else list(columns))
+
+
 def read_pieces(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Some columns of a Parquet file, PIECE_ROWS at a time."""
-    with pq.ParquetFile(path, pre_buffer=False) as file:  # else all data read stays in memory
+    """Some columns of a Parquet file, PIECE_ROWS at a time, with their checksums verified."""
+    # With `pre_buffer`, all data read would stay in memory.
+    with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
         for batch in file.iter_batches(PIECE_ROWS, columns=list(columns)):
             yield pa.Table.from_batches([batch])
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file atomically."""
-    write_atomically(path, lambda file: pq.write_table(table, file, row_group_size=PIECE_ROWS))
+    """Write a Parquet file atomically, with a checksum for each page."""
+
+    def write(file: IO[bytes]) -> None:
+        pq.write_table(table, file, row_group_size=PIECE_ROWS, write_page_checksum=True)
+
+    write_atomically(path, write)
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -26,8 +26,12 @@ INDEX_SCHEMA = pa.schema(
         ("row", pa.int32()),
         ("reason", pa.string()),
         ("exception", pa.string()),
+        ("flat", pa.bool_()),
     ]
 )
+
+# The columns of INDEX_SCHEMA that indexes of all versions have.
+KEPT_COLUMNS = tuple(INDEX_SCHEMA.names[:-1])
 
 # Key in the schema metadata of an index: `Decoding.judge` of its failures.
 JUDGE = b"visdiv.judge"
@@ -64,7 +68,8 @@ class EmbeddingIndex:
     Attributes:
         table: a table with INDEX_SCHEMA. An embedded image has `content_key`, `segment` and `row`.
             A failed one has a `reason`, the class of the `exception`, and a `content_key` if it
-            could be read.
+            could be read. `flat` tells whether a picture is one flat colour; indexes of older
+            versions lack it.
     """
 
     table: pa.Table
@@ -88,6 +93,23 @@ class EmbeddingIndex:
     def n_distinct(self) -> int:
         """Number of distinct contents among the embedded images."""
         return int(pc.count_distinct(self._embedded()["content_key"]).as_py())
+
+    @property
+    def n_flat(self) -> int:
+        """Number of embedded images whose pictures are one flat colour, as far as is known."""
+        return len(self.flat())
+
+    def flat(self) -> list[str]:
+        """Ids of the embedded images whose pictures are one flat colour, in order of ids."""
+        if "flat" not in self.table.column_names:
+            return []
+        ids: list[str] = self.table["image_id"].filter(self.table["flat"]).to_pylist()
+        return ids
+
+    def segments(self) -> list[str]:
+        """Names of the segments that hold its rows, sorted."""
+        used = self._embedded()["segment"].unique().to_pylist()
+        return sorted(used)
 
     def failures(self) -> list[tuple[str, str]]:
         """Image id and error of every failed image, in order of ids."""

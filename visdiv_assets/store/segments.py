@@ -3,6 +3,8 @@
 Not here: reading segments (`store.py`), finding rows in them (`key_index.py`).
 """
 
+import hashlib
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +27,9 @@ GRID = 2.0**-15
 SEGMENT_ROWS = 4096
 SEGMENT_SECONDS = 30.0
 
+# Key in the schema metadata of a segment's keys: `digest_of` its rows. Older segments lack it.
+ROWS_DIGEST = b"visdiv.rows"
+
 
 def to_grid(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
     """Round vectors with entries in [-1, 1] to the store's grid, as float16; same shape.
@@ -36,53 +41,103 @@ def to_grid(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
     return (np.round(vectors.astype(np.float64) / GRID) * GRID).astype(np.float16)
 
 
+def digest_of(rows: NDArray[np.float16]) -> bytes:
+    """128-bit BLAKE2b of the rows of a segment, in hex."""
+    return hashlib.blake2b(np.ascontiguousarray(rows), digest_size=16).hexdigest().encode()
+
+
 class SegmentWriter:
     """Collects rows and commits them as segments of up to SEGMENT_ROWS, in its own thread.
 
-    It also commits rows that have waited SEGMENT_SECONDS, and on any exit from the `with` block,
-    so an interrupted run keeps everything that it has finished.
+    It also commits rows that have waited SEGMENT_SECONDS, even if no other row comes, and on any
+    exit from the `with` block, so an interrupted run keeps everything that it has finished.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._waiting: list[tuple[bytes, NDArray[np.float32]]] = []
-        self._oldest = 0.0
+        self._waiting: list[tuple[bytes, NDArray[np.float32], bool]] = []
+        self._due = 0.0
+        self._closing = False
+        self._changed = threading.Condition()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._committing: Future[None] | None = None
 
-    def add(self, key: bytes, vector: NDArray[np.float32]) -> None:
-        """Add one row, shape (D,); raises the error of the previous segment, if any."""
-        now = time.monotonic()
-        if not self._waiting:
-            self._oldest = now
-        self._waiting.append((key, vector))
-        if len(self._waiting) >= SEGMENT_ROWS or now - self._oldest >= SEGMENT_SECONDS:
-            self._commit_soon()
+    def add(self, key: bytes, vector: NDArray[np.float32], *, flat: bool = False) -> None:
+        """Add one row; waits while a segment is full, and raises the error of an earlier one.
 
-    def _commit_soon(self) -> None:
-        """Start writing the collected rows once the previous segment is written."""
-        before, self._committing = self._committing, None
-        if before is not None:
-            before.result()
-        waiting, self._waiting = self._waiting, []
-        self._committing = self._thread.submit(self._commit, waiting)
+        Args:
+            key: content key of the image.
+            vector: its embedding, shape (D,).
+            flat: whether the picture is one flat colour.
+        """
+        if self._committing is None:
+            self._committing = self._thread.submit(self._commit_as_due)
+        with self._changed:
+            if not self._waiting:
+                self._due = time.monotonic() + SEGMENT_SECONDS
+            self._waiting.append((key, vector, flat))
+            self._changed.notify_all()
+            self._changed.wait_for(self._has_room)
+        if self._committing.done():
+            self._committing.result()
 
-    def _commit(self, waiting: Sequence[tuple[bytes, NDArray[np.float32]]]) -> None:
+    def _has_room(self) -> bool:
+        assert self._committing is not None
+        return len(self._waiting) < SEGMENT_ROWS or self._committing.done()
+
+    def _is_due(self) -> bool:
+        return self._closing or len(self._waiting) >= SEGMENT_ROWS
+
+    def _commit_as_due(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    while not self._is_due():
+                        left = self._due - time.monotonic() if self._waiting else None
+                        if left is not None and left <= 0:
+                            break
+                        self._changed.wait(left)
+                    waiting, self._waiting = self._waiting, []
+                    self._changed.notify_all()
+                if not waiting:
+                    return
+                try:
+                    self._commit(waiting)
+                except BaseException:
+                    self._waiting = [*waiting, *self._waiting]  # for another try on the way out
+                    raise
+        finally:
+            with self._changed:
+                self._changed.notify_all()
+
+    def _commit(self, waiting: Sequence[tuple[bytes, NDArray[np.float32], bool]]) -> None:
         """Write rows as one segment, named by a hash of its keys."""
-        keys, vectors = zip(*waiting, strict=True)
+        keys, vectors, flat = zip(*waiting, strict=True)
         rows = to_grid(np.stack(vectors))
-        column = pa.array(keys, type=pa.binary(KEY_BYTES))
+        table = pa.table(
+            {
+                "content_key": pa.array(keys, type=pa.binary(KEY_BYTES)),
+                "flat": pa.array(flat, type=pa.bool_()),
+            }
+        ).replace_schema_metadata({ROWS_DIGEST: digest_of(rows)})
         name = content_key(b"".join(keys)).hex()
         write_atomically(self._folder / f"{name}.npy", lambda file: np.save(file, rows))
-        write_table(self._folder / f"{name}.parquet", pa.table({"content_key": column}))
+        write_table(self._folder / f"{name}.parquet", table)
 
     def close(self) -> None:
         """Commit the remaining rows, and wait until everything is on disk."""
         with self._thread:
-            if self._waiting:
-                self._commit_soon()
-            if self._committing is not None:
+            with self._changed:
+                self._closing = True
+                self._changed.notify_all()
+            if self._committing is None:
+                return
+            try:
                 self._committing.result()
+            except OSError:  # a disk that was full may have room again
+                if self._waiting:
+                    self._commit(self._waiting)
+                raise
 
     def __enter__(self) -> Self:
         return self

@@ -9,33 +9,43 @@ embed (`embedding/incremental.py`).
     moments/<dataset>/<model id>/<fingerprint>.npz     n, Σx, Σxxᵀ, a sample; .slices: of slices
 
 Files are written under a temporary name and renamed when complete. A segment exists once its key
-file does, and is never edited.
+file does, and is never edited. A damaged file counts as absent wherever it can be made again.
 """
 
+import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.sources.manifest import Manifest
+from visdiv_assets.sources.manifest import SAMPLE_MARK, Manifest
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.sample import Sample
-from visdiv_assets.store.files import read_pieces, write_atomically, write_table
-from visdiv_assets.store.index import (
-    EmbeddingIndex,
-    Keys,
-    to_keys,
+from visdiv_assets.store.files import (
+    DamagedError,
+    noticing_damage,
+    read_pieces,
+    read_table,
+    write_atomically,
+    write_table,
 )
+from visdiv_assets.store.index import KEPT_COLUMNS, EmbeddingIndex, Keys, to_keys
 from visdiv_assets.store.key_index import KeyIndex
-from visdiv_assets.store.segments import SegmentWriter
+from visdiv_assets.store.segments import ROWS_DIGEST, SegmentWriter, digest_of
 
 logger = logging.getLogger(__name__)
+
+# Threads that verify segments; hashing lets them run at once.
+VERIFIERS = 4
 
 
 class Store:
@@ -43,72 +53,74 @@ class Store:
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
+        self._verified: set[tuple[Path, int, int]] = set()
 
     # --- manifests ---
 
     def write_manifest(self, dataset: str, manifest: Manifest) -> Path:
-        """Store a manifest and make it the dataset's latest."""
-        folder = self.root / "manifests" / dataset
+        """Store a manifest, in place of an earlier one with its fingerprint."""
         path = self._manifest(dataset, manifest.fingerprint)
-        if not path.exists():
-            write_table(path, manifest.table)
-        write_atomically(folder / "latest", lambda f: f.write(manifest.fingerprint.encode()))
+        write_table(path, manifest.table)
         return path
 
+    def name_latest(self, dataset: str, fingerprint: str) -> None:
+        """Note which manifest was evaluated last; written when the evaluation is on record."""
+        path = self.root / "manifests" / dataset / "latest"
+        write_atomically(path, lambda file: file.write(fingerprint.encode()))
+
     def latest_manifest(self, dataset: str) -> Manifest:
-        """The manifest written last.
+        """The manifest that was evaluated last.
 
         Raises:
-            VisdivError: the dataset has never been listed.
+            VisdivError: the dataset has never been evaluated, or the manifest is damaged.
         """
-        return self.read_manifest(dataset, self.listed_fingerprint(dataset))
-
-    def listed_fingerprint(self, dataset: str) -> str:
-        """Fingerprint of the manifest written last; raises as `latest_manifest`."""
         fingerprint, _ = self.latest_fingerprint(dataset)
         if fingerprint is None:
-            raise VisdivError(
-                f"the images of {dataset} have never been listed; run `visdiv score {dataset}`"
-            )
-        return fingerprint
+            raise VisdivError(f"{dataset} has never been evaluated; run `visdiv score {dataset}`")
+        return self.read_manifest(dataset, fingerprint)
 
     def read_manifest(self, dataset: str, fingerprint: str) -> Manifest:
         """The manifest with this fingerprint.
 
         Raises:
-            VisdivError: there is no such manifest.
+            VisdivError: there is no such manifest, or it is damaged.
         """
-        try:
-            return Manifest(pq.read_table(self._manifest(dataset, fingerprint)), fingerprint)
-        except FileNotFoundError as error:
-            raise VisdivError(f"{dataset} has no manifest {fingerprint}") from error
+        with self._reading_manifest(dataset, fingerprint) as path:
+            return Manifest(read_table(path), fingerprint)
 
     def manifest_length(self, dataset: str, fingerprint: str) -> int:
         """Number of images in a manifest; raises as `read_manifest`."""
-        try:
-            return int(pq.read_metadata(self._manifest(dataset, fingerprint)).num_rows)
-        except FileNotFoundError as error:
-            raise VisdivError(f"{dataset} has no manifest {fingerprint}") from error
+        with self._reading_manifest(dataset, fingerprint) as path:
+            return int(pq.read_metadata(path).num_rows)
 
     def manifest_pieces(
         self, dataset: str, fingerprint: str, columns: Sequence[str]
     ) -> Iterator[pa.Table]:
         """Some columns of a manifest, PIECE_ROWS at a time; raises as `read_manifest`."""
-        try:
-            yield from read_pieces(self._manifest(dataset, fingerprint), columns)
-        except FileNotFoundError as error:
-            raise VisdivError(f"{dataset} has no manifest {fingerprint}") from error
+        with self._reading_manifest(dataset, fingerprint) as path:
+            yield from read_pieces(path, columns)
 
     def latest_fingerprint(self, dataset: str) -> tuple[str | None, int]:
-        """Fingerprint of the manifest written last, and its time in ns; `None, 0` if there is none.
+        """Fingerprint of the manifest evaluated last, and when, in ns; `None, 0` if there is none.
 
         Cheap, since it does not read the manifest.
         """
         path = self.root / "manifests" / dataset / "latest"
         try:
             return path.read_text(encoding="ascii"), path.stat().st_mtime_ns
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError):
             return None, 0
+
+    @contextmanager
+    def _reading_manifest(self, dataset: str, fingerprint: str) -> Iterator[Path]:
+        path = self._manifest(dataset, fingerprint)
+        try:
+            with noticing_damage(path, f"run `visdiv score {dataset}`"):
+                yield path
+        except FileNotFoundError as error:
+            raise VisdivError(
+                f"{dataset} has no list of images {fingerprint}; run `visdiv score {dataset}`"
+            ) from error
 
     def _manifest(self, dataset: str, fingerprint: str) -> Path:
         return self.root / "manifests" / dataset / f"{fingerprint}.parquet"
@@ -124,29 +136,82 @@ class Store:
         return sorted(path.stem for path in self._segments(model_id).glob("[!.]*.parquet"))
 
     def rows(self, model_id: str, segment: str) -> NDArray[np.float16]:
-        """The vectors of a segment, memory-mapped, shape (rows, D), float16."""
+        """The vectors of a segment, memory-mapped, shape (rows, D), float16.
+
+        They are verified when this object first reads them.
+
+        Raises:
+            DamagedError: they are not what was written. The segment counts as absent from now on.
+        """
         path = self._segments(model_id) / f"{segment}.npy"
-        rows: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+        try:
+            with noticing_damage(path, "run `visdiv score` again"):
+                rows = self._verified_rows(path)
+        except (DamagedError, FileNotFoundError) as error:
+            self._retire(path)
+            raise DamagedError(
+                f"embeddings of {model_id} are damaged ({path.name}) and have to be made again; "
+                "run `visdiv score` again"
+            ) from error
         return rows
+
+    def _verified_rows(self, path: Path) -> NDArray[np.float16]:
+        rows = _mapped(path)
+        stat = path.stat()
+        version = (path, stat.st_size, stat.st_mtime_ns)
+        if version not in self._verified:
+            digest = (pq.read_schema(path.with_suffix(".parquet")).metadata or {}).get(ROWS_DIGEST)
+            if digest is None:  # written by an older version; an empty row is not an embedding
+                if not (np.isfinite(rows).all() and np.any(rows, axis=1).all()):
+                    raise ValueError("rows without values")
+            elif digest_of(rows) != digest:
+                raise ValueError("the checksum of its rows differs")
+            self._verified.add(version)
+        return rows
+
+    def _retire(self, path: Path) -> None:
+        """Take a damaged segment out of use; its files are kept under hidden names."""
+        logger.warning(
+            "segment %s of %s is damaged, so its images have to be embedded again",
+            path.stem,
+            path.parent.name,
+        )
+        for each in (path.with_suffix(".parquet"), path):  # the key file is what commits a segment
+            with contextlib.suppress(OSError):  # read-only, or another process was faster
+                each.replace(each.with_name(f".damaged-{each.name}"))
+
+    def retire_damaged(self, model_id: str, segments: Iterable[str]) -> int:
+        """Verify segments, take the damaged ones out of use, and return how many those were."""
+
+        def is_damaged(segment: str) -> bool:
+            try:
+                self.rows(model_id, segment)
+            except DamagedError:
+                return True
+            return False
+
+        with ThreadPoolExecutor(VERIFIERS, thread_name_prefix="verify") as threads:
+            return sum(threads.map(is_damaged, segments))
 
     def key_index(self, model_id: str) -> KeyIndex:
         """Read the keys of all segments, except damaged ones, whose images are embedded again."""
         keys: dict[str, Keys] = {}
+        flat: dict[str, NDArray[np.bool_]] = {}
         for name in self.segment_names(model_id):
+            path = self._segments(model_id) / f"{name}.parquet"
             try:
-                table = pq.read_table(self._segments(model_id) / f"{name}.parquet")
-                if len(self.rows(model_id, name)) != len(table):
-                    raise ValueError("the numbers of rows and keys differ")
-            except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-                logger.warning(
-                    "segment %s of %s is damaged, so its images will be embedded again: %s",
-                    name,
-                    model_id,
-                    error,
-                )
+                with noticing_damage(path, "its images are embedded again"):
+                    table = read_table(path)
+                    keys_here = to_keys(table["content_key"])
+                    if len(_mapped(path.with_suffix(".npy"))) != len(keys_here):
+                        raise ValueError("the numbers of rows and keys differ")
+                    if "flat" in table.column_names:
+                        flat[name] = pc.fill_null(table["flat"], False).to_numpy()
+            except (DamagedError, FileNotFoundError):
+                self._retire(path.with_suffix(".npy"))
                 continue
-            keys[name] = to_keys(table["content_key"])
-        return KeyIndex.of(keys)
+            keys[name] = keys_here
+        return KeyIndex.of(keys, flat)
 
     def segment_time(self, model_id: str, segment: str) -> int:
         """When the vectors of a segment were written, in ns; raises OSError if it is missing."""
@@ -177,28 +242,54 @@ class Store:
         Raises:
             VisdivError: the manifest has not been embedded with this model.
         """
-        path = self._index(dataset, model_id, fingerprint)
-        try:
-            return EmbeddingIndex(pq.read_table(path, columns=columns and list(columns)))
-        except FileNotFoundError as error:
-            raise _not_embedded(dataset, model_id) from error
+        with self._reading_index(dataset, model_id, fingerprint) as path:
+            return EmbeddingIndex(read_table(path, columns))
 
     def index_pieces(
         self, dataset: str, model_id: str, fingerprint: str, columns: Sequence[str]
     ) -> Iterator[pa.Table]:
         """Some columns of an index, PIECE_ROWS at a time; raises as `read_index`."""
-        try:
-            yield from read_pieces(self._index(dataset, model_id, fingerprint), columns)
-        except FileNotFoundError as error:
-            raise _not_embedded(dataset, model_id) from error
+        with self._reading_index(dataset, model_id, fingerprint) as path:
+            yield from read_pieces(path, columns)
 
-    def latest_index(self, dataset: str) -> EmbeddingIndex | None:
-        """The newest index of a dataset, of any model; it has the keys of unchanged images."""
-        paths = list((self.root / "indexes" / dataset).glob("*/[!.]*.parquet"))
-        if not paths:
-            return None
-        newest = max(paths, key=lambda path: (path.stat().st_mtime_ns, path))
-        return EmbeddingIndex(pq.read_table(newest))
+    def earlier_indexes(self, dataset: str) -> list[EmbeddingIndex]:
+        """The newest index of a dataset, of any model, and if that is of a sample, of all images.
+
+        They have the keys of unchanged images. Damaged ones are passed over.
+        """
+        found: list[EmbeddingIndex] = []
+        for path in self._newest_indexes(dataset):
+            of_sample = SAMPLE_MARK in path.stem
+            if found and of_sample:
+                continue
+            try:
+                with noticing_damage(path, "older ones are used"):
+                    found.append(EmbeddingIndex(read_table(path).select(KEPT_COLUMNS)))
+            except (DamagedError, FileNotFoundError) as error:
+                logger.warning("%s", error)
+                continue
+            if not of_sample:
+                break
+        return found
+
+    def _newest_indexes(self, dataset: str) -> list[Path]:
+        dated = []
+        for path in (self.root / "indexes" / dataset).glob("*/[!.]*.parquet"):
+            with contextlib.suppress(FileNotFoundError):
+                dated.append((path.stat().st_mtime_ns, path))
+        return [path for _, path in sorted(dated, reverse=True)]
+
+    @contextmanager
+    def _reading_index(self, dataset: str, model_id: str, fingerprint: str) -> Iterator[Path]:
+        path = self._index(dataset, model_id, fingerprint)
+        try:
+            with noticing_damage(path, f"run `visdiv score {dataset}`"):
+                yield path
+        except FileNotFoundError as error:
+            raise VisdivError(
+                f"the latest images of {dataset} have not been embedded with {model_id}; "
+                f"run `visdiv score {dataset}`"
+            ) from error
 
     def _index(self, dataset: str, model_id: str, fingerprint: str) -> Path:
         return self.root / "indexes" / dataset / model_id / f"{fingerprint}.parquet"
@@ -213,6 +304,7 @@ class Store:
         sample: Sample,
         norm_error: float = 0.0,
         contents: str = "",
+        n_slices: int = 0,
     ) -> Path:
         """Store the moments and the sample of a manifest's embeddings.
 
@@ -223,6 +315,7 @@ class Store:
             sample: moments and sample.
             norm_error: the largest | ‖x‖ − 1 |.
             contents: digest of the rows, their counts and their slices.
+            n_slices: number of slices that `write_slices` stored beside it.
         """
         path = self._moments(dataset, model_id, fingerprint)
         arrays: dict[str, Any] = {
@@ -234,6 +327,7 @@ class Store:
             "sample_rows": sample.rows.astype(np.float16),  # exact: the rows are on the grid
             "sample_counts": sample.counts,
             "contents": np.str_(contents),
+            "n_slices": np.int64(n_slices),
         }
         write_atomically(path, lambda file: np.savez(file, **arrays))
         return path
@@ -242,26 +336,20 @@ class Store:
         """The moments of a manifest's embeddings.
 
         Raises:
-            VisdivError: they have not been computed.
+            VisdivError: they have not been computed, or are damaged.
         """
-        try:
-            with np.load(self._moments(dataset, model_id, fingerprint)) as arrays:
-                return Moments(int(arrays["n"]), arrays["total"], arrays["outer"])
-        except FileNotFoundError as error:
-            raise VisdivError(
-                f"the moments of {dataset} have not been computed for {model_id}; "
-                f"run `visdiv score {dataset}`"
-            ) from error
+        with self._reading_moments(dataset, model_id, fingerprint) as arrays:
+            return Moments(int(arrays["n"]), arrays["total"], arrays["outer"])
 
     def read_sample(self, dataset: str, model_id: str, fingerprint: str) -> Sample:
         """The moments and the sample of a manifest's embeddings; raises as `read_moments`."""
-        moments = self.read_moments(dataset, model_id, fingerprint)
-        with np.load(self._moments(dataset, model_id, fingerprint)) as arrays:
+        with self._reading_moments(dataset, model_id, fingerprint) as arrays:
             if "sample_keys" not in arrays:
                 raise VisdivError(
                     f"the moments of {dataset} were stored without a sample by an older version; "
                     f"run `visdiv score {dataset}`"
                 )
+            moments = Moments(int(arrays["n"]), arrays["total"], arrays["outer"])
             rows = arrays["sample_rows"].astype(np.float64)
             return Sample(moments, arrays["sample_keys"], rows, arrays["sample_counts"])
 
@@ -269,7 +357,7 @@ class Store:
         self, dataset: str, model_id: str, fingerprint: str, slices: Mapping[str, Sample]
     ) -> None:
         """Store the moments and sample of each slice of a dataset, replacing earlier ones."""
-        path = self._moments(dataset, model_id, fingerprint).with_suffix(".slices")
+        path = self._slices(dataset, model_id, fingerprint)
         parts = list(slices.values())
         if not parts:
             path.unlink(missing_ok=True)
@@ -287,29 +375,32 @@ class Store:
         write_atomically(path, lambda file: np.savez(file, **arrays))
 
     def read_slices(self, dataset: str, model_id: str, fingerprint: str) -> dict[str, Sample]:
-        """The slices of a dataset by name; empty if it has none."""
-        path = self._moments(dataset, model_id, fingerprint).with_suffix(".slices")
-        if not path.is_file():
+        """The slices of a dataset by name; empty if it has none. Raises as `read_moments`."""
+        path = self._slices(dataset, model_id, fingerprint)
+        with self._reading_moments(dataset, model_id, fingerprint) as arrays:
+            expected = int(arrays["n_slices"]) if "n_slices" in arrays else None
+        if expected == 0 or (expected is None and not path.exists()):
             return {}
-        with np.load(path) as stored:
-            arrays = dict(stored)
-        ends = np.cumsum(arrays["sizes"])
-        slices = {}
-        for at, name in enumerate(arrays["names"].tolist()):
-            own = slice(int(ends[at] - arrays["sizes"][at]), int(ends[at]))
-            moments = Moments(int(arrays["n"][at]), arrays["total"][at], arrays["outer"][at])
-            rows = arrays["sample_rows"][own].astype(np.float64)
-            slices[name] = Sample(
-                moments, arrays["sample_keys"][own], rows, arrays["sample_counts"][own]
-            )
+        try:
+            with _reading_arrays(path, dataset) as stored:
+                arrays = dict(stored)
+                ends = np.cumsum(arrays["sizes"])
+                slices = {}
+                for at, name in enumerate(arrays["names"].tolist()):
+                    own = slice(int(ends[at] - arrays["sizes"][at]), int(ends[at]))
+                    slices[name] = Sample(
+                        Moments(int(arrays["n"][at]), arrays["total"][at], arrays["outer"][at]),
+                        arrays["sample_keys"][own],
+                        arrays["sample_rows"][own].astype(np.float64),
+                        arrays["sample_counts"][own],
+                    )
+        except FileNotFoundError as error:
+            raise DamagedError(f"{path} is missing; run `visdiv score {dataset}`") from error
         return slices
 
     def read_norm_error(self, dataset: str, model_id: str, fingerprint: str) -> float:
         """The largest | ‖x‖ − 1 | among a manifest's embeddings; NaN if unknown."""
-        path = self._moments(dataset, model_id, fingerprint)
-        if not path.is_file():
-            return float("nan")
-        with np.load(path) as arrays:
+        with self._reading_moments(dataset, model_id, fingerprint) as arrays:
             return float(arrays["norm_error"]) if "norm_error" in arrays else float("nan")
 
     def moments_digest(
@@ -317,22 +408,50 @@ class Store:
     ) -> tuple[str, int] | None:
         """The digest of the contents of a manifest's moments, and their time in ns.
 
-        None if there are none.
+        None if there are none, or if they or the slices beside them are damaged.
         """
         path = self._moments(dataset, model_id, fingerprint)
         try:
-            with np.load(path) as arrays:
+            self.read_sample(dataset, model_id, fingerprint)
+            self.read_slices(dataset, model_id, fingerprint)
+            with _reading_arrays(path, dataset) as arrays:
                 digest = str(arrays["contents"]) if "contents" in arrays else ""
             return digest, path.stat().st_mtime_ns
-        except FileNotFoundError:
+        except (FileNotFoundError, VisdivError):
             return None
+
+    @contextmanager
+    def _reading_moments(
+        self, dataset: str, model_id: str, fingerprint: str
+    ) -> Iterator[Mapping[str, Any]]:
+        try:
+            with _reading_arrays(self._moments(dataset, model_id, fingerprint), dataset) as arrays:
+                yield arrays
+        except FileNotFoundError as error:
+            raise VisdivError(
+                f"the moments of {dataset} have not been computed for {model_id}; "
+                f"run `visdiv score {dataset}`"
+            ) from error
 
     def _moments(self, dataset: str, model_id: str, fingerprint: str) -> Path:
         return self.root / "moments" / dataset / model_id / f"{fingerprint}.npz"
 
+    def _slices(self, dataset: str, model_id: str, fingerprint: str) -> Path:
+        return self._moments(dataset, model_id, fingerprint).with_suffix(".slices")
 
-def _not_embedded(dataset: str, model_id: str) -> VisdivError:
-    return VisdivError(
-        f"the latest images of {dataset} have not been embedded with {model_id}; "
-        f"run `visdiv score {dataset}`"
-    )
+
+def _mapped(path: Path) -> NDArray[np.float16]:
+    """A segment's vectors, memory-mapped."""
+    rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    if rows.ndim != 2 or rows.dtype != np.float16:
+        raise ValueError(f"not a matrix of float16: {rows.dtype} {rows.shape}")
+    found: NDArray[np.float16] = rows
+    return found
+
+
+@contextmanager
+def _reading_arrays(path: Path, dataset: str) -> Iterator[Mapping[str, Any]]:
+    """The arrays of an .npz file, whose checksums NumPy verifies as it reads them."""
+    cure = f"run `visdiv score {dataset}`"
+    with noticing_damage(path, cure), np.load(path, allow_pickle=False) as arrays:
+        yield arrays

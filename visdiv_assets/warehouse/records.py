@@ -36,6 +36,8 @@ class Evaluation:
         corrected_participation_ratio: in [1, D].
         n_listed: images in the source; larger than n_images + n_failed if a sample was scored.
         basis: which score the threshold applies to, `corrected` or `plain`.
+        n_flat: embedded images whose pictures are one flat colour; None in rows older than
+            schema 8.
     """
 
     evaluation_id: str
@@ -61,6 +63,7 @@ class Evaluation:
     corrected_participation_ratio: float | None = None
     n_listed: int | None = None
     basis: str = "plain"
+    n_flat: int | None = None
 
     @property
     def judged_score(self) -> float | None:

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.incremental import embed_manifest
@@ -41,14 +40,16 @@ class Embedded:
     Attributes:
         index: which row belongs to each image, and why others have none.
         n_new: images that went through the model; all others were in the store.
+        manifest: the images that were looked at: all of them, or a sample.
     """
 
     index: EmbeddingIndex
     n_new: int
+    manifest: Manifest
 
 
 def list_dataset(dataset: str, source: Source, store: Store) -> Manifest:
-    """List a dataset's images and keep the list."""
+    """List a dataset's images and keep the list; it is the latest one once it is scored."""
     manifest = list_images(source)
     store.write_manifest(dataset, manifest)
     return manifest
@@ -56,6 +57,7 @@ def list_dataset(dataset: str, source: Source, store: Store) -> Manifest:
 
 def embed_dataset(
     dataset: str,
+    manifest: Manifest,
     source: Source,
     embedder: Embedder,
     store: Store,
@@ -64,10 +66,13 @@ def embed_dataset(
     precision: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> Embedded:
-    """Embed what is missing of the latest manifest, and note in the warehouse what failed.
+    """Embed what is missing of a manifest, and note in the warehouse what failed.
+
+    All rows that the result stands on are verified; those of damaged segments are made again.
 
     Args:
         dataset: its name.
+        manifest: its images, as `list_dataset` stored them.
         source: where its images are.
         embedder: what embeds them.
         store: gets the embeddings.
@@ -79,14 +84,11 @@ def embed_dataset(
     Raises:
         VisdivError: not one image can be decoded.
     """
-    manifest = store.latest_manifest(dataset)
     n_new = 0
     for chosen in [manifest] if precision is None else _growing(manifest):
-        index, embedded = embed_manifest(
-            dataset, chosen, source, embedder, store, on_progress=on_progress
-        )
+        index, embedded = _embed_soundly(dataset, chosen, source, embedder, store, on_progress)
         n_new += embedded
-        if precision is None or len(chosen) == len(manifest) or not index.n_images:
+        if precision is None or chosen is manifest or not index.n_images:
             break
         contents = Contents.of(index)
         moments, _ = contents.moments(store, embedder.model_id)
@@ -94,6 +96,8 @@ def embed_dataset(
             corrected(contents.sample(store, embedder.model_id, moments)), precision
         ):
             break
+    if chosen is not manifest:
+        store.write_manifest(dataset, chosen)
     if warehouse is not None:
         failed = index.failed().select(["image_id", "reason", "exception", "size"]).to_pylist()
         images = (FailedImage(*row.values()) for row in failed)
@@ -104,7 +108,27 @@ def embed_dataset(
             f"none of the {len(index.table)} images in {source.uri} can be decoded "
             f"(the first: {reason})"
         )
-    return Embedded(index, n_new)
+    return Embedded(index, n_new, chosen)
+
+
+def _embed_soundly(
+    dataset: str,
+    manifest: Manifest,
+    source: Source,
+    embedder: Embedder,
+    store: Store,
+    on_progress: OnProgress | None,
+) -> tuple[EmbeddingIndex, int]:
+    """`embed_manifest`, and once more if rows that it found in the store are damaged."""
+    index, embedded = embed_manifest(
+        dataset, manifest, source, embedder, store, on_progress=on_progress
+    )
+    if not store.retire_damaged(embedder.model_id, index.segments()):
+        return index, embedded
+    index, again = embed_manifest(
+        dataset, manifest, source, embedder, store, on_progress=on_progress
+    )
+    return index, embedded + again
 
 
 def _growing(manifest: Manifest) -> Iterator[Manifest]:
@@ -116,28 +140,31 @@ def _growing(manifest: Manifest) -> Iterator[Manifest]:
     digests = (hashlib.blake2b(each.as_py().encode(), digest_size=8).digest() for each in ids)
     order = np.argsort(np.frombuffer(b"".join(digests), dtype=">u8"), kind="stable")
     for size in sample_sizes(len(manifest)):
-        chosen = pa.array(np.sort(order[:size]))
-        yield Manifest(manifest.table.take(chosen).combine_chunks(), manifest.fingerprint)
+        yield manifest.sample(np.sort(order[:size]))
 
 
 def score_dataset(
     dataset: str,
     model_id: str,
+    fingerprint: str,
     store: Store,
     warehouse: Warehouse,
     *,
+    listed: str,
     started: float,
     threshold: float | None = None,
     basis: str = "corrected",
     run_id: str | None = None,
 ) -> tuple[Evaluation, Diversity]:
-    """Score the latest moments and record the evaluation.
+    """Score moments and record the evaluation.
 
     Args:
         dataset: its name.
         model_id: of the embeddings.
+        fingerprint: of the manifest that was embedded: all images, or a sample.
         store: holds the moments.
         warehouse: gets the evaluation.
+        listed: fingerprint of the manifest of all images; the latest one from now on.
         started: Unix time at which the evaluation began.
         threshold: score below which an alert is due; no alerts at all when None.
         basis: which score the threshold is for, `corrected` or `plain`.
@@ -146,7 +173,6 @@ def score_dataset(
     Raises:
         VisdivError: fewer than 2 images were embedded. Nothing is recorded then.
     """
-    fingerprint = store.listed_fingerprint(dataset)
     sample = store.read_sample(dataset, model_id, fingerprint)
     if sample.moments.n < 2:
         raise VisdivError(
@@ -155,7 +181,9 @@ def score_dataset(
     measured = diversity(sample.moments)
     fair = corrected(sample)
     rating = None if fair.too_few else rate(fair.score)
-    index = store.read_index(dataset, model_id, fingerprint, ("content_key", "row"))
+    index = store.read_index(
+        dataset, model_id, fingerprint, ("image_id", "content_key", "row", "flat")
+    )
     evaluation = Evaluation(
         evaluation_id=uuid.uuid4().hex,
         dataset=dataset,
@@ -178,13 +206,15 @@ def score_dataset(
         corrected_high=None if fair.too_few else fair.high,
         corrected_effective_rank=None if fair.too_few else fair.effective_rank,
         corrected_participation_ratio=None if fair.too_few else fair.participation_ratio,
-        n_listed=store.manifest_length(dataset, fingerprint),
+        n_listed=store.manifest_length(dataset, listed),
         basis=basis,
+        n_flat=index.n_flat,
     )
     states = (
         () if threshold is None else states_of(evaluation, warehouse.history(dataset), threshold)
     )
     warehouse.record(evaluation, measured.spectrum, states)
+    store.name_latest(dataset, listed)
     warehouse.export(store.root / "exports")
     return evaluation, measured
 
@@ -208,16 +238,26 @@ def evaluate(
         VisdivError: no images, or fewer than 2 that can be decoded. Nothing is recorded then.
     """
     started = time.time()
-    list_dataset(dataset, source, store)
+    manifest = list_dataset(dataset, source, store)
     embedded = embed_dataset(
-        dataset, source, embedder, store, warehouse, precision=precision, on_progress=on_progress
+        dataset,
+        manifest,
+        source,
+        embedder,
+        store,
+        warehouse,
+        precision=precision,
+        on_progress=on_progress,
     )
-    accumulate_moments(dataset, embedder.model_id, store, slices=slices)
+    scored = embedded.manifest.fingerprint
+    accumulate_moments(dataset, embedder.model_id, scored, store, slices=slices)
     evaluation, _ = score_dataset(
         dataset,
         embedder.model_id,
+        scored,
         store,
         warehouse,
+        listed=manifest.fingerprint,
         started=started,
         threshold=threshold,
         basis=basis,

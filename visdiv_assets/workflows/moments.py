@@ -32,22 +32,22 @@ _Piece = tuple[pa.Table, NDArray[np.int64]]
 
 
 def accumulate_moments(
-    dataset: str, model_id: str, store: Store, *, slices: Slices = None
+    dataset: str, model_id: str, fingerprint: str, store: Store, *, slices: Slices = None
 ) -> Sample:
-    """Add up the moments of the latest manifest's embeddings, whole and by slice, and keep them.
+    """Add up the moments of a manifest's embeddings, whole and by slice, and keep them.
 
     Moments that were kept of the same rows are not added up again.
 
     Args:
         dataset: its name.
         model_id: of the embeddings.
+        fingerprint: of the manifest.
         store: holds the embeddings.
         slices: what names the parts; folders when None, where there are several.
 
     Raises:
-        VisdivError: the dataset was not listed, or not embedded with this model.
+        VisdivError: the manifest was not embedded with this model, or embeddings are damaged.
     """
-    fingerprint = store.listed_fingerprint(dataset)
     index = _SlicedIndex(dataset, model_id, fingerprint, store, slices)
     seen = _Seen(index.names)
     for piece in index.pieces():
@@ -71,8 +71,17 @@ def accumulate_moments(
         if name in sums
     }
     whole = functools.reduce(operator.add, samples.values())
-    store.write_slices(dataset, model_id, fingerprint, samples if len(samples) > 1 else {})
-    store.write_moments(dataset, model_id, fingerprint, whole, norm_error, seen.digest())
+    stored = samples if len(samples) > 1 else {}
+    store.write_slices(dataset, model_id, fingerprint, stored)
+    store.write_moments(
+        dataset,
+        model_id,
+        fingerprint,
+        whole,
+        norm_error,
+        contents=seen.digest(),
+        n_slices=len(stored),
+    )
     return whole
 
 

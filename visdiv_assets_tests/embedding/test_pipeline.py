@@ -118,7 +118,7 @@ def test_the_same_images_elsewhere_are_not_decoded_and_load_no_model(
     folder, store, tmp_path, monkeypatch
 ):
     first, _ = run(folder, store)
-    monkeypatch.setattr(Decoders, "decode", None)
+    monkeypatch.setattr(Decoders, "picture", None)
     copy = shutil.copytree(folder, tmp_path / "copy")
     second, embedded = run(copy, store, UnloadedEmbedder(), dataset="another")
     assert (second.n_images, embedded) == (20, 0)
@@ -378,7 +378,7 @@ def test_the_model_is_given_work_while_the_consumer_is_busy(folder):
 
 def test_the_model_is_loaded_while_the_first_images_are_decoded(folder, monkeypatch):
     loading, decoding = threading.Event(), threading.Event()
-    decode = Decoders.decode
+    decode = Decoders.picture
 
     def decode_once_loading(self, data):
         decoding.set()
@@ -396,7 +396,7 @@ def test_the_model_is_loaded_while_the_first_images_are_decoded(folder, monkeypa
         def batch_size(self, size):
             pass
 
-    monkeypatch.setattr(Decoders, "decode", decode_once_loading)
+    monkeypatch.setattr(Decoders, "picture", decode_once_loading)
     source = WatchedSource(folder)
     assert len(list(embed_stream(source, ["000.png"] * 4, Slow()))) == 4
 
@@ -413,13 +413,13 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_even_if_no_image_comes_to_ne
 def test_as_many_decoders_work_at_once_as_there_are_cpus(folder, monkeypatch):
     monkeypatch.setattr(pipeline, "usable_cpus", lambda: 3)
     together = threading.Barrier(3)
-    decode = Decoders.decode
+    decode = Decoders.picture
 
     def meet(self, data):
         together.wait(60)
         return decode(self, data)
 
-    monkeypatch.setattr(Decoders, "decode", meet)
+    monkeypatch.setattr(Decoders, "picture", meet)
     outcomes = embed_stream(WatchedSource(folder), ["000.png"] * 6, FakeEmbedder())
     assert [outcome.failure for outcome in outcomes] == [None] * 6
 
@@ -447,11 +447,11 @@ class ObservedWaits(Waits):
             self.changed.notify_all()
 
     def slowly(self, function):
-        def work(*arguments):
+        def work(*arguments, **options):
             with self.changed:
                 assert self.changed.wait_for(lambda: self.stage == self.slow, 60)
                 self.now += 1
-            return function(*arguments)
+            return function(*arguments, **options)
 
         return work
 
@@ -465,7 +465,7 @@ def test_progress_names_the_stage_that_sets_the_pace(folder, store, monkeypatch,
         read_all = source.read_all
         source.read_all = lambda ids: map(waits.slowly(lambda read: read), read_all(ids))
     elif stage == "decoding":
-        monkeypatch.setattr(Decoders, "decode", waits.slowly(Decoders.decode))
+        monkeypatch.setattr(Decoders, "picture", waits.slowly(Decoders.picture))
         monkeypatch.setattr(pipeline, "usable_cpus", lambda: 1)
     elif stage == "the model":
         embedder.embed = waits.slowly(embedder.embed)

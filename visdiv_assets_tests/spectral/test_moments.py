@@ -186,7 +186,9 @@ import sys
 from visdiv_assets.store.store import Store
 from visdiv_assets.workflows.moments import accumulate_moments
 
-moments = accumulate_moments("dataset", "model", Store(sys.argv[1])).moments
+store = Store(sys.argv[1])
+fingerprint, _ = store.latest_fingerprint("dataset")
+moments = accumulate_moments("dataset", "model", fingerprint, store).moments
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(moments.n, int(status["VmHWM"].split()[0]) * 1024)
 """
@@ -220,6 +222,7 @@ def write_store(store: Store, n: int) -> None:
         return pa.table(filled, schema=schema)
 
     store.write_manifest("dataset", Manifest(table(SCHEMA), "fingerprint"))
+    store.name_latest("dataset", "fingerprint")
     store.write_index("dataset", "model", "fingerprint", EmbeddingIndex(table(INDEX_SCHEMA)))
 
 

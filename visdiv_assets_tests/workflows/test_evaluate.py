@@ -230,7 +230,7 @@ def test_moments_of_a_changed_dataset_are_those_of_a_new_one(home, change, folde
     kept = moments_kept(home.store, fingerprint)
     norm_error = home.store.read_norm_error("dataset", "fake", fingerprint)
     shutil.rmtree(home.store.root / "moments")
-    accumulate_moments("dataset", "fake", home.store)
+    accumulate_moments("dataset", "fake", fingerprint, home.store)
     assert moments_kept(home.store, fingerprint) == kept
     assert home.store.read_norm_error("dataset", "fake", fingerprint) == norm_error
 
@@ -255,7 +255,8 @@ def test_moments_do_not_depend_on_how_much_of_an_index_is_read_at_a_time(
     (tmp_path / "labels.csv").write_text("\n".join(rows))
     source = open_source(str(tmp_path / "labels.csv"))
     evaluate("dataset", source, FakeEmbedder(), home.store, home.warehouse)
-    where = "dataset", "fake", home.store.latest_manifest("dataset").fingerprint
+    fingerprint = home.store.latest_manifest("dataset").fingerprint
+    where = "dataset", "fake", fingerprint
     index = home.store.read_index(*where)
     part = index.table.take(list(range(0, 50, step)))
     home.store.write_index(*where, EmbeddingIndex(part))
@@ -263,7 +264,7 @@ def test_moments_do_not_depend_on_how_much_of_an_index_is_read_at_a_time(
     for piece in (131_072, 1, 7, 49):
         monkeypatch.setattr(files, "PIECE_ROWS", piece)
         shutil.rmtree(home.store.root / "moments")
-        accumulate_moments("dataset", "fake", home.store, slices=slices)
+        accumulate_moments("dataset", "fake", fingerprint, home.store, slices=slices)
         found.append(moments_kept(home.store, where[2]))
     assert set(found[0]) == {"", *names}
     assert all(kept == found[0] for kept in found)
@@ -279,22 +280,22 @@ def test_moments_of_an_unchanged_dataset_are_not_summed_again(home, monkeypatch)
 @pytest.mark.parametrize("slices", [None, ColumnSlices(column="label")], ids=["folder", "column"])
 def test_moments_are_summed_anew_when_a_segment_was_written_anew(home, slices, monkeypatch):
     score(home)
-    accumulate_moments("dataset", "fake", home.store, slices=slices)
+    fingerprint = home.store.latest_manifest("dataset").fingerprint
+    accumulate_moments("dataset", "fake", fingerprint, home.store, slices=slices)
     [segment] = home.store.root.glob("embeddings/fake/*.npy")
     later = segment.stat().st_mtime_ns + 10**10
     os.utime(segment, ns=(later, later))
     read = count_rows(monkeypatch)
-    accumulate_moments("dataset", "fake", home.store, slices=slices)
+    accumulate_moments("dataset", "fake", fingerprint, home.store, slices=slices)
     assert sum(read) == 6
 
 
 def test_moments_are_summed_anew_when_their_index_was_written_anew(home, monkeypatch):
-    """As after a sample: the same manifest, other images of it."""
     score(home)
-    manifest = home.store.latest_manifest("dataset")
-    index = home.store.read_index("dataset", "fake", manifest.fingerprint)
+    fingerprint = home.store.latest_manifest("dataset").fingerprint
+    index = home.store.read_index("dataset", "fake", fingerprint)
     part = EmbeddingIndex(index.table.slice(0, 5))
-    home.store.write_index("dataset", "fake", manifest.fingerprint, part)
+    home.store.write_index("dataset", "fake", fingerprint, part)
     read = count_rows(monkeypatch)
-    assert accumulate_moments("dataset", "fake", home.store).moments.n == 5
+    assert accumulate_moments("dataset", "fake", fingerprint, home.store).moments.n == 5
     assert sum(read) == 5

@@ -14,6 +14,7 @@ from visdiv_assets.defs.resources import (
     StoreResource,
     WarehouseResource,
 )
+from visdiv_assets.defs.upstream import EMBEDDED, LISTED, listed_by
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.workflows.evaluate import embed_dataset
 
@@ -37,12 +38,14 @@ def sscd_embeddings(
     with clear_errors():
         configured = settings.load().dataset(context.partition_key)
         source = open_source(configured.source)
-        model = embedder.open(context.partition_key)
+        model, kept = embedder.open(context.partition_key), store.open()
+        listed = listed_by(context, image_manifest.key, kept)
         embedded = embed_dataset(
             context.partition_key,
+            kept.read_manifest(context.partition_key, listed),
             source,
             model,
-            store.open(),
+            kept,
             warehouse.open(),
             precision=configured.sample.precision if configured.sample else None,
             on_progress=log_progress(context),
@@ -53,11 +56,14 @@ def sscd_embeddings(
             "images": embedded.index.n_images,
             "newly embedded": embedded.n_new,
             "failed": embedded.index.n_failed,
+            "one flat colour": embedded.index.n_flat,
             "failures by reason": reasons_table(embedded.index.failures()),
             "failures": failures_table(embedded.index.failures()),
             "seconds": round(seconds, 3),
             "images/s": round(embedded.n_new / seconds, 1),
             "model": model.model_id,
+            LISTED: listed,
+            EMBEDDED: embedded.manifest.fingerprint,
         },
         data_version=dg.DataVersion(f"{embedded.index.content_fingerprint()}.{model.model_id}"),
     )

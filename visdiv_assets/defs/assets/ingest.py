@@ -7,6 +7,7 @@ import dagster as dg
 from visdiv_assets.defs.partitions import datasets
 from visdiv_assets.defs.reporting import clear_errors
 from visdiv_assets.defs.resources import SettingsResource, StoreResource
+from visdiv_assets.defs.upstream import LISTED
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.workflows.evaluate import list_dataset
 
@@ -25,7 +26,7 @@ def image_manifest(
             "source": source.uri,
             "images": len(manifest),
             "bytes": manifest.total_bytes,
-            "fingerprint": manifest.fingerprint,
+            LISTED: manifest.fingerprint,
             "seconds": round(time.monotonic() - started, 3),
         },
         data_version=dg.DataVersion(manifest.fingerprint),

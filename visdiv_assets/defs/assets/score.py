@@ -12,6 +12,7 @@ from visdiv_assets.defs.resources import (
     EmbedderResource,
     ProjectResource,
 )
+from visdiv_assets.defs.upstream import embedded_by
 from visdiv_assets.guidance.slices import judge_slices
 from visdiv_assets.report.charts import spectrum_png
 from visdiv_assets.spectral.score import TOO_FEW, rate
@@ -33,8 +34,8 @@ def embedding_moments(
         opened = project.open()
         model_id, kept = embedder.open(name).model_id, opened.store
         slices = opened.settings.dataset(name).slices
-        moments = accumulate_moments(name, model_id, kept, slices=slices).moments
-        fingerprint = kept.latest_manifest(name).fingerprint
+        fingerprint, _ = embedded_by(context, sscd_embeddings.key, kept)
+        moments = accumulate_moments(name, model_id, fingerprint, kept, slices=slices).moments
         parts = kept.read_slices(name, model_id, fingerprint)
     return dg.MaterializeResult(
         metadata={
@@ -63,11 +64,14 @@ def diversity_metrics(
     with clear_errors():
         opened, name = project.open(), context.partition_key
         configured = opened.settings.dataset(name)
+        fingerprint, listed = embedded_by(context, sscd_embeddings.key, opened.store)
         evaluation, measured = score_dataset(
             name,
             embedder.open(name).model_id,
+            fingerprint,
             opened.store,
             opened.warehouse,
+            listed=listed,
             started=_run_started(context),
             threshold=configured.threshold,
             basis=configured.basis,
@@ -83,6 +87,7 @@ def diversity_metrics(
             "images": evaluation.n_images,
             "images listed": evaluation.n_listed or evaluation.n_images,
             "failed": evaluation.n_failed,
+            "one flat colour": evaluation.n_flat or 0,
             "dimension": evaluation.dimension,
             "model": evaluation.model_id,
             "seconds": round(evaluation.seconds, 3),
