@@ -4,7 +4,7 @@ Here: what all commands share. Not here: progress bars (`progress.py`), any comm
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,6 +50,18 @@ Sheet = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", metavar="")]
 
 
+class Ended(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, which end a command as Ctrl-C does.
+
+    Attributes:
+        code: exit code, 128 + the number of the signal, as shells have it.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.code = 128 + number
+
+
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """What is wrong with the input, in one sentence; what was done survives Ctrl-C."""
@@ -63,9 +75,12 @@ def clear_errors() -> Iterator[None]:
     except OSError as error:  # of the store: read-only, full, gone
         print_error(f"{error.filename or 'the store'}: {error.strerror or error}")
         raise typer.Exit(EXIT_ERROR) from None
-    except KeyboardInterrupt:
-        err.print("interrupted; finished embeddings are kept, run the same command to continue")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except KeyboardInterrupt as interrupt:
+        with suppress(OSError):  # the terminal may be gone
+            err.print("interrupted; finished embeddings are kept, run the same command to continue")
+        raise typer.Exit(
+            interrupt.code if isinstance(interrupt, Ended) else EXIT_INTERRUPTED
+        ) from None
 
 
 def print_error(message: str) -> None:

@@ -273,6 +273,9 @@ def _print_duplicates(found: "Duplicates") -> None:
                 f"{_plural(chains, 'cluster is a chain', 'clusters are chains')}: "
                 "not all their images are alike; --split divides them"
             )
+    if found.evaluation.n_flat:
+        flat = _plural(found.evaluation.n_flat, "picture is", "pictures are")
+        say(f"{flat} one flat colour, and look alike for that reason alone: look at the files")
     if found.n_exact + found.n_near:
         plain = f"{_plain(found.after)} instead of {_plain(found.before)}"
         if found.before.corrected is None and found.after.corrected is None:
@@ -314,6 +317,7 @@ def _as_json(found: "Duplicates") -> dict[str, Any]:
         "n_images": found.n_images,
         "n_distinct": found.n_distinct,
         "n_exact": found.n_exact,
+        "n_flat": found.evaluation.n_flat,
         "n_near": found.n_near,
         "rate": found.rate(),
         "near": {as_text(level): near for level, near in found.near.items()},

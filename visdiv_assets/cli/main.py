@@ -5,8 +5,10 @@ module a family. Heavy modules are imported by the command that needs them.
 """
 
 import logging
+import signal
 import sys
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 from rich.text import Text
@@ -25,6 +27,7 @@ from visdiv_assets.cli import (
 from visdiv_assets.cli.console import (
     EXIT_ERROR,
     Config,
+    Ended,
     clear_errors,
     err,
     out,
@@ -138,10 +141,25 @@ def doctor(config: Config = None) -> None:
 
 def main() -> None:
     """The entry point of the command."""
+    _end_as_with_ctrl_c("SIGTERM", "SIGHUP")
     logging.basicConfig(level=logging.WARNING, handlers=[_Warnings()])
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # stars, where the terminal has none
     app()
+
+
+def _end_as_with_ctrl_c(*signals: str) -> None:
+    """Keep finished rows when a container, a job scheduler or a closed terminal ends the run."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        for each in ends:
+            signal.signal(each, signal.SIG_IGN)  # several may come at once
+        raise Ended(number)
+
+    ends = [getattr(signal, name) for name in signals if hasattr(signal, name)]
+    for each in ends:
+        if signal.getsignal(each) is signal.SIG_DFL:  # else nohup, or a program around this one
+            signal.signal(each, end)
 
 
 class _Warnings(logging.Handler):

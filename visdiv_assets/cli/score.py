@@ -138,6 +138,7 @@ def score(
                 if json_output:
                     print(json.dumps(_as_json(evaluation)), flush=True)
                 _print_failures(embedded.index)
+                _print_flat(embedded.index)
         finally:
             if evaluations and not json_output:
                 print_evaluations(evaluations)
@@ -199,6 +200,7 @@ def _as_json(evaluation: "Evaluation") -> dict[str, object]:
         "dataset": evaluation.dataset,
         "n_images": evaluation.n_images,
         "n_failed": evaluation.n_failed,
+        "n_flat": evaluation.n_flat,
         "dimension": evaluation.dimension,
         "n_listed": evaluation.n_listed,
         "corrected_score": evaluation.corrected_score,
@@ -230,3 +232,16 @@ def _print_failures(index: "EmbeddingIndex") -> None:
         err.print(Text(f"  {visible(image_id)}: {visible(reason)}"), soft_wrap=True)
     if index.n_failed > shown:
         err.print(f"  … and {index.n_failed - shown:,} more; 2> failures.txt keeps them all")
+
+
+def _print_flat(index: "EmbeddingIndex") -> None:
+    flat = index.flat()
+    if not flat:
+        return
+    pictures = "1 picture is" if len(flat) == 1 else f"{len(flat):,} pictures are"
+    err.print(f"{pictures} one flat colour, so there is nothing to see in:")
+    shown = FAILURES_SHOWN if err.is_terminal else len(flat)
+    for image_id in flat[:shown]:
+        err.print(Text(f"  {visible(image_id)}"), soft_wrap=True)
+    if len(flat) > shown:
+        err.print(f"  … and {len(flat) - shown:,} more; 2> flat.txt keeps them all")

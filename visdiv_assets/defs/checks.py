@@ -20,6 +20,7 @@ CHECKS = {
     "score_above_threshold": "ERROR below the dataset's threshold, WARN below 0.40.",
     "score_drop": "WARN when the score fell out of the dataset's own usual range.",
     "decode_failures": "WARN when over 1 % of the images cannot be embedded, ERROR over 5 %.",
+    "flat_images": "WARN when over 1 % of the pictures are one flat colour.",
     "embeddings_valid": "ERROR unless every image has one finite unit vector.",
     "enough_images": "WARN with so few images that the plain score is biased.",
     "not_stale": "ERROR when the last evaluation is more than 26 hours old.",

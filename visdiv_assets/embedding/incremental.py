@@ -142,7 +142,7 @@ class _OlderVersion:
 
     def __init__(self, embedder: Embedder, store: Store) -> None:
         decoding = embedder.decoding
-        self._store = store
+        self._store, self._own = store, embedder.model_id
         self._model_id = embedder.model_id.replace(decoding.name, decoding.older_name)
 
     @cached_property
@@ -151,7 +151,7 @@ class _OlderVersion:
 
     def has(self, key: bytes) -> bool:
         """Whether there is one for this content."""
-        return key in self._known
+        return self._model_id != self._own and key in self._known
 
     def vector(self, key: bytes) -> NDArray[np.float32]:
         """The vector of a content that it has, shape (D,), float32."""

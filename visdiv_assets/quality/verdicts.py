@@ -18,6 +18,7 @@ DROP_Z = 3.5
 DROP_LEAST = 0.02
 FAILURES_WARN = 0.01
 FAILURES_ERROR = 0.05
+FLAT_WARN = 0.01
 ENOUGH_IMAGES = 1000
 STALE_AFTER = timedelta(hours=26)
 
@@ -155,6 +156,28 @@ def judge_failures(n_images: int, n_failed: int) -> Verdict:
         finding=finding,
         advice="" if rate <= FAILURES_WARN else "`visdiv failures` lists the images and reasons",
         measured={"failed": n_failed, "images": total, "rate": rate},
+    )
+
+
+def judge_flat(n_images: int, n_flat: int | None) -> Verdict:
+    """WARN when more than 1 % of the pictures are one flat colour.
+
+    Args:
+        n_images: embedded images.
+        n_flat: those whose pictures are one flat colour; None if that is not known.
+
+    Example:
+        >>> judge_flat(n_images=100, n_flat=2).severity
+        'WARN'
+    """
+    rate = (n_flat or 0) / n_images if n_images else 0.0
+    counted = "an unknown number" if n_flat is None else f"{n_flat:,}"
+    return Verdict(
+        passed=rate <= FLAT_WARN,
+        severity="WARN",
+        finding=f"{counted} of {n_images:,} pictures ({rate:.1%}) are one flat colour",
+        advice="" if rate <= FLAT_WARN else "`visdiv score` lists them; look at the files",
+        measured={"flat": n_flat or 0, "images": n_images, "rate": rate},
     )
 
 

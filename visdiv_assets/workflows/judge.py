@@ -25,6 +25,7 @@ from visdiv_assets.quality.verdicts import (
     judge_drop,
     judge_embeddings,
     judge_failures,
+    judge_flat,
     judge_leakage,
     judge_model,
     judge_near_duplicates,
@@ -61,6 +62,7 @@ def judge_dataset(
         ),
         "score_drop": judge_drop(newest.judged_score, _comparable(newest, earlier)),
         "decode_failures": judge_failures(newest.n_images, newest.n_failed),
+        "flat_images": judge_flat(newest.n_images, newest.n_flat),
         "embeddings_valid": judge_embeddings(
             n_rows=store.read_moments(dataset, model_id, fingerprint).n,
             n_images=index.n_images,

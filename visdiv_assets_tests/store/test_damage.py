@@ -1,0 +1,185 @@
+"""Files of a store that are not what was written: they count as absent, and nothing else is lost."""
+
+import errno
+import os
+
+import numpy as np
+import pytest
+
+from visdiv_assets.sources.directory import DirectorySource
+from visdiv_assets.store.files import DamagedError, write_table
+from visdiv_assets.store.segments import to_grid
+from visdiv_assets.store.store import Store
+from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.evaluate import evaluate
+from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_images
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def zero(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def zero_the_middle(path):
+    content = bytearray(path.read_bytes())
+    third = len(content) // 3
+    content[third : 2 * third] = bytes(third)
+    path.write_bytes(content)
+
+
+def delete(path):
+    path.unlink()
+
+
+DAMAGES = [cut, empty, zero, zero_the_middle, delete]
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A folder with two slices, evaluated."""
+    for name in "ab":
+        write_images(tmp_path / f"images/{name}", 6 if name == "a" else 9)
+    store = Store(tmp_path / "store")
+    source = DirectorySource(tmp_path / "images")
+    warehouse = Warehouse(tmp_path / "store/visdiv.duckdb")
+
+    def score():
+        # A new store each time, as in a new process.
+        return evaluate("dataset", source, FakeEmbedder(), Store(store.root), warehouse)
+
+    return store, score
+
+
+def only(store, pattern):
+    [path] = store.root.glob(pattern)
+    return path
+
+
+FILES = [
+    "manifests/dataset/latest",
+    "manifests/dataset/*.parquet",
+    "embeddings/fake/*.npy",
+    "embeddings/fake/*.parquet",
+    "indexes/dataset/fake/*.parquet",
+    "moments/dataset/fake/*.npz",
+    "moments/dataset/fake/*.slices",
+]
+
+
+@pytest.mark.parametrize("pattern", FILES)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_next_evaluation_makes_a_damaged_file_again(home, pattern, damage):
+    store, score = home
+    before, _ = score()
+    damage(only(store, pattern))
+    after, _ = score()
+    for name in ("n_images", "n_failed", "diversity_score", "corrected_score", "n_listed"):
+        assert getattr(after, name) == getattr(before, name), name
+    assert Store(store.root).latest_manifest("dataset").fingerprint == before.manifest_fingerprint
+    assert set(Store(store.root).read_slices(*after.where)) == {"a", "b"}
+    assert Store(store.root).read_index(*after.where).n_images == 15
+
+
+@pytest.mark.parametrize("damage", [cut, empty, zero, zero_the_middle])
+@pytest.mark.parametrize(
+    ("pattern", "read"),
+    [
+        (
+            "manifests/dataset/*.parquet",
+            lambda store, where: store.read_manifest(where[0], where[2]),
+        ),
+        (
+            "embeddings/fake/*.npy",
+            lambda store, where: store.rows("fake", store.segment_names("fake")[0]),
+        ),
+        ("indexes/dataset/fake/*.parquet", lambda store, where: store.read_index(*where)),
+        ("moments/dataset/fake/*.npz", lambda store, where: store.read_sample(*where)),
+        ("moments/dataset/fake/*.slices", lambda store, where: store.read_slices(*where)),
+    ],
+)
+def test_who_reads_a_damaged_file_is_told_what_to_run(home, pattern, read, damage):
+    store, score = home
+    evaluation, _ = score()
+    damage(only(store, pattern))
+    with pytest.raises(DamagedError, match=r"damaged.*run `visdiv score"):
+        read(Store(store.root), evaluation.where)
+
+
+def test_slices_that_are_gone_are_missed(home):
+    store, score = home
+    evaluation, _ = score()
+    delete(only(store, "moments/dataset/fake/*.slices"))
+    with pytest.raises(DamagedError, match=r"missing; run `visdiv score dataset`"):
+        store.read_slices(*evaluation.where)
+
+
+@pytest.mark.parametrize("checksums", [True, False], ids=["checksums", "of_an_older_version"])
+def test_zeroed_rows_change_no_score(home, checksums):
+    store, score = home
+    before, _ = score()
+    path = only(store, "embeddings/fake/*.npy")
+    if not checksums:
+        keys = path.with_suffix(".parquet")
+        import pyarrow.parquet as pq
+
+        write_table(keys, pq.read_table(keys).select(["content_key"]).replace_schema_metadata())
+    rows = np.load(path)
+    rows[3:5] = 0
+    np.save(path, rows)
+    after, embedded = score()
+    assert embedded.n_new == 9  # contents: the images of one slice are in the other
+    assert after.corrected_score == before.corrected_score
+    assert after.diversity_score == before.diversity_score
+
+
+def test_one_bit_of_one_row_is_noticed(home):
+    store, score = home
+    score()
+    path = only(store, "embeddings/fake/*.npy")
+    content = bytearray(path.read_bytes())
+    content[-7] ^= 1
+    path.write_bytes(content)
+    assert Store(store.root).retire_damaged("fake", store.segment_names("fake")) == 1
+    assert store.segment_names("fake") == []
+    assert len(list(path.parent.glob(".damaged-*"))) == 2  # kept, out of use
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.ENOMEM, errno.EIO])
+def test_what_the_system_refuses_is_no_damage(home, number, monkeypatch):
+    store, score = home
+    score()
+    load = np.load
+
+    def refuse(path, **options):
+        if str(path).endswith(".npy"):
+            raise OSError(number, os.strerror(number))
+        return load(path, **options)
+
+    monkeypatch.setattr(np, "load", refuse)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        store.key_index("fake")
+    monkeypatch.undo()
+    assert len(store.key_index("fake")) == 9
+
+
+def test_a_folder_in_place_of_a_file_is_damage(home):
+    store, score = home
+    evaluation, _ = score()
+    path = only(store, "indexes/dataset/fake/*.parquet")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DamagedError, match="damaged"):
+        store.read_index(*evaluation.where)
+
+
+def test_rows_on_the_grid_keep_their_checksum(home):
+    """What is adopted from an older model id is rounded twice, to the same bits."""
+    rows = to_grid(np.random.default_rng(0).uniform(-1, 1, (7, 5)).astype(np.float32))
+    assert to_grid(rows.astype(np.float32)).tobytes() == rows.tobytes()
