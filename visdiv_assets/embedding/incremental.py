@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from visdiv_assets.embedding.decoders import PASSING
+from visdiv_assets.embedding.decoding import is_passing
 from visdiv_assets.embedding.pipeline import Embedder, Failure, OnProgress, Waits, embed_stream
 from visdiv_assets.embedding.preprocess import Decoding
 from visdiv_assets.sources.manifest import Manifest
@@ -115,7 +115,7 @@ def _failures_that_stay(
     return {
         key: Failure(reason, exception)
         for key, reason, exception in zip(keys, *columns, strict=True)
-        if exception and exception not in PASSING
+        if exception and not is_passing(exception, reason)
     }
 
 
