@@ -67,11 +67,11 @@ LIBRARIES = ("jpg", "libjpeg_turbo", "jpg_2000", "zlib", "zlib_ng", "libtiff", "
 
 # Classes of failures that need not be the image's fault: a busy machine, little memory, a codec
 # that is missing or broken.
-CODEC_ERROR = "CodecError"
+CODEC_MISSING, CODEC_BROKEN = "CodecMissing", "CodecBroken"
 # fmt: off
 PASSING = frozenset({
-    "TimeoutError", "ProcessError", CODEC_ERROR, "ImportError", "ModuleNotFoundError", "KeyError",
-    "MemoryError",
+    "TimeoutError", "ProcessError", CODEC_MISSING, CODEC_BROKEN, "ImportError",
+    "ModuleNotFoundError", "KeyError", "MemoryError",
 })
 # fmt: on
 SURROUNDINGS = re.compile(
@@ -219,7 +219,7 @@ def _told(error: Exception) -> DecodeError:
         return error
     # On hostile or damaged bytes Pillow's decoders raise almost anything: OSError, ValueError,
     # SyntaxError, EOFError, struct.error, NotImplementedError, DecompressionBombError …
-    reason = " ".join(str(error).split()) or "cannot be decoded"
+    reason = _reason(error)
     if "cannot identify image file" in reason:
         reason = "not an image in a known format"
     if without := re.fullmatch(r"decoder (\S+) not available", reason):
@@ -227,10 +227,14 @@ def _told(error: Exception) -> DecodeError:
     return DecodeError(reason[:280], type(error).__name__)
 
 
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or "cannot be decoded"
+
+
 def _no_codec(name: str) -> DecodeError:
     return DecodeError(
         f"Pillow has no codec {name} here; run `pip install --force-reinstall pillow`",
-        CODEC_ERROR,
+        CODEC_MISSING,
     )
 
 
@@ -261,7 +265,7 @@ def is_flat(image: Image.Image) -> bool:
 def _to_grey(image: Image.Image) -> Image.Image:
     from visdiv_assets.embedding.depth import to_grey  # NumPy
 
-    return to_grey(image)
+    return to_grey(image, FLAT)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -333,13 +337,12 @@ def _load_heif() -> None:
         # An extension of another system or release raises almost anything.
         if isinstance(error, ModuleNotFoundError) and error.name == "pillow_heif":
             told = "HEIC needs a codec; run `pip install 'visdiv_assets[heic]'`"
-        else:
-            reason = " ".join(str(error).split())[:150]
-            told = (
-                f"the HEIC codec cannot be loaded ({type(error).__name__}: {reason}); "
-                "run `pip install --force-reinstall pillow-heif`"
-            )
-        raise DecodeError(told, CODEC_ERROR) from error
+            raise DecodeError(told, CODEC_MISSING) from error
+        raise DecodeError(
+            f"the HEIC codec cannot be loaded ({_reason(error)[:150]}); "
+            "run `pip install --force-reinstall pillow-heif`",
+            CODEC_BROKEN,
+        ) from error
 
 
 def _heif_version() -> str:

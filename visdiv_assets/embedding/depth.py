@@ -9,8 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from visdiv_assets.embedding.decoding import FLAT
-
 Samples = NDArray[np.integer] | NDArray[np.floating]
 Range = tuple[float, float]  # the samples that are black and white
 
@@ -26,11 +24,16 @@ WHITE_IS_ZERO = 0
 UNSIGNED = 1
 
 
-def to_grey(image: Image.Image) -> Image.Image:
+def to_grey(image: Image.Image, flat: int) -> Image.Image:
     """A picture of mode `I`, `I;16…` or `F` in 8 bits; transparency becomes alpha.
 
     The depth that the file declares is its range. Where a file declares none (32 bits, signed,
-    floating-point), see `range_of`. Of numbers that are none, NaN is black.
+    floating-point), see `range_of`; if that leaves one colour, the picture reaches from its darkest
+    to its brightest sample. NaN is black.
+
+    Args:
+        image: the picture, loaded.
+        flat: a picture is of one colour if no sample differs by more than this.
 
     Returns:
         a picture of mode `L`, or `LA` if one sample value stands for transparent.
@@ -43,7 +46,7 @@ def to_grey(image: Image.Image) -> Image.Image:
     invert = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
     extent = (0.0, 1.0) if declared else _extent(samples)
     grey = _scaled(samples, declared or range_of(*extent), invert)
-    if not declared and extent[1] > extent[0] and int(grey.max()) - int(grey.min()) <= FLAT:
+    if not declared and extent[1] > extent[0] and int(grey.max()) - int(grey.min()) <= flat:
         grey = _scaled(samples, extent, invert)
     scaled = Image.fromarray(grey)
     if isinstance(key := image.info.get("transparency"), int):

@@ -11,13 +11,10 @@ JPEG = b"\xff\xd8"
 START_OF_SCAN = 0xDA
 COMMENT = 0xFE
 
-# Besides critical chunks, these shape the first frame.
-SHAPING_CHUNKS = frozenset({b"tRNS", b"acTL", b"fcTL", b"fdAT"})
-
 # Of application segments, APP0 and APP14 decide on colours, if they are as long as this.
 SHAPING_SEGMENTS = {0xE0: 14, 0xEE: 12}
 
-# Besides the tags below 320, which include resolution, names and dates that are left out.
+# Tags of TIFF and its supplements that decide on pixels.
 # fmt: off
 SHAPING_TAGS = frozenset({
     254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 281, 284, 292, 293, 317, 320,
@@ -30,7 +27,7 @@ SHAPING_TAGS = frozenset({
 def without_metadata(data: bytes) -> bytes:
     """The same image without what is not needed for its pixels; other formats are left alone.
 
-    Orientation is kept if it can be read.
+    EXIF data stay, for the orientation. Of an animation, the picture for all viewers stays.
 
     Example:
         >>> without_metadata(b"no image")
@@ -54,7 +51,7 @@ def _png(data: bytes) -> bytes:
             break
         critical = not kind[0] & 0x20
         whole = zlib.crc32(data[at + 4 : end - 4]) == int.from_bytes(data[end - 4 : end])
-        if critical or kind in SHAPING_CHUNKS or (kind == b"eXIf" and whole):
+        if critical or kind == b"tRNS" or (kind == b"eXIf" and whole):
             kept.append(data[at:end])
         at = end
     return b"".join([*kept, data[at:]])
