@@ -1,6 +1,7 @@
 """What `visdiv doctor` finds out.
 
-Here: looking at the installation, the devices, the model and the store. Not here: printing.
+Here: looking at the installation, the devices, the codecs, the model and the store. Not here:
+printing.
 """
 
 import os
@@ -12,8 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from visdiv_assets import __version__
+from visdiv_assets.embedding.codecs import examine_codecs
 from visdiv_assets.embedding.cpus import usable_cpus
+from visdiv_assets.embedding.decoders import Decoders
 from visdiv_assets.embedding.embedder import SSCDEmbedder
+from visdiv_assets.embedding.preprocess import Decoding
 from visdiv_assets.embedding.weights import find_weights
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.model import Settings
@@ -39,6 +43,7 @@ def examine(settings: Settings) -> list[Finding]:
         Finding(True, "visdiv", f"{__version__}, Python {platform.python_version()}"),
         *_packages(),
         *_devices(),
+        *_codecs(),
         *_model(settings),
         *_store(settings.store),
     ]
@@ -66,6 +71,16 @@ def _devices() -> Iterator[Finding]:
         memory = torch.cuda.get_device_properties(number).total_memory / 1024**3
         name = torch.cuda.get_device_name(number)
         yield Finding(True, f"GPU cuda:{number}", f"{name}, {memory:.0f} GiB")
+
+
+def _codecs() -> Iterator[Finding]:
+    try:
+        with Decoders(Decoding(), 1) as decoders:
+            for codec in examine_codecs(decoders):
+                detail = f"{codec.state}: {codec.reason}" if codec.reason else codec.state
+                yield Finding(codec.is_fine, codec.name, detail)
+    except VisdivError as error:
+        yield Finding(False, "decoder", str(error))
 
 
 def _model(settings: Settings) -> Iterator[Finding]:

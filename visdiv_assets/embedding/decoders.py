@@ -19,7 +19,7 @@ from typing import IO, NamedTuple, Self
 
 import numpy as np
 
-from visdiv_assets.embedding.decode_worker import READY
+from visdiv_assets.embedding.decode_worker import CHANGED, FLAT, READY
 from visdiv_assets.embedding.preprocess import IMAGE_SIDE, DecodeError, Decoding, Pixels
 from visdiv_assets.errors import VisdivError
 
@@ -29,18 +29,18 @@ PIXEL_BYTES = IMAGE_SIDE * IMAGE_SIDE * 3
 PIPE_BYTES = 2**20
 MAX_ANSWER_BYTES = 2**16
 
-# Failures that may be temporary, for example on a busy machine, so that the image is tried again.
-PASSING = frozenset({"TimeoutError", "ProcessError"})
-
 
 class Picture(NamedTuple):
-    """A decoded image: pixels as from `preprocess.decode_image`, encoded width and height."""
+    """A decoded image: pixels as from `preprocess.decode_image`, encoded width and height.
+
+    `flat` and `changed` are those of `decoding.Square`.
+    """
 
     pixels: Pixels
     width: int
     height: int
-    flat: bool = False
-    changed: bool = False
+    flat: bool
+    changed: bool
 
 
 class Decoders:
@@ -155,8 +155,10 @@ class _Process:
         verdict = self._read(1)
         if verdict == b"+":
             width, height = (int.from_bytes(self._read(4)) for _ in range(2))
+            known = self._read(1)[0]
             pixels = np.frombuffer(self._read(PIXEL_BYTES), dtype=np.uint8)
-            return Picture(pixels.reshape(IMAGE_SIDE, IMAGE_SIDE, 3), width, height)
+            square = pixels.reshape(IMAGE_SIDE, IMAGE_SIDE, 3)
+            return Picture(square, width, height, bool(known & FLAT), bool(known & CHANGED))
         size = int.from_bytes(self._read(4))
         try:
             if verdict != b"-" or size > MAX_ANSWER_BYTES:

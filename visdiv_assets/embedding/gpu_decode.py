@@ -22,6 +22,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 
+from visdiv_assets.embedding.decoding import FLAT
 from visdiv_assets.embedding.preprocess import IMAGE_SIDE, DecodeError, Decoding, Pixels
 from visdiv_assets.errors import VisdivError
 
@@ -95,6 +96,20 @@ def _is_common(frame: bytes) -> bool:
         return components[0][1] == 0x11
     luma = [(1, factors) for factors in (0x11, 0x21, 0x12, 0x22)]
     return components[0] in luma and components[1:] == [(2, 0x11), (3, 0x11)]
+
+
+def are_flat(squares: Tensor) -> Tensor:
+    """Which squares, (N, 320, 320, 3) uint8, are of one colour, as in `decoding.Square.flat`.
+
+    Returns:
+        (N,) bool, on the same device.
+
+    Example:
+        >>> are_flat(torch.zeros((2, 320, 320, 3), dtype=torch.uint8)).tolist()
+        [True, True]
+    """
+    pixels = squares.flatten(1, 2)
+    return (pixels.amax(1) - pixels.amin(1) <= FLAT).all(1)
 
 
 class GpuDecoder:

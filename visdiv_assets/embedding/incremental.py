@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from visdiv_assets.embedding.decoders import PASSING
+from visdiv_assets.embedding.decoding import is_passing
 from visdiv_assets.embedding.pipeline import (
     NOT_FINITE,
     Embedder,
@@ -132,7 +132,8 @@ def _failures_that_stay(
         reasons, exceptions = (failed[name].to_pylist() for name in ("reason", "exception"))
         for key, *said in zip(to_keys(failed["content_key"]), reasons, exceptions, strict=True):
             failure = Failure(*said)
-            if failure.exception and failure.exception not in PASSING and failure != NOT_FINITE:
+            passing = failure == NOT_FINITE or is_passing(failure.exception, failure.reason)
+            if failure.exception and not passing:
                 stay.setdefault(key, failure)
     return stay
 

@@ -16,6 +16,9 @@ Pixels = NDArray[np.uint8]
 def decode_image(data: bytes, decoding: Decoding = Decoding()) -> Pixels:  # noqa: B008
     """Decode, convert to RGB, and resize to a square, bilinear with antialiasing.
 
+    Grey of more than 8 bits is scaled by the depth that the file declares. The alpha channel is
+    dropped, except where all there is to see is in it.
+
     Args:
         data: an encoded image in one of FORMATS, or HEIF if pillow-heif is installed. File names
             do not matter. Of an animation, the first frame is used.
@@ -35,5 +38,4 @@ def decode_image(data: bytes, decoding: Decoding = Decoding()) -> Pixels:  # noq
         >>> decode_image(encoded.getvalue()).shape
         (320, 320, 3)
     """
-    square, _ = decode_square(data, decoding)
-    return np.asarray(square)
+    return np.asarray(decode_square(data, decoding).image)

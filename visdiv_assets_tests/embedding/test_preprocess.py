@@ -2,6 +2,8 @@
 
 import io
 import struct
+import sys
+import types
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -67,13 +69,11 @@ def test_any_size_becomes_what_torchvision_makes_of_it(size):
         encoded(Image.fromarray(noise()).quantize(16)),
         encoded(Image.fromarray(noise()).quantize(16), transparency=3),
         encoded(Image.fromarray(noise()).convert("CMYK"), "JPEG"),
-        encoded(Image.fromarray(noise()[:, :, 0].astype(np.uint16) * 257)),
-        encoded(Image.fromarray(noise()[:, :, 0].astype(np.float32)), "TIFF"),
         encoded(Image.fromarray(noise()), "JPEG2000"),
         *SAMPLES.values(),
     ],
     ids=[
-        *("grey", "one bit", "RGBA", "palette", "transparent palette", "CMYK", "16 bit", "float"),
+        *("grey", "one bit", "RGBA", "palette", "transparent palette", "CMYK"),
         *("JPEG2000", *FORMATS),
     ],
 )
@@ -114,13 +114,6 @@ KINDS = {
     "YCbCr": lambda: encoded(bands("YCbCr"), "TIFF"),
     "CMYK JPEG": lambda: encoded(bands("CMYK"), "JPEG"),
     "CMYK TIFF": lambda: encoded(bands("CMYK"), "TIFF"),
-    "16 bit PNG": lambda: encoded(Image.fromarray(noise()[:, :, 0].astype(np.uint16) * 257)),
-    "16 bit TIFF": lambda: encoded(
-        Image.fromarray(noise()[:, :, 0].astype(np.uint16) * 257), "TIFF"
-    ),
-    "32 bit TIFF": lambda: encoded(
-        Image.fromarray(noise()[:, :, 0].astype(np.int32) * 70_000), "TIFF"
-    ),
     "grey and alpha": lambda: encoded(bands("LA")),
     "palette with a transparent colour": lambda: palette(3),
     "palette with alpha": lambda: palette(bytes([0, 50, 100, 150, 200, 250, 255, 0])),
@@ -157,10 +150,10 @@ def test_heic_is_decoded_where_the_codec_is_installed():
     heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
     buffer = io.BytesIO()
     heif.from_pillow(Image.fromarray(noise())).save(buffer, quality=90)
-    assert decode_image(SAMPLES["PNG"]).shape == (320, 320, 3)
-    assert HEIF in Image.OPEN
     data = buffer.getvalue()
     assert data[4:8] == b"ftyp"
+    decode_image(data)
+    assert HEIF in Image.OPEN
     assert np.array_equal(decode_image(data), as_torchvision_does(data))
 
 
@@ -208,8 +201,9 @@ ON_GREEN = Decoding(alpha_background="#00fF00")
 def test_what_is_transparent_shows_the_background_only_if_asked():
     red = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
     red.paste((255, 0, 0, 255), (0, 0, 10, 20))
+    red.putpixel((19, 19), (0, 0, 0, 0))  # else it would be of one colour
     data = encoded(red)
-    assert (decode_image(data) == (255, 0, 0)).all()
+    assert (decode_image(data)[:300, :300] == (255, 0, 0)).all()
     pixels = decode_image(data, ON_GREEN)
     assert (pixels[:, :150] == (255, 0, 0)).all()
     assert (pixels[:, 170:] == (0, 255, 0)).all()
@@ -233,18 +227,18 @@ def test_transparency_of_every_kind_shows_the_background(kind):
     assert not np.array_equal(expected, decode_image(data))
 
 
-@pytest.mark.parametrize("kind", ["CMYK JPEG", "16 bit PNG", "animated WebP", "LAB"])
+@pytest.mark.parametrize("kind", ["CMYK JPEG", "animated WebP", "LAB"])
 def test_a_background_changes_nothing_of_what_is_opaque(kind):
     data = KINDS[kind]()
     assert np.array_equal(decode_image(data, ON_GREEN), decode_image(data))
 
 
 NAMES = {
-    Decoding(): "rgb-squash320-bilinear",
-    Decoding(exif_orientation=True): "rgb-squash320-bilinear-upright",
-    Decoding(alpha_background="#FFFFFF"): "rgb-squash320-bilinear-onffffff",
-    Decoding(True, "#00ff0A"): "rgb-squash320-bilinear-upright-on00ff0a",
-    Decoding(jpeg_on_gpu=True): "rgb-squash320-bilinear-nvjpeg",
+    Decoding(): "rgb-squash320-bilinear-depth",
+    Decoding(exif_orientation=True): "rgb-squash320-bilinear-depth-upright",
+    Decoding(alpha_background="#FFFFFF"): "rgb-squash320-bilinear-depth-onffffff",
+    Decoding(True, "#00ff0A"): "rgb-squash320-bilinear-depth-upright-on00ff0a",
+    Decoding(jpeg_on_gpu=True): "rgb-squash320-bilinear-depth-nvjpeg",
 }
 
 
@@ -255,10 +249,33 @@ def test_steps_have_a_name_and_limits_have_none(decoding):
     assert limited.name == decoding.name
 
 
+@pytest.mark.parametrize("decoding", NAMES, ids=NAMES.get)
+def test_the_older_name_is_the_same_without_the_new_step(decoding):
+    assert decoding.older_name == NAMES[decoding].replace("-depth", "")
+
+
 def test_different_limits_judge_differently_but_patience_does_not():
     assert Decoding(max_pixels=10).judge != Decoding().judge
     assert Decoding(exif_orientation=True).judge != Decoding().judge
     assert Decoding(max_seconds=1).judge == Decoding().judge
+
+
+@pytest.mark.parametrize("library", ["libjpeg_turbo", "zlib", "libtiff", "webp", "avif"])
+def test_another_version_of_a_codec_judges_differently(library, monkeypatch):
+    before = Decoding().judge
+    version = features.version
+    monkeypatch.setattr(features, "version", lambda of: "0.1" if of == library else version(of))
+    assert Decoding().judge != before
+
+
+def test_a_heic_codec_that_came_or_went_judges_differently(monkeypatch):
+    before = Decoding().judge
+    other = types.ModuleType("pillow_heif")
+    other.__version__, other.libheif_version = "0.1", lambda: "0.2"
+    monkeypatch.setitem(sys.modules, "pillow_heif", other)
+    assert Decoding().judge != before
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert "heif-none" in Decoding().judge
 
 
 def test_an_image_as_large_as_the_limit_is_decoded_and_a_larger_one_is_not():

@@ -1,4 +1,4 @@
-"""Files of a store that are not what was written: they count as absent, and nothing else is lost."""
+"""Files of a store that are not what was written: they count as absent, nothing else is lost."""
 
 import errno
 import os
@@ -93,11 +93,11 @@ def test_the_next_evaluation_makes_a_damaged_file_again(home, pattern, damage):
     [
         (
             "manifests/dataset/*.parquet",
-            lambda store, where: store.read_manifest(where[0], where[2]),
+            lambda store, where: store.read_manifest(*where[::2]),
         ),
         (
             "embeddings/fake/*.npy",
-            lambda store, where: store.rows("fake", store.segment_names("fake")[0]),
+            lambda store, where: store.rows("fake", *store.segment_names("fake")),
         ),
         ("indexes/dataset/fake/*.parquet", lambda store, where: store.read_index(*where)),
         ("moments/dataset/fake/*.npz", lambda store, where: store.read_sample(*where)),
