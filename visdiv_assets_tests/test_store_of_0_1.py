@@ -73,7 +73,7 @@ def test_the_evaluation_of_then_is_read_as_it_was_written(again):
 
 def test_no_image_is_embedded_again(again):
     assert again.embedded.n_new == 0
-    assert again.evaluation.model_id == again.before.model_id
+    assert again.evaluation.model_id == f"{again.before.model_id}-depth"
 
 
 def test_every_score_is_the_same(again):
@@ -83,11 +83,9 @@ def test_every_score_is_the_same(again):
 
 
 def test_moments_are_the_same_to_the_last_bit(home, again):
-    model_id = again.evaluation.model_id
     assert again.evaluation.manifest_fingerprint != home.before  # files have other times
     then, now = (
-        home.store.read_sample("photos", model_id, fingerprint)
-        for fingerprint in (home.before, again.evaluation.manifest_fingerprint)
+        home.store.read_sample(*evaluation.where) for evaluation in (again.before, again.evaluation)
     )
     assert now.moments.n == then.moments.n
     assert now.moments.total.tobytes() == then.moments.total.tobytes()

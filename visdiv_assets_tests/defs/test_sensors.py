@@ -7,7 +7,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from visdiv_assets import VisdivError
 from visdiv_assets.definitions import build_defs
+from visdiv_assets.defs.assets import embed as embed_module
 from visdiv_assets.defs.resources import (
     SettingsResource,
     StoreResource,
@@ -20,6 +22,7 @@ from visdiv_assets.defs.sensors import (
     dataset_registry_sensor,
 )
 from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.evaluate import embed_dataset
 from visdiv_assets_tests.defs.conftest import CheapEmbedder
 from visdiv_assets_tests.embedding.fakes import write_images
 from visdiv_assets_tests.notify.receivers import webhook
@@ -271,7 +274,53 @@ def test_a_nightly_run_over_unchanged_images_embeds_none_and_its_checks_run_with
         result = world.run("photos")
         [event] = result.asset_materializations_for_node("sscd_embeddings")
         assert event.metadata["newly embedded"].value == expected
-        assert len(result.get_asset_check_evaluations()) == 8
+        assert len(result.get_asset_check_evaluations()) == 9
+
+
+def test_a_run_keeps_to_the_images_that_it_listed_while_another_run_goes_by(world, monkeypatch):
+    world.folder("photos", PHOTOS[:4])
+    world.write("  photos: {source: photos}")
+    world.register()
+    inner = []
+
+    def another_run_comes_first(*arguments, **options):
+        monkeypatch.undo()
+        world.folder("photos", PHOTOS[4:6])
+        inner.append(world.run("photos"))
+        return embed_dataset(*arguments, **options)
+
+    monkeypatch.setattr(embed_module, "embed_dataset", another_run_comes_first)
+    outer = world.run("photos")
+    assert [each.success for each in (*inner, outer)] == [True, True]
+    assert [each.n_images for each in world.results().history("photos")] == [6, 4]
+
+
+def test_a_change_is_still_seen_when_the_run_for_it_died_after_listing(world, monkeypatch):
+    world.folder("photos", PHOTOS[:4])
+    world.write("  photos: {source: photos}")
+    world.register()
+    assert world.run("photos").success
+    world.folder("photos", PHOTOS[4:6])
+
+    def die(*arguments, **options):
+        raise VisdivError("out of memory")
+
+    monkeypatch.setattr(embed_module, "embed_dataset", die)
+    assert not world.run("photos").success
+    assert world.asked() == ["photos"]
+
+
+def test_one_step_alone_works_on_what_was_listed_last(world):
+    world.folder("photos", PHOTOS[:4])
+    world.write("  photos: {source: photos}")
+    world.register()
+    for assets in (["image_manifest"], ["sscd_embeddings"], ["embedding_moments"], ["*"]):
+        selection = [dg.AssetKey(name) for name in assets if name != "*"] or None
+        result = world.job.execute_in_process(
+            partition_key="photos", instance=world.instance, asset_selection=selection
+        )
+        assert result.success
+    assert world.results().history("photos")[0].n_images == 4
 
 
 @pytest.mark.slow

@@ -15,13 +15,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from visdiv_assets.embedding import incremental, pipeline
 from visdiv_assets.embedding.decoders import Decoders
 from visdiv_assets.embedding.incremental import embed_manifest
 from visdiv_assets.embedding.pipeline import FADING_SECONDS, Waits, embed_stream
-from visdiv_assets.embedding.preprocess import decode_image
+from visdiv_assets.embedding.preprocess import Decoding, decode_image
+from visdiv_assets.sources import source as source_module
 from visdiv_assets.sources.manifest import list_images
+from visdiv_assets.sources.source import Read, read_concurrently
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.score import diversity
 from visdiv_assets.store import segments
@@ -488,6 +491,135 @@ def test_the_stage_that_was_slow_long_ago_is_forgotten():
     assert waits.bottleneck == "writing"
 
 
+# --- slow sources, large images ---
+
+
+class SlowSource(WatchedSource):
+    """Sends some images, and no more until `go_on` is set."""
+
+    def __init__(self, path, sends):
+        super().__init__(path)
+        self.sends, self.go_on = sends, threading.Event()
+
+    def read_all(self, image_ids):
+        for each in read_concurrently(self._read_watched, image_ids, 1):
+            if each.at == self.sends:
+                assert self.go_on.wait(60)
+            yield each
+
+
+def test_rows_of_a_slow_source_are_committed_while_it_sends_nothing(folder, store, monkeypatch):
+    monkeypatch.setattr(pipeline, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(segments, "SEGMENT_SECONDS", 0.01)
+    source, told = SlowSource(folder, sends=5), []
+
+    def on_progress(done, total, embedded, bottleneck):
+        told.append((done, bottleneck))
+        if len(store.key_index("fake")) == 5:
+            source.go_on.set()
+
+    index, embedded = run(source, store, FakeEmbedder(batch_size=64), on_progress=on_progress)
+    assert (index.n_images, embedded) == (20, 20)
+    assert (5, "reading") in told
+
+
+def test_progress_is_told_while_no_image_has_come_at_all(folder, store, monkeypatch):
+    monkeypatch.setattr(pipeline, "PAUSE_SECONDS", 0.01)
+    source = SlowSource(folder, sends=0)
+    told = []
+
+    def on_progress(*numbers):
+        told.append(numbers)
+        source.go_on.set()
+
+    run(source, store, on_progress=on_progress)
+    assert told[0] == (0, 20, 0, "reading")
+
+
+def test_a_batch_that_starts_early_gives_the_same_bits(folder, tmp_path, monkeypatch):
+    stores = Store(tmp_path / "whole"), Store(tmp_path / "parts")
+    run(folder, stores[0], FakeEmbedder(batch_size=64))
+    monkeypatch.setattr(pipeline, "PAUSE_SECONDS", 0.0)
+    run(folder, stores[1], FakeEmbedder(batch_size=64))
+    assert stored_rows(stores[0]) == stored_rows(stores[1])
+
+
+def test_large_images_are_few_in_flight(folder, monkeypatch):
+    size = max(path.stat().st_size for path in folder.iterdir())
+    monkeypatch.setattr(pipeline, "MAX_BYTES_AHEAD", 3 * size)
+    monkeypatch.setattr(pipeline, "usable_cpus", lambda: 2)
+    source, most, decoded = WatchedSource(folder), 0, 0
+    picture = Decoders.picture
+
+    def one_by_one(image_ids):
+        for at, image_id in enumerate(image_ids):
+            yield Read(at, source._read_watched(image_id))
+
+    def count(self, data):
+        nonlocal most, decoded
+        most = max(most, len(source.read_ids) - decoded)
+        found = picture(self, data)
+        decoded += 1
+        return found
+
+    source.read_all = one_by_one
+    monkeypatch.setattr(Decoders, "picture", count)
+    ids = [path.name for path in sorted(folder.iterdir())]
+    assert len(list(embed_stream(source, ids, FakeEmbedder()))) == 20
+    assert most <= 8  # 3, those that come, and what the threads have in hand
+
+
+def test_large_images_are_read_one_at_a_time_and_small_ones_many(monkeypatch):
+    monkeypatch.setattr(source_module, "MAX_BYTES_AHEAD", 1000)
+    sizes, started, ahead = [900] * 10 + [1] * 200, [], []
+
+    def read(image_id):
+        started.append(image_id)
+        return bytes(sizes[int(image_id)])
+
+    ids = [str(number) for number in range(len(sizes))]
+    for each in read_concurrently(read, ids, 4):
+        ahead.append(len(started) - each.at - 1)
+    assert max(ahead[:10]) <= 2
+    assert len(ahead) == 210
+
+
+# --- vectors of an older version ---
+
+
+class NamedEmbedder(FakeEmbedder):
+    """Has a model id like a real one's."""
+
+    def __init__(self, preprocessing):
+        super().__init__(f"net.{preprocessing}")
+
+
+OLDER, NOW = NamedEmbedder(Decoding().older_name), NamedEmbedder(Decoding().name)
+
+
+def write_deep(path):
+    """A picture that older versions saw as white."""
+    levels = np.linspace(300, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(levels).save(path)
+
+
+def test_pictures_that_an_older_version_saw_the_same_go_through_no_model_again(folder, store):
+    run(folder, store, OLDER)
+    index, embedded = run(folder, store, NOW)
+    assert (index.n_images, embedded) == (20, 0)
+    assert stored_rows(store, NOW.model_id) == stored_rows(store, OLDER.model_id)
+    source = WatchedSource(folder)
+    run(source, store, NOW)
+    assert source.read_ids == []
+
+
+def test_pictures_that_an_older_version_saw_otherwise_are_embedded_again(folder, store):
+    write_deep(folder / "deep.png")
+    run(folder, store, OLDER)
+    index, embedded = run(folder, store, NOW)
+    assert (index.n_images, embedded) == (21, 1)
+
+
 # --- interrupted, damaged, shared ---
 
 
@@ -572,6 +704,7 @@ from pathlib import Path
 from visdiv_assets.embedding.incremental import embed_manifest
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.manifest import list_images
+from visdiv_assets.sources.source import Read, read_concurrently
 from visdiv_assets.store import segments
 from visdiv_assets.store.store import Store
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder

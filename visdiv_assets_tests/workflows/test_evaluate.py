@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from visdiv_assets import SSCDEmbedder, VisdivError, evaluate_diversity
 from visdiv_assets.embedding.weights import ONNX_CHECKPOINT
@@ -18,10 +19,21 @@ from visdiv_assets.store.contents import Contents
 from visdiv_assets.store.index import EmbeddingIndex
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets.workflows.evaluate import evaluate
+from visdiv_assets.workflows.evaluate import (
+    embed_dataset,
+    evaluate,
+    list_dataset,
+    score_dataset,
+)
+from visdiv_assets.workflows.judge import judge_dataset
 from visdiv_assets.workflows.moments import accumulate_moments
 from visdiv_assets.workflows.project import dataset_name_for
-from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image, write_images
+from visdiv_assets_tests.embedding.fakes import (
+    FakeEmbedder,
+    WatchedSource,
+    write_image,
+    write_images,
+)
 
 PHOTOS = Path(__file__).parents[2] / "examples/demo/photos"
 
@@ -299,3 +311,112 @@ def test_moments_are_summed_anew_when_their_index_was_written_anew(home, monkeyp
     read = count_rows(monkeypatch)
     assert accumulate_moments("dataset", "fake", fingerprint, home.store).moments.n == 5
     assert sum(read) == 5
+
+
+# --- one evaluation, one list of images ---
+
+
+def sampled(home, precision=0.05):
+    source = DirectorySource(home.images)
+    return evaluate(
+        "dataset", source, FakeEmbedder(), home.store, home.warehouse, precision=precision
+    )
+
+
+@pytest.fixture
+def small_samples(monkeypatch):
+    """Samples of 40 images, then of twice as many, whatever they are worth."""
+    monkeypatch.setattr("visdiv_assets.workflows.evaluate.sample_sizes", lambda n: (40, 80, n))
+    monkeypatch.setattr(
+        "visdiv_assets.workflows.evaluate.precise_enough", lambda fair, precision: True
+    )
+
+
+def test_a_sample_leaves_what_is_known_of_all_images_alone(home, small_samples):
+    write_images(home.images, 100)
+    whole, _ = score(home)
+    kept = home.store.read_index(*whole.where).table, home.store.read_moments(*whole.where).n
+    part, embedded = sampled(home)
+    assert (part.n_images, part.n_listed, part.is_sample, embedded.n_new) == (40, 100, True, 0)
+    assert part.where != whole.where
+    assert home.store.read_moments(*part.where).n == 40
+    assert home.store.read_index(*part.where).n_images == 40
+    assert home.store.read_index(*whole.where).table.equals(kept[0])
+    assert home.store.read_moments(*whole.where).n == kept[1] == 100
+
+
+def test_images_that_a_sample_left_out_are_not_read_again(home, small_samples):
+    write_images(home.images, 100)
+    score(home)
+    sampled(home)
+    source = WatchedSource(home.images)
+    evaluate("dataset", source, FakeEmbedder(), home.store, home.warehouse)
+    assert source.read_ids == []
+
+
+def test_a_sample_of_a_dataset_that_is_small_is_all_of_it(home, small_samples, monkeypatch):
+    monkeypatch.setattr("visdiv_assets.workflows.evaluate.sample_sizes", lambda n: (n,))
+    whole, _ = score(home)
+    part, _ = sampled(home)
+    assert part.where == whole.where
+    assert not part.is_sample
+
+
+def test_two_overlapping_evaluations_of_a_changing_dataset_both_end_with_what_they_saw(home):
+    source = DirectorySource(home.images)
+    first = list_dataset("dataset", source, home.store)
+    write_images(home.images / "new", 9)
+    second, _ = score(home)
+    embedded = embed_dataset("dataset", first, source, FakeEmbedder(), home.store, home.warehouse)
+    accumulate_moments("dataset", "fake", first.fingerprint, home.store)
+    late, _ = score_dataset(
+        "dataset",
+        "fake",
+        first.fingerprint,
+        home.store,
+        home.warehouse,
+        listed=first.fingerprint,
+        started=0,
+    )
+    assert (second.n_images, late.n_images, embedded.n_new) == (15, 6, 0)
+    assert late.n_listed == 6
+
+
+def test_what_was_listed_is_the_latest_only_once_it_is_scored(home):
+    score(home)
+    before = home.store.latest_fingerprint("dataset")
+    write_images(home.images / "new", 2)
+    listed = list_dataset("dataset", DirectorySource(home.images), home.store)
+    assert listed.fingerprint != before[0]
+    assert home.store.latest_fingerprint("dataset") == before
+
+
+class Broken(FakeEmbedder):
+    """Overflows at one image, as a model in half precision may."""
+
+    def embed(self, pixels):
+        vectors = super().embed(pixels)
+        vectors[0] = float("inf")
+        return vectors
+
+
+def test_a_failure_of_one_model_is_not_inherited_by_another(home):
+    source = DirectorySource(home.images)
+    broken = Broken("half", batch_size=6)
+    first, _ = evaluate("dataset", source, broken, home.store, home.warehouse)
+    other, _ = evaluate("dataset", source, FakeEmbedder(), home.store, home.warehouse)
+    assert (first.n_failed, other.n_failed) == (1, 0)
+
+
+def test_pictures_of_one_flat_colour_are_counted(home):
+    for name in ("grey", "white"):
+        Image.new("RGB", (40, 30), name).save(home.images / f"{name}.png")
+    evaluation, embedded = score(home)
+    assert evaluation.n_flat == 2
+    assert embedded.index.flat() == ["grey.png", "white.png"]
+    again, embedded = score(home)
+    assert (again.n_flat, embedded.n_new) == (2, 0)
+    assert home.warehouse.history("dataset")[-1].n_flat == 2
+    verdict = judge_dataset("dataset", 0.3, home.store, home.warehouse)["flat_images"]
+    assert not verdict.passed
+    assert "2 of 8 pictures" in verdict.text
