@@ -102,11 +102,12 @@ def _pieces(samples: Samples) -> list[slice]:
 
 def _extent(samples: Samples) -> Range:
     """The lowest and highest finite sample; 0 and 0 if there is none."""
-    finite = [each[np.isfinite(each)] for each in (samples[piece] for piece in _pieces(samples))]
-    finite = [each for each in finite if each.size]
-    if not finite:
-        return 0.0, 0.0
-    return float(min(each.min() for each in finite)), float(max(each.max() for each in finite))
+    low, high = np.inf, -np.inf
+    for piece in _pieces(samples):
+        finite = samples[piece][np.isfinite(samples[piece])]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    return (low, high) if low <= high else (0.0, 0.0)
 
 
 def _scaled(samples: Samples, limits: Range, invert: bool) -> NDArray[np.uint8]:
