@@ -16,7 +16,7 @@ Range = tuple[float, float]  # the samples that are black and white
 FRACTION = 1.0
 USUAL = (2.0**8 - 1, 2.0**12 - 1, 2.0**16 - 1, 2.0**31 - 1, 2.0**32 - 1)
 
-PIECE = 2**20  # samples converted at once, so that memory does not grow with them
+PIECE = 2**18  # samples converted at once, so that memory does not grow with them
 
 # TIFF tags: TIFF 6.0 (1992), sections 4, 8 and 19
 BITS, PHOTOMETRIC, MAX_SAMPLE, SAMPLE_FORMAT, S_MIN, S_MAX = 258, 262, 281, 339, 340, 341
@@ -111,6 +111,11 @@ def _extent(samples: Samples) -> Range:
 
 
 def _scaled(samples: Samples, limits: Range, invert: bool) -> NDArray[np.uint8]:
+    if samples.itemsize == 2 and samples.size > 2**16:
+        # A table is several times as fast.
+        table = _scaled(np.arange(2**16, dtype=np.uint16)[None], limits, invert)[0]
+        looked_up: NDArray[np.uint8] = table[samples]
+        return looked_up
     black, white = limits
     grey = np.empty(samples.shape, dtype=np.uint8)
     for piece in _pieces(samples):

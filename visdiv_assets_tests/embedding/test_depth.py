@@ -153,6 +153,11 @@ def test_8_bits_in_more_are_the_same_pixels(kind):
     assert off_by(DEEP[kind]()) == 0
 
 
+def test_a_large_picture_is_scaled_like_a_small_one():
+    large = np.tile(GREY, (8, 8))
+    assert off_by(of(large.astype(np.uint16) * 257), of(large, "PNG")) == 0
+
+
 def test_a_dark_picture_of_16_bits_stays_dark():
     dark = GREY // 4
     assert off_by(of(dark.astype(np.uint16) * 257, "PNG"), of(dark, "PNG")) == 0
