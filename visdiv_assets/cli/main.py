@@ -118,7 +118,7 @@ def demo(config: Config = None) -> None:
 
 @commands.command()
 def doctor(config: Config = None) -> None:
-    """Check installation, devices, model and store.
+    """Check installation, devices, codecs, model and store.
 
     Exit code 1 when something is wrong.
     """

@@ -10,6 +10,7 @@ a JSON array, and the array: reason, class of the exception.
 
 import contextlib
 import json
+import os
 import signal
 import sys
 from typing import BinaryIO
@@ -33,6 +34,8 @@ def main() -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Should an image need NumPy: each of its threads would take address space.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     decoding = Decoding(**json.loads(sys.argv[1]))
     raise_limits(decoding)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer

@@ -60,7 +60,13 @@ HEIC_BRANDS = frozenset({
     b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1",
 })
 # fmt: on
-AVIF_BRANDS = frozenset({b"avif", b"avis"})
+SIGNATURES = {
+    "AVIF": re.compile(rb"....ftypavi[fs]", re.DOTALL),
+    "JPEG2000": re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n"),
+    "QOI": re.compile(rb"qoif"),
+    "TIFF": re.compile(rb"II\*\0|MM\0\*"),
+    "WEBP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+}
 
 # Libraries behind Pillow, by their names in `PIL.features`.
 LIBRARIES = ("jpg", "libjpeg_turbo", "jpg_2000", "zlib", "zlib_ng", "libtiff", "webp", "avif")
@@ -307,21 +313,20 @@ def _open(data: bytes) -> Image.Image:
         # A format is missing in an older Pillow, and where its codec cannot be loaded.
         return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     except UnidentifiedImageError:
-        container, brand = data[4:8], data[8:12]
-        if container == b"ftyp" and brand in HEIC_BRANDS:
+        if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
             _load_heif()
             return Image.open(file, formats=(HEIF,))
-        if container == b"ftyp" and brand in AVIF_BRANDS and not _has("avif"):
-            raise _no_codec("AVIF") from None
-        if data.startswith(b"RIFF") and brand == b"WEBP" and not _has("webp"):
-            raise _no_codec("WebP") from None
+        for name, signature in SIGNATURES.items():
+            if signature.match(data) and not _has(name):
+                raise _no_codec(name) from None
         raise
 
 
-def _has(codec: str) -> bool:
-    from PIL import features
+def _has(name: str) -> bool:
+    from PIL import features  # slow, and only for what cannot be opened
 
-    return bool(features.check(codec))
+    codec = name.lower()
+    return name in Image.OPEN and (codec not in features.modules or bool(features.check(codec)))
 
 
 def _load_heif() -> None:

@@ -16,7 +16,7 @@ Range = tuple[float, float]  # the samples that are black and white
 FRACTION = 1.0
 USUAL = (2.0**8 - 1, 2.0**12 - 1, 2.0**16 - 1, 2.0**31 - 1, 2.0**32 - 1)
 
-PIECE = 2**20  # samples converted at once, so that memory does not grow with them
+PIECE = 2**18  # samples converted at once, so that memory does not grow with them
 
 # TIFF tags: TIFF 6.0 (1992), sections 4, 8 and 19
 BITS, PHOTOMETRIC, MAX_SAMPLE, SAMPLE_FORMAT, S_MIN, S_MAX = 258, 262, 281, 339, 340, 341
@@ -102,14 +102,20 @@ def _pieces(samples: Samples) -> list[slice]:
 
 def _extent(samples: Samples) -> Range:
     """The lowest and highest finite sample; 0 and 0 if there is none."""
-    finite = [each[np.isfinite(each)] for each in (samples[piece] for piece in _pieces(samples))]
-    finite = [each for each in finite if each.size]
-    if not finite:
-        return 0.0, 0.0
-    return float(min(each.min() for each in finite)), float(max(each.max() for each in finite))
+    low, high = np.inf, -np.inf
+    for piece in _pieces(samples):
+        finite = samples[piece][np.isfinite(samples[piece])]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    return (low, high) if low <= high else (0.0, 0.0)
 
 
 def _scaled(samples: Samples, limits: Range, invert: bool) -> NDArray[np.uint8]:
+    if samples.itemsize == 2 and samples.size > 2**16:
+        # A table is several times as fast.
+        table = _scaled(np.arange(2**16, dtype=np.uint16)[None], limits, invert)[0]
+        looked_up: NDArray[np.uint8] = table[samples]
+        return looked_up
     black, white = limits
     grey = np.empty(samples.shape, dtype=np.uint8)
     for piece in _pieces(samples):

@@ -1,6 +1,8 @@
 """`visdiv doctor`: it finds what is wrong, names it, and works where nothing else does."""
 
 import shutil
+import sys
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -9,9 +11,13 @@ from typer.testing import CliRunner, Result
 
 from visdiv_assets.cli import doctor
 from visdiv_assets.cli.main import app
+from visdiv_assets.embedding.codecs import OPTIONAL, SAMPLES
+from visdiv_assets.embedding.decoders import Decoders
 from visdiv_assets.embedding.weights import ONNX_CHECKPOINT
 from visdiv_assets.settings.model import EmbedderSettings, Settings
 from visdiv_assets_tests.conftest import Demo
+
+START = "\nfrom visdiv_assets.embedding import decode_worker\ndecode_worker.main()"
 
 
 @pytest.fixture
@@ -134,6 +140,38 @@ def test_a_missing_package_is_a_problem_unless_it_is_optional(settings, monkeypa
     monkeypatch.setattr(doctor, "OPTIONAL", ("no-such-extra",))
     assert examined(settings)["no-such-extra"] == (True, "no-such-extra", "not installed")
     assert problems(settings) == {"no-such-package": "not installed"}
+
+
+def test_it_decodes_a_picture_of_each_format(settings):
+    findings = examined(settings)
+    assert {"JPEG", "PNG", "AVIF", "WebP", "JPEG 2000", "TIFF", "HEIC"} <= findings.keys()
+    assert all(findings[name].detail == "ok" for name in SAMPLES if name not in OPTIONAL)
+
+
+def test_a_codec_that_cannot_be_loaded_is_a_problem(settings, monkeypatch):
+    # What a decoder process says of the extension of another system.
+    heif = (sys.executable, "-c", "import sys; sys.modules['_pillow_heif'] = None" + START)
+    pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+    monkeypatch.setattr(doctor, "Decoders", partial(Decoders, command=heif))
+    assert list(problems(settings)) == ["HEIC"]
+    assert problems(settings)["HEIC"].startswith("broken: the HEIC codec cannot be loaded")
+
+
+def test_a_format_without_its_codec_is_a_problem_unless_it_is_optional(settings, monkeypatch):
+    missing = "import sys; sys.modules['PIL._webp'] = sys.modules['pillow_heif'] = None"
+    command = (sys.executable, "-c", missing + START)
+    monkeypatch.setattr(doctor, "Decoders", partial(Decoders, command=command))
+    assert examined(settings)["HEIC"].ok
+    assert examined(settings)["HEIC"].detail.startswith("missing: HEIC needs a codec; run `pip")
+    assert list(problems(settings)) == ["WebP"]
+    assert problems(settings)["WebP"].startswith("missing: ")
+
+
+def test_a_decoder_that_does_not_start_is_a_problem(settings, monkeypatch):
+    command = (sys.executable, "-c", "exit(1)")
+    monkeypatch.setattr(doctor, "Decoders", partial(Decoders, command=command))
+    assert list(problems(settings)) == ["decoder"]
+    assert "the decoder does not start" in problems(settings)["decoder"]
 
 
 # --- how it says so ---

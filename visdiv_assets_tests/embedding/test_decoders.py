@@ -1,6 +1,7 @@
 """Decoder processes that crash, hang or talk rubbish cost one image each, and none stays behind."""
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from visdiv_assets.embedding import pipeline
 from visdiv_assets.embedding.decoders import COMMAND, Decoders
@@ -138,6 +140,44 @@ def test_settings_reach_the_process(photo):
         pytest.raises(DecodeError, match="pixels exceed the limit"),
     ):
         real.decode(photo)
+
+
+def encoded(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("image", "flat", "changed"),
+    [
+        (Image.linear_gradient("L"), False, False),
+        (Image.new("L", (9, 9), 7), True, False),
+        (Image.linear_gradient("L").convert("I;16"), False, True),
+        (Image.new("I;16", (9, 9), 700), True, True),
+    ],
+    ids=["neither", "flat", "changed", "both"],
+)
+def test_it_is_told_whether_a_picture_is_flat_or_has_changed(image, flat, changed):
+    if image.mode == "I;16" and not flat:
+        image = Image.fromarray(np.asarray(image) * 257)
+    with Decoders(Decoding(), 1) as real:
+        picture = real.picture(encoded(image))
+    assert picture[1:] == (*image.size, flat, changed)
+
+
+def test_numpy_is_loaded_for_deep_pictures_only(photo):
+    code = """
+        import sys
+        from visdiv_assets.embedding.decoding import Decoding, decode_square
+        decode_square(sys.stdin.buffer.read(), Decoding())
+        print("numpy" in sys.modules)
+    """
+    loaded = [
+        subprocess.run(command(code), input=data, stdout=subprocess.PIPE, check=True).stdout
+        for data in (photo, encoded(Image.new("I;16", (9, 9), 700)))
+    ]
+    assert loaded == [b"False\n", b"True\n"]
 
 
 def test_an_image_larger_than_any_pipe_passes(photo):

@@ -10,7 +10,8 @@ from PIL import Image
 from torchvision.io import decode_jpeg
 
 from visdiv_assets.embedding import gpu_decode
-from visdiv_assets.embedding.gpu_decode import GpuDecoder, plain_jpeg_size
+from visdiv_assets.embedding.decoding import decode_square
+from visdiv_assets.embedding.gpu_decode import GpuDecoder, are_flat, plain_jpeg_size
 from visdiv_assets.embedding.preprocess import DecodeError, Decoding, decode_image
 from visdiv_assets.errors import VisdivError
 
@@ -111,6 +112,19 @@ def test_grey_is_grey_in_all_three_colours(decoder):
     squares, _ = decoder.decode([encoded("L")])
     assert torch.equal(squares[..., 0], squares[..., 1])
     assert np.abs(squares[0].numpy().astype(int) - decode_image(encoded("L"))).max() <= 1
+
+
+def test_squares_of_one_colour_are_the_same_on_the_gpu_as_elsewhere():
+    greys = [(7, 7), (7, 9), (7, 10), (0, 255)]
+    images = [Image.fromarray(np.repeat([pair], 2, 0).astype(np.uint8)) for pair in greys]
+    files = []
+    for image in images:
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        files.append(file.getvalue())
+    squares = torch.from_numpy(np.stack([decode_image(file) for file in files]))
+    flat = [decode_square(file, Decoding()).flat for file in files]
+    assert are_flat(squares).tolist() == flat == [True, True, False, False]
 
 
 def test_images_of_many_sizes_and_kinds_keep_their_places(decoder):
