@@ -5,9 +5,11 @@ Not here: decoder processes (`decoders.py`) or arrays (`preprocess.py`). NumPy w
 process start four times more slowly.
 """
 
+import contextlib
 import importlib.util
 import io
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -94,6 +96,27 @@ class Decoding:
 
 def decode_square(data: bytes, decoding: Decoding) -> tuple[Image.Image, tuple[int, int]]:
     """As `decode_image`, but an RGB Pillow image of 320 × 320, and the encoded width and height."""
+    with _opened(data, decoding) as image:
+        size = image.size
+        square = _to_rgb(image, decoding).resize(
+            (IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BILINEAR
+        )
+        return square, size
+
+
+def encoded_size(data: bytes, decoding: Decoding) -> tuple[int, int]:
+    """The width and height that `decode_square` gives, from the header; no pixel is decoded.
+
+    Raises:
+        DecodeError: the bytes are not an image, or it has too many pixels.
+    """
+    with _opened(data, decoding) as image:
+        return image.size
+
+
+@contextlib.contextmanager
+def _opened(data: bytes, decoding: Decoding) -> Iterator[Image.Image]:
+    """An image of which the header is read; all errors, also from using it, are DecodeErrors."""
     if not data:
         raise DecodeError("the file is empty")
     formats = (*FORMATS, HEIF) if _open_heif() else FORMATS
@@ -102,11 +125,7 @@ def decode_square(data: bytes, decoding: Decoding) -> tuple[Image.Image, tuple[i
             if image.width * image.height > decoding.max_pixels:
                 area = f"{image.width} × {image.height}"
                 raise DecodeError(f"{area} pixels exceed the limit")
-            size = image.size
-            square = _to_rgb(image, decoding).resize(
-                (IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BILINEAR
-            )
-            return square, size
+            yield image
     except DecodeError:
         raise
     except Exception as error:

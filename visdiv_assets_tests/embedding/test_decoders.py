@@ -36,7 +36,7 @@ from visdiv_assets.embedding.preprocess import Decoding
 
 answer = decode_worker._answer
 
-def act(data, decoding, answers):
+def act(request, data, decoding, answers):
     for order, act in {
         b"CRASH": lambda: os.kill(os.getpid(), signal.SIGSEGV),
         b"EXIT": lambda: os._exit(3),
@@ -50,7 +50,7 @@ def act(data, decoding, answers):
             act()
             if order == b"RUBBISH":
                 return
-    answer(data, decoding, answers)
+    answer(request, data, decoding, answers)
 
 decode_worker._answer = act
 decode_worker.main()
