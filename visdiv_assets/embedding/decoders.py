@@ -4,7 +4,6 @@ Here: starting, watching and replacing `decode_worker` processes. Not here: deco
 """
 
 import contextlib
-import importlib.util
 import json
 import os
 import queue
@@ -15,11 +14,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import TracebackType
 from typing import IO, NamedTuple, Self, TypeVar
 
 import numpy as np
+import PIL
 import tenacity
 
 from visdiv_assets.embedding.decode_worker import MAX_BYTES, PICTURE, READY, SIZE
@@ -35,17 +36,19 @@ BOOT = (
 
 
 def _homes() -> list[str]:
-    """Folders of the packages that decoders need, as this process finds them.
+    """Folders of the packages that decoders need, in the order in which this process looks there.
 
     So decoders run the code that this process would run, however it was installed.
     """
-    homes = {str(Path(__file__).absolute().parents[2]): None}
-    for name in ("PIL", "pillow_heif"):
-        spec = importlib.util.find_spec(name)
-        for folder in (spec and spec.submodule_search_locations) or ():
-            homes[str(Path(folder).absolute().parent)] = None
+    folders = [*PIL.__path__, *np.__path__]
+    # An empty entry means the current folder.
+    heif = PathFinder.find_spec("pillow_heif", [entry for entry in sys.path if entry])
+    if heif and heif.submodule_search_locations:
+        folders += heif.submodule_search_locations
+    homes = [str(Path(folder).absolute().parent) for folder in folders]
+    homes.sort(key=lambda home: sys.path.index(home) if home in sys.path else len(sys.path))
     # The package comes last, since beside it there may be a whole checkout.
-    return list(homes)[::-1]
+    return list(dict.fromkeys([*homes, str(Path(__file__).absolute().parents[2])]))
 
 
 COMMAND = (

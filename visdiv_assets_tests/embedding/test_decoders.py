@@ -450,6 +450,23 @@ def test_an_installation_through_the_environment_decodes(environment):
     assert decoded_by(python, photo, env=path).endswith(f" {ROOT}/visdiv_assets/__init__.py\n")
 
 
+def test_a_codec_in_the_current_folder_is_none_of_the_decoders(environment, tmp_path):
+    python, site = environment
+    (site / "all.pth").write_text(f"{INSTALLED}\n{ROOT}\n")
+    ran = tmp_path / "RAN"
+    for name in ("pillow_heif", "PIL"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(TRAP.format(ran=str(ran)))
+    heic = tmp_path / "x.heic"
+    heic.write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    # The current folder comes first, as it does for `python -c`; Pillow is loaded from elsewhere.
+    code = "import PIL.Image, sys; sys.path.insert(0, '')\n" + DECODE
+    command = [python, "-P", "-c", code, heic]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "DecodeError" in done.stderr
+    assert not ran.exists()
+
+
 def test_modules_in_site_packages_do_not_replace_the_standard_library(environment, tmp_path):
     python, site = environment
     (site / "visdiv_assets").symlink_to(ROOT / "visdiv_assets")
