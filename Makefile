@@ -41,7 +41,7 @@ demo: $(VENV)/.installed ## build .venv and score two demo datasets through Dags
 	@$(BIN)/visdiv demo
 
 dev: $(VENV)/.installed ## start Dagster's UI on http://localhost:3000
-	DAGSTER_HOME=$(CURDIR) $(BIN)/dagster dev
+	PYTHONSAFEPATH=1 DAGSTER_HOME=$(CURDIR) $(BIN)/dagster dev
 
 test: $(VENV)/.installed ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --durations=20

@@ -5,7 +5,7 @@ import os
 import pickle
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -66,13 +66,15 @@ class DecoderPool:
         self._idle: dict[tuple[Sequence[str], Decoding], list[decoders._Process]]
         self._idle = defaultdict(list)
 
-    def start(self, command: Sequence[str], decoding: Decoding) -> decoders._Process:
+    def start(
+        self, command: Sequence[str], decoding: Decoding, clock: Callable[[], float]
+    ) -> decoders._Process:
         with contextlib.suppress(IndexError):
             while True:
                 process = self._idle[command, decoding].pop()
                 if process._process.poll() is None:
                     return process
-        return self._start(command, decoding)
+        return self._start(command, decoding, clock)
 
     def take_back(self, run: Decoders) -> None:
         for process in [run._idle.get() for _ in range(run._processes)]:

@@ -5,8 +5,10 @@ module a family. Heavy modules are imported by the command that needs them.
 """
 
 import logging
+import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -31,6 +33,7 @@ from visdiv_assets.cli.console import (
     clear_errors,
     err,
     out,
+    print_error,
     print_evaluations,
     visible,
 )
@@ -142,6 +145,12 @@ def doctor(config: Config = None) -> None:
 def main() -> None:
     """The entry point of the command."""
     _end_as_with_ctrl_c("SIGTERM", "SIGHUP")
+    os.environ["PYTHONSAFEPATH"] = "1"  # no Python started here imports from the current folder
+    try:
+        Path.cwd()
+    except OSError:
+        print_error("the folder that you are in no longer exists; change to another one")
+        sys.exit(EXIT_ERROR)
     logging.basicConfig(level=logging.WARNING, handlers=[_Warnings()])
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # stars, where the terminal has none

@@ -9,9 +9,10 @@ make a decoder process start four times more slowly.
 import io
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import PIL
 from PIL import Image, UnidentifiedImageError
@@ -164,6 +165,9 @@ class Decoding:
         return f"{codecs}.{self.max_pixels}.{self.name}"
 
 
+_Found = TypeVar("_Found")
+
+
 class Square(NamedTuple):
     """A decoded image.
 
@@ -205,17 +209,38 @@ def raise_limits(decoding: Decoding) -> None:
 
 def decode_square(data: bytes, decoding: Decoding) -> Square:
     """As `decode_image`, but an RGB Pillow image of 320 × 320, and what else is known of it."""
+    return _opened(data, decoding, lambda image: _square(image, decoding))
+
+
+def encoded_size(data: bytes, decoding: Decoding) -> tuple[int, int]:
+    """The width and height that `decode_square` gives, from the header; no pixel is decoded.
+
+    Raises:
+        DecodeError: the bytes are not an image, or it has too many pixels.
+    """
+    return _opened(data, decoding, lambda image: image.size)
+
+
+def _opened(data: bytes, decoding: Decoding, use: Callable[[Image.Image], _Found]) -> _Found:
+    """What `use` makes of an opened image; all errors are DecodeErrors."""
     if not data:
         raise DecodeError("the file is empty")
+
+    def attempt(encoded: bytes) -> _Found:
+        with _open(encoded) as image:
+            if image.width * image.height > decoding.max_pixels:
+                raise DecodeError(f"{image.width} × {image.height} pixels exceed the limit")
+            return use(image)
+
     try:
-        return _decode(data, decoding)
+        return attempt(data)
     except Exception as error:
         # What is not needed for the pixels may be to blame.
         bare = without_metadata(data)
         if isinstance(error, DecodeError) or bare == data:
             raise _told(error) from error
     try:
-        return _decode(bare, decoding)
+        return attempt(bare)
     except Exception as error:
         raise _told(error) from error
 
@@ -244,23 +269,20 @@ def _no_codec(name: str) -> DecodeError:
     )
 
 
-def _decode(data: bytes, decoding: Decoding) -> Square:
-    with _open(data) as opened:
-        size = opened.size
-        if size[0] * size[1] > decoding.max_pixels:
-            raise DecodeError(f"{size[0]} × {size[1]} pixels exceed the limit")
-        opened.load()
-        deep = opened.mode.startswith(("I", "F"))
-        image = _to_grey(opened) if deep else opened
-        if decoding.exif_orientation and (turn := _turn(opened)) is not None:
-            image = image.transpose(turn)
-        ground = decoding.alpha_background
-        square = _resized(_on(image, ground) if ground else image)
-        hidden = is_flat(square) and _alpha_varies(image)
-        if hidden:
-            is_light = square.convert("L").getpixel((0, 0)) >= 128  # type: ignore[operator]
-            square = _resized(_on(image, "black" if is_light else "white"))
-        return Square(square, size, is_flat(square), deep or hidden)
+def _square(opened: Image.Image, decoding: Decoding) -> Square:
+    size = opened.size
+    opened.load()
+    deep = opened.mode.startswith(("I", "F"))
+    image = _to_grey(opened) if deep else opened
+    if decoding.exif_orientation and (turn := _turn(opened)) is not None:
+        image = image.transpose(turn)
+    ground = decoding.alpha_background
+    square = _resized(_on(image, ground) if ground else image)
+    hidden = is_flat(square) and _alpha_varies(image)
+    if hidden:
+        is_light = square.convert("L").getpixel((0, 0)) >= 128  # type: ignore[operator]
+        square = _resized(_on(image, "black" if is_light else "white"))
+    return Square(square, size, is_flat(square), deep or hidden)
 
 
 def is_flat(image: Image.Image) -> bool:

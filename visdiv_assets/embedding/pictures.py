@@ -7,7 +7,7 @@ Here: reading and decoding some images of a source. Not here: embedding whole da
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from visdiv_assets.embedding.cpus import usable_cpus
 from visdiv_assets.embedding.decoders import Decoders, Picture
@@ -15,6 +15,7 @@ from visdiv_assets.embedding.preprocess import DecodeError, Decoding
 from visdiv_assets.sources.source import Source
 
 OnProgress = Callable[[int, int], None]
+_Answer = TypeVar("_Answer")
 
 
 class Size(NamedTuple):
@@ -40,7 +41,8 @@ def pictures_of(
         read or decoded are skipped.
     """
     wanted = sorted(set(image_ids))
-    found = {at: each for at, each in _decoded(source, wanted, decoding) if each is not None}
+    decoded = _asked(source, wanted, decoding, Decoders.picture)
+    found = {at: each for at, each in decoded if each is not None}
     for at in sorted(found):
         yield wanted[at], *found[at]
 
@@ -51,9 +53,10 @@ def sizes_of(
     decoding: Decoding,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Size]:
-    """The sizes of images; those that can no longer be read or decoded are skipped.
+    """The sizes of images; those that can no longer be read or are no images are skipped.
 
-    Works for any number of images, since only a few are in memory at a time.
+    Only headers are looked at. Works for any number of images, since only a few are in memory at a
+    time.
 
     Args:
         source: the source of the images.
@@ -63,31 +66,35 @@ def sizes_of(
     """
     wanted = sorted(set(image_ids))
     sizes = {}
-    for done, (at, each) in enumerate(_decoded(source, wanted, decoding), start=1):
+    asked = _asked(source, wanted, decoding, Decoders.size)
+    for done, (at, each) in enumerate(asked, start=1):
         if each is not None:
-            n_bytes, picture = each
-            sizes[wanted[at]] = Size(picture.width, picture.height, n_bytes)
+            n_bytes, (width, height) = each
+            sizes[wanted[at]] = Size(width, height, n_bytes)
         if on_progress is not None:
             on_progress(done, len(wanted))
     return sizes
 
 
-def _decoded(
-    source: Source, wanted: Sequence[str], decoding: Decoding
-) -> Iterator[tuple[int, tuple[int, Picture] | None]]:
-    """Position, bytes and picture of each image as they arrive, a few ahead of the caller."""
+def _asked(
+    source: Source,
+    wanted: Sequence[str],
+    decoding: Decoding,
+    question: Callable[[Decoders, bytes], _Answer],
+) -> Iterator[tuple[int, tuple[int, _Answer] | None]]:
+    """Position, bytes and answer for each image as they arrive, a few ahead of the caller."""
     workers = min(4, usable_cpus())
     with Decoders(decoding, workers) as decoders, ThreadPoolExecutor(workers) as threads:
 
-        def decode(data: bytes | OSError) -> tuple[int, Picture] | None:
+        def ask(data: bytes | OSError) -> tuple[int, _Answer] | None:
             try:
-                return None if isinstance(data, OSError) else (len(data), decoders.picture(data))
+                return None if isinstance(data, OSError) else (len(data), question(decoders, data))
             except DecodeError:
                 return None
 
-        ahead: deque[tuple[int, Future[tuple[int, Picture] | None]]] = deque()
+        ahead: deque[tuple[int, Future[tuple[int, _Answer] | None]]] = deque()
         for each in source.read_all(wanted):
-            ahead.append((each.at, threads.submit(decode, each.data)))
+            ahead.append((each.at, threads.submit(ask, each.data)))
             if len(ahead) > 2 * workers:
                 at, future = ahead.popleft()
                 yield at, future.result()

@@ -3,8 +3,10 @@
 Here: drawing. Not here: Markdown, HTML or Dagster metadata around a chart.
 """
 
+import functools
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import ParamSpec
 
 import numpy as np
 
@@ -13,7 +15,23 @@ from visdiv_assets.guidance.comparison import Published
 from visdiv_assets.spectral.score import Diversity
 from visdiv_assets.warehouse.records import Evaluation
 
+_Arguments = ParamSpec("_Arguments")
 
+
+def _in_own_style(draw: Callable[_Arguments, bytes]) -> Callable[_Arguments, bytes]:
+    """Draw the same picture whatever `matplotlibrc` lies in the current folder or at home."""
+
+    @functools.wraps(draw)
+    def drawn(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> bytes:
+        import matplotlib  # here, because importing it takes two seconds
+
+        with matplotlib.rc_context(matplotlib.rcParamsDefault):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+@_in_own_style
 def spectrum_png(measured: Diversity) -> bytes:
     """The spectrum of a dataset: share of variance by direction, on logarithmic axes.
 
@@ -58,6 +76,7 @@ def spectrum_png(measured: Diversity) -> bytes:
     return buffer.getvalue()
 
 
+@_in_own_style
 def leaderboard_png(ranked: Sequence[Evaluation], published: Sequence[Published]) -> bytes:
     """Corrected scores with their intervals, highest at the top, and published scores in grey.
 
@@ -99,6 +118,7 @@ def leaderboard_png(ranked: Sequence[Evaluation], published: Sequence[Published]
     return buffer.getvalue()
 
 
+@_in_own_style
 def history_png(dataset: str, evaluations: Sequence[Evaluation]) -> bytes:
     """The scores of a dataset over time, one line per model.
 
@@ -141,6 +161,7 @@ def history_png(dataset: str, evaluations: Sequence[Evaluation]) -> bytes:
     return buffer.getvalue()
 
 
+@_in_own_style
 def effects_png(effects: Mapping[str, Effect]) -> bytes:
     """The effect of augmentations on the corrected score, with intervals, largest gain on top.
 

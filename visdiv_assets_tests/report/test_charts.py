@@ -1,6 +1,8 @@
 """Charts: what they are drawn from, and that they can be drawn of anything."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -67,3 +69,24 @@ def test_effects_are_drawn_in_the_colour_of_their_verdict_and_without_those_that
     assert colours(chance=Effect(0.1, -0.1, 0.3, 0.5, 0.5, 200), takes=takes)[0] == size
     assert grey in colours(unseen=Effect(0.1, 0.05, 0.15, 1e-6, 0.99, 200))[1]
     assert colours()[0][0] == 720
+
+
+DRAW = """
+import sys
+import numpy as np
+from visdiv_assets.report.charts import spectrum_png
+from visdiv_assets.spectral.moments import Moments
+from visdiv_assets.spectral.score import diversity
+
+rows = np.arange(300.0).reshape(30, 10) ** 2 % 7
+sys.stdout.buffer.write(spectrum_png(diversity(Moments.of(rows))))
+"""
+
+
+def test_a_style_in_the_current_folder_changes_no_chart(tmp_path):
+    pictures = []
+    for style in ("", "axes.facecolor: red\nfont.size: 30\nsavefig.dpi: 10\n"):
+        (tmp_path / "matplotlibrc").write_text(style)
+        command = [sys.executable, "-c", DRAW]
+        pictures.append(subprocess.run(command, cwd=tmp_path, stdout=-1, check=True).stdout)
+    assert pictures[0] == pictures[1]
