@@ -35,6 +35,10 @@ class Components:
     Args:
         count: number of nodes.
 
+    Attributes:
+        joined: a number of each node, shape (count,); equal for nodes of one component as far as
+            edges were merged, which waits for many of them.
+
     Example:
         >>> import numpy as np
         >>> graph = Components(5)
@@ -45,40 +49,45 @@ class Components:
     """
 
     def __init__(self, count: int) -> None:
-        self._labels: NDArray[np.int64] = np.arange(count)
+        self.joined: NDArray[np.int32] = np.arange(count, dtype=np.int32)
         self._count = count
-        self._waiting: list[NDArray[np.int64]] = []
+        self._waiting: list[NDArray[np.int32]] = []
         self._n_waiting = 0
 
     def join(self, edges: NDArray[np.int64]) -> None:
-        """Add edges, node numbers of shape (E, 2)."""
-        self._waiting.append(edges)
-        self._n_waiting += len(edges)
+        """Add edges, node numbers of shape (E, 2); those within one component are dropped."""
+        ends = self.joined[edges]
+        ends = ends[ends[:, 0] != ends[:, 1]]
+        if not len(ends):
+            return
+        self._waiting.append(ends)
+        self._n_waiting += len(ends)
         if self._n_waiting >= WAITING_EDGES:
-            self._merge()
+            self.merge()
 
     @property
     def count(self) -> int:
         """Number of components, including single nodes."""
-        self._merge()
+        self.merge()
         return self._count
 
     def labels(self) -> NDArray[np.int64]:
         """The component of each node, shape (count,), numbered in order of their first nodes."""
-        self._merge()
-        _, first, labels = np.unique(self._labels, return_index=True, return_inverse=True)
+        self.merge()
+        _, first, labels = np.unique(self.joined, return_index=True, return_inverse=True)
         rank = np.empty_like(first)
         rank[np.argsort(first)] = np.arange(len(first))
         return np.asarray(rank[labels], dtype=np.int64)
 
-    def _merge(self) -> None:
+    def merge(self) -> None:
+        """Take all edges so far into account."""
         if not self._n_waiting:
             return
-        left, right = self._labels[np.concatenate(self._waiting)].T
+        left, right = np.concatenate(self._waiting).T
         edges = (np.ones(len(left), dtype=np.int8), (left, right))
         graph = coo_array(edges, shape=(self._count, self._count))
-        self._count, joined = connected_components(graph, directed=False)
-        self._labels = joined[self._labels].astype(np.int64)
+        self._count, merged = connected_components(graph, directed=False)
+        self.joined = merged[self.joined].astype(np.int32)
         self._waiting, self._n_waiting = [], 0
 
 

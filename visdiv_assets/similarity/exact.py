@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from visdiv_assets.similarity.levels import Needed
 from visdiv_assets.similarity.sketch import Sketch, margin
 from visdiv_assets.similarity.units import (
     Rows,
@@ -45,8 +46,8 @@ class Processor(Protocol):
     def put(self, vectors: NDArray[np.float32]) -> Any:
         """Move vectors to where products are computed."""
 
-    def candidates(self, left: Any, right: Any, floor: np.float32) -> Positions:
-        """Positions (i, j), by i, where left · rightᵀ exceeds `floor`."""
+    def candidates(self, left: Any, right: Any, needed: Needed, slack: np.float32) -> Positions:
+        """Positions (i, j), by i, where left · rightᵀ + `slack` exceeds what is needed."""
 
 
 class Cpu:
@@ -57,17 +58,26 @@ class Cpu:
         return vectors
 
     def candidates(
-        self, left: NDArray[np.float32], right: NDArray[np.float32], floor: np.float32
+        self,
+        left: NDArray[np.float32],
+        right: NDArray[np.float32],
+        needed: Needed,
+        slack: np.float32,
     ) -> Positions:
         """Compute the product tile by tile, and scan each tile while it is in the cache."""
+        floor = needed.least - slack
         product = np.empty((min(TILE, len(left)), len(right)), dtype=np.float32)
         above = np.empty(product.shape, dtype=bool)
         found = []
         for top in range(0, len(left), TILE):
             rows = left[top : top + TILE]
-            np.matmul(rows, right.T, out=product[: len(rows)])
-            np.greater(product[: len(rows)], floor, out=above[: len(rows)])
-            found.append(np.flatnonzero(above[: len(rows)]) + top * len(right))
+            here = slice(0, len(rows))
+            np.matmul(rows, right.T, out=product[here])
+            np.greater(product[here], floor, out=above[here])
+            if needed.left is not None and np.count_nonzero(above[here]) > DENSE:
+                own = np.arange(top, top + len(rows))[:, None]
+                np.greater(product[here], needed.of(own, slice(None)) - slack, out=above[here])
+            found.append(np.flatnonzero(above[here]) + top * len(right))
         positions = np.concatenate(found)
         return positions // len(right), positions % len(right)
 
@@ -78,6 +88,8 @@ def exact_pairs(
     threshold: np.float32,
     sketch: Sketch,
     *,
+    needed: Callable[[slice, slice], Needed] | None = None,
+    strongest: bool = False,
     processor: Processor | None = None,
     on_progress: OnProgress | None = None,
 ) -> Generator[tuple[Pairs, Similarities]]:
@@ -88,6 +100,10 @@ def exact_pairs(
         others: shape (M, D); None means pairs i < j of rows.
         threshold: lowest similarity of a pair.
         sketch: the sketch of rows that is compared first.
+        needed: tells which pairs of some rows and some others are still of use; the threshold is
+            the lowest for any.
+        strongest: leave out pairs, where there are many, that are neither the most similar of
+            their row nor of their other row in a block.
         processor: computes products.
         on_progress: called with (done, total) pairs compared.
     """
@@ -114,15 +130,21 @@ def exact_pairs(
                         while len(running) >= threads + 2:
                             if (result := running.popleft().result()) is not None:
                                 yield result
+                        due = Needed(np.array([threshold]))
+                        if needed is not None:
+                            own = slice(top, top + len(chunk))
+                            due = needed(own, slice(start, start + len(block)))
+                        if np.isinf(due.least):
+                            continue  # no pair of these is of use
                         running.append(
                             pool.submit(
                                 _compare,
                                 (chunk, left, top),
                                 (block, vectors, start),
-                                threshold,
-                                sketch,
+                                due,
                                 processor,
                                 others is None,
+                                strongest,
                             )
                         )
                     if on_progress is not None:
@@ -145,16 +167,17 @@ def _compared(first: int, height: int, start: int, width: int, others: Rows | No
 def _compare(
     left: tuple[Units, Any, int],
     right: tuple[Units, Any, int],
-    threshold: np.float32,
-    sketch: Sketch,
+    needed: Needed,
     processor: Processor,
     inside: bool,
+    strongest: bool,
 ) -> tuple[Pairs, Similarities] | None:
     """Pairs of a chunk and a block; None if there are none."""
     chunk, chunk_vectors, top = left
     block, block_vectors, start = right
-    floor = threshold - margin(block_vectors.shape[1])
-    i, j = processor.candidates(chunk_vectors, block_vectors, floor)
+    i, j = processor.candidates(
+        chunk_vectors, block_vectors, needed, margin(block_vectors.shape[1])
+    )
     if inside and start < top + len(chunk):
         above = i + top < j + start
         i, j = i[above], j[above]
@@ -165,19 +188,33 @@ def _compare(
     sparse = np.ones(len(i), dtype=bool)
     for tile in np.flatnonzero(np.diff(edges) > DENSE):
         here = slice(edges[tile], edges[tile + 1])
-        table = similarities_of_all(chunk[tile * TILE : (tile + 1) * TILE], block)
-        similar = table[i[here] - tile * TILE, j[here]]
-        enough = similar >= threshold
-        found.append((i[here][enough], j[here][enough], similar[enough]))
         sparse[here] = False
+        table = similarities_of_all(chunk[tile * TILE : (tile + 1) * TILE], block)
+        if strongest:
+            row, column = _strongest(table)
+        else:
+            row, column = i[here] - tile * TILE, j[here]
+        similar = table[row, column]
+        enough = similar >= needed.of(row + tile * TILE, column)
+        found.append((row[enough] + tile * TILE, column[enough], similar[enough]))
     i, j = i[sparse], j[sparse]
     for begin in range(0, len(i), FETCHED):
         part = i[begin : begin + FETCHED], j[begin : begin + FETCHED]
-        found.append(judged(chunk, block, *part, threshold))
+        found.append(judged(chunk, block, *part, needed.of(*part)))
     i, j, similar = (np.concatenate(each) for each in zip(*found, strict=True))
     if not len(i):
         return None
     return np.stack([i + top, j + start], axis=1).astype(np.int64), similar
+
+
+def _strongest(table: Similarities) -> Positions:
+    """Positions of the greatest of each row and of each column, the first of equal ones."""
+    np.nan_to_num(table, copy=False, nan=-np.inf)
+    rows, columns = np.arange(len(table)), np.arange(table.shape[1])
+    of_rows = rows * len(columns) + table.argmax(axis=1)
+    of_columns = table.argmax(axis=0) * len(columns) + columns
+    row, column = np.divmod(np.union1d(of_rows, of_columns), len(columns))
+    return row, column
 
 
 def judged(
@@ -185,14 +222,15 @@ def judged(
     right: Units,
     i: NDArray[np.integer],
     j: NDArray[np.integer],
-    threshold: np.float32,
+    threshold: NDArray[np.float32],
 ) -> tuple[NDArray[np.integer], NDArray[np.integer], Similarities]:
     """The candidates that are pairs, checked by a float32 product, then by exact similarity."""
+    open_at = np.broadcast_to(threshold, i.shape)
     products = np.einsum("ij,ij->i", left.rows[i], right.rows[j])
-    close = products > threshold - margin(left.rows.shape[1])
-    i, j = i[close], j[close]
+    close = products > open_at - margin(left.rows.shape[1])
+    i, j, open_at = i[close], j[close], open_at[close]
     similar = similarities_of_pairs(left, right, i, j)
-    enough = similar >= threshold
+    enough = similar >= open_at
     return i[enough], j[enough], similar[enough]
 
 

@@ -10,7 +10,7 @@ pair returned is correct.
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from visdiv_assets.similarity.exact import (
     exact_pairs,
     judged,
 )
+from visdiv_assets.similarity.levels import Labels, Levels, Needed, lowest_open
 from visdiv_assets.similarity.sketch import Sketch, margin
 from visdiv_assets.similarity.units import Rows, Units, evenly, units
 
@@ -47,6 +48,8 @@ AIM, LEAST = 0.995, 0.99
 KNOWN_PAIRS, MOST_KNOWN, FIRST_ASKED, MOST_ASKED = 4000, 2**22, 512, 32768
 # Rows per search, and the largest number of candidates that a search may return.
 BATCH, BATCH_CANDIDATES = 256, 2**22
+# Rows from which a component is searched for on its own, without what it is joined with.
+LARGE = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +89,7 @@ def index_pairs(
     sketch: Sketch,
     recall: Recall,
     *,
+    joined: Levels | None = None,
     on_progress: OnProgress | None = None,
 ) -> Generator[tuple[Pairs, Similarities]]:
     """Pairs, block by block, identical for any number of threads.
@@ -96,10 +100,16 @@ def index_pairs(
         threshold: lowest similarity of a pair.
         sketch: the sketch of rows that is indexed.
         recall: collects the measured recall, shard by shard.
+        joined: leave out pairs that are joined in here; pairs inside `rows` only. The recall is
+            that of the others.
         on_progress: called with (done, total) rows searched.
     """
     second = rows if others is None else others
-    known = known_pairs(rows, others, threshold, sketch)
+    known = known_pairs(rows, others, threshold, sketch, joined)
+    thresholds, labels = [threshold], np.empty((0, len(rows)), np.int32)
+    if joined is not None:
+        thresholds, labels = list(joined.thresholds), joined.of(slice(None))
+    groups = _groups(len(rows), labels)
     length = rows.shape[1] if sketch.basis is None else sketch.basis.shape[1] + 1
     shard_rows = SHARD // length
     shards = [
@@ -121,22 +131,71 @@ def index_pairs(
                 index = _build(second, begin, end, sketch, pool)
                 probes = _probes(index, rows, second, begin, end, sketch, known, recall)
                 last = end if others is None else len(rows)
-                for top in range(0, last, batch):
-                    if len(running) >= threads + 2:
-                        yield running.popleft().result()
-                    numbers = (top, min(top + batch, last))
-                    job = partial(_search, index, probes, rows, second, begin, sketch, threshold)
-                    running.append(pool.submit(job, numbers, others is None))
-                    done += numbers[1] - numbers[0]
-                    if on_progress is not None:
-                        on_progress(done, total)
+                for group, level in groups:
+                    asked = group[: np.searchsorted(group, last)]
+                    if not len(asked):
+                        continue
+                    due = _searches(int(asked[0]), level, labels, thresholds, begin, end)
+                    for top in range(0, len(asked), batch):
+                        if len(running) >= threads + 2:
+                            yield running.popleft().result()
+                        part = asked[top : top + batch]
+                        job = partial(_search, index, probes, rows, second, begin, sketch)
+                        running.append(pool.submit(job, part, due, others is None, joined))
+                        done += len(part)
+                        if on_progress is not None:
+                            on_progress(done, total)
                 while running:
                     yield running.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def known_pairs(rows: Rows, others: Rows | None, threshold: np.float32, sketch: Sketch) -> Known:
+Searches = list[tuple[NDArray[np.uint8] | None, np.float32]]
+"""Rows of a shard, as a bitmap, and from which similarity they are searched; None means all."""
+
+
+def _groups(count: int, labels: Labels) -> list[tuple[NDArray[np.int64], int]]:
+    """Rows that are searched for together, and the strictest level at which they are joined.
+
+    Large components at the strictest level that has one, then all other rows, which are joined at
+    none: −1.
+    """
+    left = np.ones(count, dtype=np.bool_)
+    groups = []
+    for level in reversed(range(len(labels))):
+        sizes = np.bincount(labels[level][left], minlength=1)
+        for component in np.flatnonzero(sizes >= LARGE):
+            rows = np.flatnonzero(left & (labels[level] == component))
+            groups.append((rows, level))
+            left[rows] = False
+    return [*groups, (np.flatnonzero(left), -1)]
+
+
+def _searches(
+    row: int, level: int, labels: Labels, thresholds: Sequence[np.float32], begin: int, end: int
+) -> Searches:
+    """What is searched for a row that is joined up to a level: what joins it to any other."""
+    if level < 0:
+        return [(None, thresholds[0])]
+    searches: Searches = []
+    around = np.ones(end - begin, dtype=np.bool_)
+    inner = [each[begin:end] == each[row] for each in labels[: level + 1]]
+    for within, threshold in zip([*inner, np.zeros_like(around)], thresholds, strict=False):
+        wanted = around & ~within
+        if wanted.any():
+            searches.append((np.packbits(wanted, bitorder="little"), threshold))
+        around = within
+    return searches
+
+
+def known_pairs(
+    rows: Rows,
+    others: Rows | None,
+    threshold: np.float32,
+    sketch: Sketch,
+    joined: Levels | None = None,
+) -> Known:
     """All pairs of random rows, as many rows as it takes to find some thousand pairs."""
     order = np.random.default_rng(0).permutation(len(rows))[:MOST_ASKED].astype(np.int64)
     query, found = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
@@ -144,7 +203,8 @@ def known_pairs(rows: Rows, others: Rows | None, threshold: np.float32, sketch: 
     while asked < len(order) and count < KNOWN_PAIRS:
         more = order[asked : max(4 * asked, FIRST_ASKED)]
         second = rows if others is None else others
-        with closing(exact_pairs(rows[more], second, threshold, sketch)) as blocks:
+        needed = None if joined is None else partial(_needed, joined, more)
+        with closing(exact_pairs(rows[more], second, threshold, sketch, needed=needed)) as blocks:
             for pairs, _ in blocks:
                 i, j = pairs.T
                 if others is None:
@@ -235,6 +295,10 @@ def _reaching(rank: NDArray[np.int64], share: float) -> int:
     return int(np.sort(rank)[int(np.ceil(share * len(rank))) - 1]) + 1
 
 
+def _needed(joined: Levels, numbers: NDArray[np.int64], own: slice, other: slice) -> Needed:
+    return joined.needed(numbers[own], other)
+
+
 def _search(
     index: faiss.IndexIVFFlat,
     probes: int,
@@ -242,30 +306,44 @@ def _search(
     second: Rows,
     begin: int,
     sketch: Sketch,
-    threshold: np.float32,
-    numbers: tuple[int, int],
+    numbers: NDArray[np.int64],
+    searches: Searches,
     inside: bool,
+    joined: Levels | None,
 ) -> tuple[Pairs, Similarities]:
     """Pairs of some rows with the rows of a shard."""
-    top, bottom = numbers
-    asked = units(rows[top:bottom], top)
+    asked = units(rows[numbers])
     vectors = sketch.of(asked)
-    parameters = faiss.SearchParametersIVF()
-    parameters.nprobe = probes
-    later = faiss.IDSelectorRange(max(0, top + 1 - begin), index.ntotal)
+    slack = margin(vectors.shape[1])
+    row, other = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for bitmap, least in searches:
+        parameters = faiss.SearchParametersIVF()
+        parameters.nprobe = probes
+        later = faiss.IDSelectorRange(max(0, int(numbers[0]) + 1 - begin), index.ntotal)
+        if bitmap is not None:
+            wanted = faiss.IDSelectorBitmap(bitmap)  # type: ignore[call-arg, arg-type]
+            both = faiss.IDSelectorAnd(later, wanted)
+            parameters.sel = both
+        elif inside:
+            parameters.sel = later
+        limits, _, labels = index.range_search(vectors, float(least - slack), params=parameters)
+        row.append(np.repeat(np.arange(len(vectors)), np.diff(limits).astype(np.int64)))
+        other.append(labels + begin)
+    i, j = np.concatenate(row), np.concatenate(other)
     if inside:
-        parameters.sel = later
-    floor = float(threshold - margin(vectors.shape[1]))
-    limits, _, labels = index.range_search(vectors, floor, params=parameters)
-    i = np.repeat(np.arange(len(vectors)), np.diff(limits).astype(np.int64))
-    j = labels + begin
-    if inside:
-        i, j = i[i + top < j], j[i + top < j]
+        i, j = i[numbers[i] < j], j[numbers[i] < j]
+    if joined is None:
+        open_at = np.full(len(i), searches[0][1])
+    else:
+        open_at = lowest_open(joined.thresholds, joined.of(numbers[i]), joined.of(j))
+        of_use = np.isfinite(open_at)
+        i, j, open_at = i[of_use], j[of_use], open_at[of_use]
     pairs, similar = [np.empty((0, 2), np.int64)], [np.empty(0, np.float32)]
     for at in range(0, len(i), FETCHED):
-        fetched, position = np.unique(j[at : at + FETCHED], return_inverse=True)
+        part = slice(at, at + FETCHED)
+        fetched, position = np.unique(j[part], return_inverse=True)
         candidates: Units = units(second[fetched])
-        left, right, values = judged(asked, candidates, i[at : at + FETCHED], position, threshold)
-        pairs.append(np.stack([left + top, fetched[right]], axis=1))
+        left, right, values = judged(asked, candidates, i[part], position, open_at[part])
+        pairs.append(np.stack([numbers[left], fetched[right]], axis=1))
         similar.append(values)
     return np.concatenate(pairs), np.concatenate(similar)

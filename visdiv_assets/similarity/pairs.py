@@ -5,11 +5,11 @@ Not here: clusters of pairs, images, files.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from visdiv_assets.similarity.exact import (
     blas_threads,
     exact_pairs,
 )
+from visdiv_assets.similarity.levels import Levels
 from visdiv_assets.similarity.sketch import Sketch, choose_sketch
 from visdiv_assets.similarity.units import (
     Rows,
@@ -32,9 +33,6 @@ from visdiv_assets.similarity.units import (
     similarities_of_all,
     units,
 )
-
-if TYPE_CHECKING:
-    from visdiv_assets.similarity.ivf import Recall
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +109,7 @@ def similar_pairs(
     threshold: float,
     *,
     others: Rows | None = None,
+    strongest: bool = False,
     method: Method = "auto",
     device: str = "cpu",
     on_pairs: OnPairs | None = None,
@@ -124,6 +123,9 @@ def similar_pairs(
         rows: shape (N, D), any real dtype, read in parts.
         threshold: 0 to 1.
         others: shape (M, D); find pairs (row, other) instead of pairs of rows.
+        strongest: with `others`, where there are many pairs, leave out those that are not needed to
+            know the most similar other of each row (the first of equal ones), and the most
+            similar row of each other.
         method: "exact"; "index" (FAISS, from the extra `faiss`; recall is measured); or "auto":
             exact, unless that takes over 15 minutes and FAISS is installed and much faster.
         device: where products are computed: "cpu", or a PyTorch device such as "cuda".
@@ -137,24 +139,18 @@ def similar_pairs(
             threshold is not between 0 and 1; the method is unknown, or "index" without FAISS; there
             are more than 20 million pairs and no `on_pairs`.
     """
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be between 0 and 1; got {threshold}")
-    if method not in ("auto", "exact", "index"):
-        raise ValueError(f'method must be "auto", "exact" or "index"; got {method!r}')
+    _check_threshold(threshold)
+    _check_method(method)
     _check_sets(rows, others)
-    least = np.float32(threshold)
-    used, sketch = _plan(rows, others, threshold, method, device)
-    recall: Recall | None = None
-    if used == "index":
-        from visdiv_assets.similarity import ivf
-
-        recall = ivf.Recall()
-        blocks = ivf.index_pairs(rows, others, least, sketch, recall, on_progress=on_progress)
-    else:
-        processor = None if device == "cpu" else _torch_processor(device)
-        blocks = exact_pairs(
-            rows, others, least, sketch, processor=processor, on_progress=on_progress
-        )
+    used, blocks, recall = _search(
+        rows,
+        others,
+        threshold,
+        method,
+        device,
+        strongest=strongest and others is not None,
+        on_progress=on_progress,
+    )
     kept: list[tuple[Pairs, Similarities]] = []
     count = 0
     with closing(blocks):  # stops threads and resets BLAS even if `on_pairs` raises
@@ -171,9 +167,110 @@ def similar_pairs(
     pairs = np.concatenate([np.empty((0, 2), np.int64), *(each for each, _ in kept)])
     similarities = np.concatenate([np.empty(0, np.float32), *(each for _, each in kept)])
     order = np.lexsort(pairs.T[::-1])
-    return SimilarPairs(
-        pairs[order], similarities[order], count, used, 1.0 if recall is None else recall.value
+    return SimilarPairs(pairs[order], similarities[order], count, used, recall())
+
+
+@dataclass(frozen=True, eq=False)
+class SimilarComponents:
+    """Connected components of similar rows.
+
+    Attributes:
+        labels: for each threshold, the component of each row, shape (N,), int64, numbered in order
+            of their first rows.
+        pairs: number of pairs that were looked at; of near-identical rows, few are.
+        method: the method used, "exact" or "index".
+        recall: as of `SimilarPairs`.
+    """
+
+    labels: Mapping[float, NDArray[np.int64]]
+    pairs: int
+    method: Literal["exact", "index"]
+    recall: float
+
+
+def similar_components(
+    rows: Rows,
+    thresholds: Collection[float],
+    *,
+    method: Method = "auto",
+    device: str = "cpu",
+    on_progress: OnProgress | None = None,
+) -> SimilarComponents:
+    """Rows that are connected by pairs whose similarity reaches a threshold, at each of several.
+
+    The same components as those of all pairs, but pairs whose ends are already connected are left
+    out. So near-identical rows take hardly longer than different ones.
+
+    Args:
+        rows: shape (N, D), any real dtype, read in parts.
+        thresholds: at least one, 0 to 1, in any order.
+        method: as for `similar_pairs`.
+        device: as for `similar_pairs`.
+        on_progress: as for `similar_pairs`.
+
+    Raises:
+        ValueError: as `similar_pairs`.
+
+    Example:
+        >>> import numpy as np
+        >>> rows = np.array([[1.0, 0.0], [0.0, 1.0], [4.0, 3.0], [8.0, 6.0]])
+        >>> found = similar_components(rows, [0.95, 0.75])
+        >>> {level: labels.tolist() for level, labels in found.labels.items()}
+        {0.75: [0, 1, 0, 0], 0.95: [0, 1, 2, 2]}
+    """
+    ordered = sorted(set(thresholds))
+    for threshold in ordered:
+        _check_threshold(threshold)
+    _check_method(method)
+    _check_sets(rows, None)
+    levels = Levels(len(rows), ordered)
+    levels.join_with_pivots(rows)
+    used, blocks, recall = _search(
+        rows, None, ordered[0], method, device, joined=levels, on_progress=on_progress
     )
+    count = 0
+    with closing(blocks):
+        for pairs, similarities in blocks:
+            count += len(pairs)
+            levels.join(pairs, similarities)
+    labels = {each: graph.labels() for each, graph in zip(ordered, levels.graphs, strict=True)}
+    return SimilarComponents(labels, count, used, recall())
+
+
+def _search(
+    rows: Rows,
+    others: Rows | None,
+    threshold: float,
+    method: Method,
+    device: str,
+    *,
+    joined: Levels | None = None,
+    strongest: bool = False,
+    on_progress: OnProgress | None,
+) -> tuple[Literal["exact", "index"], Generator[tuple[Pairs, Similarities]], Callable[[], float]]:
+    """The method used, pairs block by block, and the recall once all of them are there."""
+    least = np.float32(threshold)
+    used, sketch = _plan(rows, others, threshold, method, device, joined)
+    if used == "index":
+        from visdiv_assets.similarity import ivf
+
+        recall = ivf.Recall()
+        blocks = ivf.index_pairs(
+            rows, others, least, sketch, recall, joined=joined, on_progress=on_progress
+        )
+        return used, blocks, lambda: recall.value
+    processor = None if device == "cpu" else _torch_processor(device)
+    blocks = exact_pairs(
+        rows,
+        others,
+        least,
+        sketch,
+        needed=None if joined is None else joined.needed,
+        strongest=strongest,
+        processor=processor,
+        on_progress=on_progress,
+    )
+    return used, blocks, lambda: 1.0
 
 
 def nearest(rows: Rows, queries: NDArray[Any], k: int) -> tuple[Pairs, Similarities]:
@@ -208,6 +305,16 @@ def nearest(rows: Rows, queries: NDArray[Any], k: int) -> tuple[Pairs, Similarit
     return best, closeness
 
 
+def _check_threshold(threshold: float) -> None:
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be between 0 and 1; got {threshold}")
+
+
+def _check_method(method: str) -> None:
+    if method not in ("auto", "exact", "index"):
+        raise ValueError(f'method must be "auto", "exact" or "index"; got {method!r}')
+
+
 def _check_sets(rows: Rows, others: Rows | None) -> None:
     check_rows(rows)
     if others is not None:
@@ -217,7 +324,12 @@ def _check_sets(rows: Rows, others: Rows | None) -> None:
 
 
 def _plan(
-    rows: Rows, others: Rows | None, threshold: float, method: Method, device: str
+    rows: Rows,
+    others: Rows | None,
+    threshold: float,
+    method: Method,
+    device: str,
+    joined: Levels | None = None,
 ) -> tuple[Literal["exact", "index"], Sketch]:
     """The method and its sketch: as requested, else exact unless an index is much faster."""
     compared = len(rows) * (len(rows) / 2 if others is None else len(others))
@@ -233,8 +345,12 @@ def _plan(
     if method != "index" and compared < SKETCH_FROM_PAIRS:
         return "exact", Sketch()
     left, right = _sample(rows), None if others is None else _sample(others)
+    needed = None
+    if joined is not None:
+        sampled = evenly(len(rows), SAMPLE_ROWS)
+        needed = joined.needed(sampled, sampled)
     if method != "index":
-        exact = choose_sketch(left, right, threshold)
+        exact = choose_sketch(left, right, threshold, needed=needed)
         seconds = exact.cost * compared * 1e-9 / blas_threads()
         if method == "exact" or seconds < PATIENCE:
             return "exact", exact
@@ -245,7 +361,14 @@ def _plan(
                 seconds / 60,
             )
             return "exact", exact
-    index = choose_sketch(left, right, threshold, scanned=INDEX_SCANNED, candidate=INDEX_CANDIDATE)
+    index = choose_sketch(
+        left,
+        right,
+        threshold,
+        needed=needed,
+        scanned=INDEX_SCANNED,
+        candidate=INDEX_CANDIDATE,
+    )
     if method != "index" and 2 * index.cost > exact.cost:
         return "exact", exact
     return "index", index

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from visdiv_assets.similarity.exact import Positions
+from visdiv_assets.similarity.levels import Needed
 
 
 class TorchProcessor:
@@ -32,12 +33,26 @@ class TorchProcessor:
         """The vectors on the device."""
         return torch.from_numpy(vectors).to(self.device)
 
-    def candidates(self, left: torch.Tensor, right: torch.Tensor, floor: np.float32) -> Positions:
+    def candidates(
+        self, left: torch.Tensor, right: torch.Tensor, needed: Needed, slack: np.float32
+    ) -> Positions:
         """Compute one product on the device, and return only positions."""
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:
-            above = (left @ right.T > float(floor)).flatten().nonzero().flatten().cpu().numpy()
+            products = left @ right.T
         finally:
             torch.set_float32_matmul_precision(precision)
+        enough = products > float(needed.least - slack)
+        if needed.left is not None and needed.right is not None:
+            open_at = torch.full_like(products, torch.inf)
+            levels = list(zip(needed.thresholds, needed.left, needed.right, strict=True))
+            for threshold, mine, other in reversed(levels):
+                differ = self._labels(mine)[:, None] != self._labels(other)
+                open_at[differ] = float(threshold - slack)
+            enough &= products > open_at
+        above = enough.flatten().nonzero().flatten().cpu().numpy()
         return above // len(right), above % len(right)
+
+    def _labels(self, labels: NDArray[np.int32]) -> torch.Tensor:
+        return torch.from_numpy(labels).to(self.device)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from visdiv_assets.similarity.levels import Needed
 from visdiv_assets.similarity.units import Units
 
 LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -68,6 +69,7 @@ def choose_sketch(
     right: Units | None,
     threshold: float,
     *,
+    needed: Needed | None = None,
     scanned: float = 1.0,
     candidate: float = CANDIDATE,
 ) -> Sketch:
@@ -77,6 +79,7 @@ def choose_sketch(
         left: sample of the first set.
         right: sample of the second set; None means pairs within one set.
         threshold: cosine similarity that pairs must reach.
+        needed: what pairs must reach where it depends on their rows.
         scanned: share of all pairs whose bound is computed; less than 1 with an index.
         candidate: nanoseconds to check a pair whose bound reaches the threshold.
     """
@@ -89,15 +92,19 @@ def choose_sketch(
         points = both.astype(np.float64)
         basis = np.linalg.eigh(points.T @ points)[1][:, ::-1]
         few = [each[:: len(each) // COMPARED + 1] for each in (left, right or left)]
+        enough = np.full((len(few[0]), len(few[1])), threshold, dtype=np.float32)
+        if needed is not None:
+            step = slice(None, None, len(left) // COMPARED + 1)
+            enough[...] = needed.of(np.arange(len(left))[step, None], step)
+        if right is None:
+            np.fill_diagonal(enough, np.inf)
         judged = []
         for length in [*lengths, None]:
             chosen = None if length is None else np.ascontiguousarray(basis[:, :length])
             first, second = (Sketch(chosen).of(each) for each in few)
             bounds = first @ second.T
-            passing = int(np.count_nonzero(bounds >= threshold))
-            if right is None:
-                passing -= len(bounds)  # each row with itself
+            passing = int(np.count_nonzero(bounds >= enough))
             cost = scanned * (SCAN + DIMENSION * first.shape[1])
-            cost += candidate * max(passing, 0) / bounds.size
+            cost += candidate * passing / bounds.size
             judged.append(Sketch(chosen, cost))
     return min(judged, key=lambda each: each.cost)

@@ -3,6 +3,7 @@
 Here: reading rows by number from memory-mapped segments. Not here: what is computed from them.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 
 from visdiv_assets.store.index import EmbeddingIndex, Keys, to_keys
 from visdiv_assets.store.store import Store
+
+# Segments of a dataset that stay mapped: Linux allows 65,530 maps to a process.
+MAPPED = 4096
 
 
 class DatasetRows:
@@ -44,7 +48,11 @@ class DatasetRows:
         if isinstance(segments, pa.ChunkedArray):  # no rows
             segments = pa.array([], pa.dictionary(pa.int32(), pa.string()))
         self._segment = segments.indices.to_numpy()[first]
-        self._segments = [store.rows(model_id, each.as_py()) for each in segments.dictionary]
+        names = segments.dictionary.to_pylist()
+        self._n_segments = len(names)
+        self._stored = functools.lru_cache(MAPPED)(
+            lambda code: _mapped(store.rows(model_id, names[code]))
+        )
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -52,7 +60,7 @@ class DatasetRows:
     @property
     def shape(self) -> tuple[int, int]:
         """(N, D)."""
-        return len(self), self._segments[0].shape[1] if self._segments else 0
+        return len(self), self._stored(0).shape[1] if self._n_segments else 0
 
     @property
     def dtype(self) -> np.dtype[np.float16]:
@@ -72,7 +80,7 @@ class DatasetRows:
         segment, row = self._segment[numbers], self._row[numbers]
         for code in np.unique(segment):
             here = np.flatnonzero(segment == code)
-            rows[here] = self._segments[code][row[here]]
+            rows[here] = self._stored(int(code))[row[here]]
         return rows
 
     def images_by_row(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -85,3 +93,17 @@ class DatasetRows:
         order = np.argsort(self._row_of_image, kind="stable")
         counts = np.bincount(self._row_of_image, minlength=len(self))
         return self._positions[order], np.concatenate([[0], np.cumsum(counts)])
+
+
+def _mapped(stored: NDArray[np.float16]) -> NDArray[np.float16]:
+    """The same rows without an open file, of which a process may have only some hundreds.
+
+    Python keeps a file open as long as it is mapped; Arrow's map remains when its file is closed.
+    """
+    if not isinstance(stored, np.memmap):
+        return stored
+    with pa.memory_map(str(stored.filename)) as file:
+        data = file.read_buffer()
+    return np.ndarray(
+        stored.shape, stored.dtype, buffer=data, offset=stored.offset, strides=stored.strides
+    )

@@ -17,13 +17,11 @@ from numpy.typing import NDArray
 from visdiv_assets.embedding.pictures import Size
 from visdiv_assets.embedding.preprocess import Decoding
 from visdiv_assets.similarity.clusters import (
-    Components,
     cover,
     keep_order,
     members_of,
 )
-from visdiv_assets.similarity.exact import Pairs, Similarities
-from visdiv_assets.similarity.pairs import similar_pairs
+from visdiv_assets.similarity.pairs import similar_components
 from visdiv_assets.sources.source import Source
 from visdiv_assets.spectral.corrected import CorrectedScore, corrected
 from visdiv_assets.spectral.moments import Moments
@@ -184,7 +182,7 @@ def find_duplicates(
         split: divide the components, so that every image is at least `threshold` similar to the
             one that is kept for it.
         known: sizes that need not be looked at again, by content key in hex.
-        device: where products are computed, as `similar_pairs` has it.
+        device: where products are computed, as `similar_components` has it.
         on_progress: told of progress.
 
     Raises:
@@ -193,20 +191,10 @@ def find_duplicates(
     """
     index, rows = rows_of(evaluation, store)
     levels = sorted({threshold, *REPORTED})
-    graphs = {level: Components(len(rows)) for level in levels}
-
-    def join(pairs: Pairs, similarities: Similarities) -> None:
-        for level, graph in graphs.items():
-            graph.join(pairs[similarities >= np.float32(level)])
-
-    found = similar_pairs(
-        rows,
-        min(levels),
-        device=device,
-        on_pairs=join,
-        on_progress=step(on_progress, "comparing"),
+    found = similar_components(
+        rows, levels, device=device, on_progress=step(on_progress, "comparing")
     )
-    components = {level: members_of(graph.labels()) for level, graph in graphs.items()}
+    components = {level: members_of(found.labels[level]) for level in levels}
     catalogue = Catalogue(index, rows)
     sizes = sizes_of_rows(
         catalogue,
@@ -218,7 +206,7 @@ def find_duplicates(
     )
     rank = np.empty(len(rows), dtype=np.int64)
     rank[keep_order(sizes.pixels, sizes.bytes)] = np.arange(len(rows))
-    near = {level: len(rows) - graph.count for level, graph in graphs.items()}
+    near = {level: len(rows) - 1 - int(found.labels[level].max()) for level in levels}
     groups = [members[np.argsort(rank[members])] for members in components[threshold]]
     if split:
         for level in levels:

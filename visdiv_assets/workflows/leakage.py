@@ -183,6 +183,7 @@ def find_overlap(
         rows,
         min(levels),
         others=others,
+        strongest=True,
         device=device,
         on_pairs=keep_best,
         on_progress=step(on_progress, f"comparing with {other.dataset}"),

@@ -157,11 +157,11 @@ def test_what_an_index_finds_of_all_pairs_is_told(visdiv, birds, monkeypatch, re
     from visdiv_assets.workflows import duplicates
 
     def by_index(*arguments, **options):
-        found = similar_pairs(*arguments, **options)
+        found = similar_components(*arguments, **options)
         return dataclasses.replace(found, method="index", recall=recall)
 
-    similar_pairs = duplicates.similar_pairs
-    monkeypatch.setattr(duplicates, "similar_pairs", by_index)
+    similar_components = duplicates.similar_components
+    monkeypatch.setattr(duplicates, "similar_components", by_index)
     assert f"finds {told} of all pairs" in visdiv("duplicates", "birds").stdout
     found = json.loads(visdiv("duplicates", "birds", "--json").stdout)
     assert found["recall"] == (recall if recall == recall else None)
