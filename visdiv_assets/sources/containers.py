@@ -4,14 +4,14 @@ Here: finding the files, a fingerprint of their sizes and versions, ids `file#pl
 by file. Not here: any format (`tar.py`, `zip.py`, `parquet.py`, `arrow.py`).
 """
 
-import hashlib
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.places import FileInfo, Place, find_files
+from visdiv_assets.sources.selection import Selection
 from visdiv_assets.sources.source import Item, Read, from_image_id, to_image_id
 
 
@@ -23,13 +23,12 @@ class ContainerSource(ABC):
     Args:
         place: the folder of the files.
         pattern: their names.
-        wanted: whether to include an image id; None includes all.
+        selection: which images to take.
     """
 
-    def __init__(
-        self, place: Place, pattern: str, wanted: Callable[[str], bool] | None = None
-    ) -> None:
-        self._place, self._pattern, self._wanted = place, pattern, wanted
+    def __init__(self, place: Place, pattern: str, selection: Selection) -> None:
+        self._place, self._pattern, self._selection = place, pattern, selection
+        self._wanted = selection.wanted
 
     @property
     def uri(self) -> str:
@@ -63,7 +62,8 @@ class ContainerSource(ABC):
                     image_id = f"{name}#{to_image_id(item.image_id)}"
                     if self._wanted is None or self._wanted(image_id):
                         found = True
-                        yield item._replace(image_id=image_id)
+                        version = self._selection.version(item.version)
+                        yield item._replace(image_id=image_id, version=version)
             except VisdivError as error:
                 raise VisdivError(f"{self._uri_of(file.name)}: {error}") from None
             except Exception as error:  # noqa: BLE001  on damaged files, libraries raise anything
@@ -74,14 +74,14 @@ class ContainerSource(ABC):
             raise VisdivError(f"there are no images in {self.uri}")
 
     def fingerprint(self) -> str:
-        """Hash of the files' names, sizes and versions; no file is opened.
+        """Hash of the files' names, sizes and versions, and of the selection; no file is opened.
 
         Raises:
             VisdivError: the files cannot be found.
         """
         self.__dict__.pop("files", None)
         told = "\n".join(f"{file.name!r} {file.size} {file.version}" for file in self.files)
-        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+        return self._selection.fingerprint(told)
 
     def read_all(self, image_ids: Iterable[str]) -> Iterator[Read]:
         """File by file, and within a file in storage order."""

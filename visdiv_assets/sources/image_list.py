@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import posixpath
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 import ijson
@@ -15,6 +15,7 @@ import numpy as np
 
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.places import FileInfo, LocalPlace, Place
+from visdiv_assets.sources.selection import Selection
 from visdiv_assets.sources.source import (
     Item,
     Read,
@@ -43,8 +44,7 @@ class ListSource:
         place: the folder of the list.
         name: name of the list in that folder.
         root: the folder that paths in the list start at; they must not lead outside it.
-        wanted: whether to include an image id; None includes all.
-        column: the column that holds the paths; None detects it.
+        selection: which images to take, and the column that holds their paths.
     """
 
     def __init__(
@@ -52,11 +52,10 @@ class ListSource:
         place: Place,
         name: str,
         root: Place,
-        wanted: Callable[[str], bool] | None = None,
-        column: str | None = None,
+        selection: Selection,
     ) -> None:
         self._place, self._name, self._root = place, name, root
-        self._wanted, self._column = wanted, column
+        self._selection, self._wanted = selection, selection.wanted
 
     @property
     def uri(self) -> str:
@@ -73,7 +72,7 @@ class ListSource:
         listed = self._info()
         try:
             with self._place.open(self._name) as file:
-                for path, metadata in _entries(file, self._name, self._column):
+                for path, metadata in _entries(file, self._name, self._selection.column):
                     item = self._item(path, metadata, listed)
                     if self._wanted is None or self._wanted(item.image_id):
                         found = True
@@ -86,11 +85,11 @@ class ListSource:
             raise VisdivError(f"{self.uri} names no images")
 
     def fingerprint(self) -> str | None:
-        """The version of the list if the images are remote, else None."""
+        """Hash of the version of the list and the selection if the images are remote, else None."""
         if isinstance(self._root, LocalPlace):
             return None
         listed = self._info()
-        return f"{listed.size:x}-{listed.version}"
+        return self._selection.fingerprint(f"{listed.size:x}-{listed.version}")
 
     def read_all(self, image_ids: Iterable[str]) -> Iterator[Read]:
         """In the given order, several at a time."""
@@ -115,12 +114,13 @@ class ListSource:
         name = self._below_root(path)
         image_id = to_image_id(name)
         if not isinstance(self._root, LocalPlace):
-            return Item(image_id, None, listed.version, metadata or None)
+            version = self._selection.version(listed.version)
+            return Item(image_id, None, version, metadata or None)
         try:
             _, size, version = self._root.info(name)
         except OSError:  # reading it will report the error
             return Item(image_id, None, "unreadable", metadata or None)
-        return Item(image_id, size, version, metadata or None)
+        return Item(image_id, size, self._selection.version(version), metadata or None)
 
     def _below_root(self, path: str) -> str:
         """A path or address, relative to the root if it is below it, else unchanged."""

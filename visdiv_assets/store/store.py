@@ -13,6 +13,8 @@ file does, and is never edited.
 """
 
 import logging
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,14 @@ from visdiv_assets.store.segments import SegmentWriter
 
 logger = logging.getLogger(__name__)
 
+# One part of a path: it neither leads elsewhere nor is hidden, as temporary files are.
+SAFE_NAME = re.compile(r"[^./\\\x00-\x1f\x7f\ud800-\udfff][^/\\\x00-\x1f\x7f\ud800-\udfff]*")
+MAX_NAME_BYTES = 230  # file systems allow 255, and files are written under longer names
+
+
+class UnsafeNameError(VisdivError, ValueError):
+    """The name of a dataset, model, manifest or segment cannot be part of a path."""
+
 
 class Store:
     """A store in a folder, created at the first write. Several processes may share it."""
@@ -48,11 +58,10 @@ class Store:
 
     def write_manifest(self, dataset: str, manifest: Manifest) -> Path:
         """Store a manifest and make it the dataset's latest."""
-        folder = self.root / "manifests" / dataset
         path = self._manifest(dataset, manifest.fingerprint)
         if not path.exists():
             write_table(path, manifest.table)
-        write_atomically(folder / "latest", lambda f: f.write(manifest.fingerprint.encode()))
+        write_atomically(path.with_name("latest"), lambda f: f.write(manifest.fingerprint.encode()))
         return path
 
     def latest_manifest(self, dataset: str) -> Manifest:
@@ -104,14 +113,16 @@ class Store:
 
         Cheap, since it does not read the manifest.
         """
-        path = self.root / "manifests" / dataset / "latest"
+        path = self._below("manifests", dataset, "latest")
         try:
-            return path.read_text(encoding="ascii"), path.stat().st_mtime_ns
-        except FileNotFoundError:
+            fingerprint = path.read_text(encoding="ascii")
+            self._manifest(dataset, fingerprint)  # an older version may have stored any text
+            return fingerprint, path.stat().st_mtime_ns
+        except (FileNotFoundError, ValueError):
             return None, 0
 
     def _manifest(self, dataset: str, fingerprint: str) -> Path:
-        return self.root / "manifests" / dataset / f"{fingerprint}.parquet"
+        return self._below("manifests", dataset, f"{fingerprint}.parquet")
 
     # --- segments ---
 
@@ -125,7 +136,7 @@ class Store:
 
     def rows(self, model_id: str, segment: str) -> NDArray[np.float16]:
         """The vectors of a segment, memory-mapped, shape (rows, D), float16."""
-        path = self._segments(model_id) / f"{segment}.npy"
+        path = self._below("embeddings", model_id, f"{segment}.npy")
         rows: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
         return rows
 
@@ -150,14 +161,14 @@ class Store:
 
     def segment_time(self, model_id: str, segment: str) -> int:
         """When the vectors of a segment were written, in ns; raises OSError if it is missing."""
-        return (self._segments(model_id) / f"{segment}.npy").stat().st_mtime_ns
+        return self._below("embeddings", model_id, f"{segment}.npy").stat().st_mtime_ns
 
     def segment_writer(self, model_id: str) -> "SegmentWriter":
         """A context manager that commits added rows as segments, the last ones on exit."""
         return SegmentWriter(self._segments(model_id))
 
     def _segments(self, model_id: str) -> Path:
-        return self.root / "embeddings" / model_id
+        return self._below("embeddings", model_id)
 
     # --- image indexes ---
 
@@ -194,14 +205,14 @@ class Store:
 
     def latest_index(self, dataset: str) -> EmbeddingIndex | None:
         """The newest index of a dataset, of any model; it has the keys of unchanged images."""
-        paths = list((self.root / "indexes" / dataset).glob("*/[!.]*.parquet"))
+        paths = list(self._below("indexes", dataset).glob("*/[!.]*.parquet"))
         if not paths:
             return None
         newest = max(paths, key=lambda path: (path.stat().st_mtime_ns, path))
         return EmbeddingIndex(pq.read_table(newest))
 
     def _index(self, dataset: str, model_id: str, fingerprint: str) -> Path:
-        return self.root / "indexes" / dataset / model_id / f"{fingerprint}.parquet"
+        return self._below("indexes", dataset, model_id, f"{fingerprint}.parquet")
 
     # --- moments ---
 
@@ -328,7 +339,14 @@ class Store:
             return None
 
     def _moments(self, dataset: str, model_id: str, fingerprint: str) -> Path:
-        return self.root / "moments" / dataset / model_id / f"{fingerprint}.npz"
+        return self._below("moments", dataset, model_id, f"{fingerprint}.npz")
+
+    def _below(self, *names: str) -> Path:
+        """A path below the store; raises UnsafeNameError for names that may lead elsewhere."""
+        for name in names:
+            if not SAFE_NAME.fullmatch(name) or len(os.fsencode(name)) > MAX_NAME_BYTES:
+                raise UnsafeNameError(f"the store cannot hold the name {name[:100]!r}")
+        return self.root.joinpath(*names)
 
 
 def _not_embedded(dataset: str, model_id: str) -> VisdivError:
