@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -40,10 +40,12 @@ class Manifest:
             strings, or null).
         fingerprint: the source's own fingerprint if it has one, else a 128-bit hash of the table
             in hex; equal images have equal hashes.
+        notes: sentences about what the source holds beside these images; they are not stored.
     """
 
     table: pa.Table
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, table: pa.Table, fingerprint: str | None = None) -> "Manifest":
@@ -91,7 +93,12 @@ def list_images(source: Source, *, within_seconds: float | None = None) -> Manif
         batches.append(_batch(items))
         if deadline is not None and time.monotonic() > deadline:
             raise VisdivError(f"listing {source.uri} took longer than {within_seconds:.0f} seconds")
-    return Manifest.of(pa.Table.from_batches(batches, schema=SCHEMA), fingerprint)
+    table = pa.Table.from_batches(batches, schema=SCHEMA)
+    manifest = Manifest.of(table, fingerprint)
+    notes = list(getattr(source, "notes", ()))
+    if repeated := len(table) - len(manifest):
+        notes.append(f"{repeated:,} more entries with the name of another, which count once")
+    return replace(manifest, notes=tuple(notes))
 
 
 def look(source: Source, *, within_seconds: float | None = None) -> str:

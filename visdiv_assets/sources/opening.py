@@ -21,7 +21,7 @@ from visdiv_assets.sources.tar import TarSource
 from visdiv_assets.sources.uris import WEB_SCHEMES, has_magic, scheme_of, split_uri, without_secrets
 from visdiv_assets.sources.zip import ZipSource
 
-LIST = re.compile(r"\.(txt|csv|tsv|jsonl|json)$", re.IGNORECASE)
+LIST = re.compile(r"\.(txt|lst|csv|tsv|jsonl|ndjson|json)$", re.IGNORECASE)
 TAR = re.compile(r"\.(tar|tar\.(gz|bz2|xz)|tgz)$", re.IGNORECASE)
 ZIP = re.compile(r"\.zip$", re.IGNORECASE)
 PARQUET = re.compile(r"\.(parquet|pq)$", re.IGNORECASE)
@@ -29,7 +29,7 @@ ARROW = re.compile(r"\.(arrow|feather)$", re.IGNORECASE)
 
 KINDS = (
     "directories, object store prefixes, *.parquet, *.tar, *.tar.gz, *.zip, folders written by "
-    "save_to_disk, and lists (.txt, .csv, .tsv, .jsonl, COCO .json)"
+    "save_to_disk, and lists (.txt, .lst, .csv, .tsv, .jsonl, .ndjson, .json such as COCO)"
 )
 
 
@@ -58,11 +58,11 @@ def open_source(source: str | SourceSettings) -> Source:
             return ArrowSource(open_place(uri, {}), "", _selection(source))
         return DirectorySource(uri, source.include, source.exclude)
     address, _, query = uri.partition("?") if scheme_of(uri) in WEB_SCHEMES else (uri, "", "")
-    folder, name = split_uri(address)
+    folder, name = _split(address)
     query = f"?{query}" if query else ""
     if container := _container(folder + query, name, source):
         return container
-    if LIST.search(name) and not has_magic(name):
+    if LIST.search(name):
         place = open_place(folder + query, source.options)
         if source.root is None:
             return ListSource(place, name, place, _selection(source))
@@ -90,6 +90,23 @@ def _container(folder: str, name: str, source: SourceSettings) -> Source | None:
         if pattern.search(name):
             return table(open_place(folder, source.options), name, selection)
     return None
+
+
+def _split(address: str) -> tuple[str, str]:
+    """As `split_uri`, but a folder that is really called `[2024] x` is no pattern.
+
+    Nor is the name of a list, which is one file.
+    """
+    folder, name = split_uri(address)
+    while "/" in name and not scheme_of(address):
+        head, _, rest = name.partition("/")
+        if not os.path.isdir(os.path.join(folder, head)):  # noqa: PTH112  Path raises
+            break
+        folder, name = os.path.join(folder, head), rest
+    if LIST.search(name) and "/" in name:
+        below, _, name = name.rpartition("/")
+        folder = f"{folder.rstrip('/')}/{below}"
+    return folder, name
 
 
 def _chosen(name: str) -> bool:

@@ -105,7 +105,7 @@ def find_files(place: Place, pattern: str) -> list[FileInfo]:
     """
     try:
         # A file with exactly this name takes precedence over the pattern.
-        if has_magic(pattern) and isinstance(place, LocalPlace):
+        if has_magic(pattern):
             return [place.info(pattern)]
     except OSError:
         pass
