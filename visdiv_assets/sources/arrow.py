@@ -15,7 +15,13 @@ from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.containers import ContainerSource
 from visdiv_assets.sources.places import FileInfo, LocalPlace, find_files
 from visdiv_assets.sources.source import Item
-from visdiv_assets.sources.tables import encoded_images, image_column, is_label, labels_of
+from visdiv_assets.sources.tables import (
+    encoded_images,
+    image_column,
+    images_of,
+    is_label,
+    labels_of,
+)
 
 STATE = "state.json"
 SPLITS = "dataset_dict.json"
@@ -84,12 +90,12 @@ class ArrowSource(ContainerSource):
         for batch in self._batches(file):
             column = image_column(batch.schema, self._selection.column)
             labels = [each.name for each in batch.schema if is_label(each.type)]
-            named = labels_of(batch, labels, batch.schema)
-            for cell, label in zip(batch.column(column), named, strict=True):
-                for place, data in encoded_images(cell.as_py()):
-                    size = None if data is None else len(data)
-                    yield Item(f"{row}{place}", size, file.version, label or None)
-                row += 1
+            named = list(labels_of(batch, labels, batch.schema))
+            cells = (cell.as_py() for cell in batch.column(column))
+            for at, place, data in images_of(cells, self._tally):
+                size = None if data is None else len(data)
+                yield Item(f"{row + at}{place}", size, file.version, named[at] or None)
+            row += batch.num_rows
 
     def _read(self, file: FileInfo, places: set[str]) -> Iterator[tuple[str, bytes | OSError]]:
         rows = {int(place.partition(".")[0]) for place in places}

@@ -6,6 +6,7 @@ by file. Not here: any format (`tar.py`, `zip.py`, `parquet.py`, `arrow.py`).
 
 import itertools
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
@@ -29,11 +30,17 @@ class ContainerSource(ABC):
     def __init__(self, place: Place, pattern: str, selection: Selection) -> None:
         self._place, self._pattern, self._selection = place, pattern, selection
         self._wanted = selection.wanted
+        self._tally: Counter[str] = Counter()
 
     @property
     def uri(self) -> str:
         """The folder and the pattern."""
         return self._uri_of(self._pattern)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the files hold beside images, as far as `items` has seen them."""
+        return [f"{count:,} {what}" for what, count in self._tally.items()]
 
     @cached_property
     def files(self) -> list[FileInfo]:
@@ -55,6 +62,7 @@ class ContainerSource(ABC):
             VisdivError: a file is missing, damaged or of another format, or there are no images.
         """
         found = False
+        self._tally.clear()
         for file in self.files:
             name = to_image_id(file.name)
             try:
@@ -71,7 +79,8 @@ class ContainerSource(ABC):
                     f"cannot list {self._uri_of(file.name)}: {_reason(error)}"
                 ) from None
         if not found:
-            raise VisdivError(f"there are no images in {self.uri}")
+            told = f" ({'; '.join(self.notes)})" if self.notes else ""
+            raise VisdivError(f"there are no images in {self.uri}{told}")
 
     def fingerprint(self) -> str:
         """Hash of the files' names, sizes and versions, and of the selection; no file is opened.

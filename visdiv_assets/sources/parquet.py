@@ -13,7 +13,13 @@ import pyarrow.parquet as pq
 from visdiv_assets.sources.containers import ContainerSource
 from visdiv_assets.sources.places import FileInfo
 from visdiv_assets.sources.source import Item
-from visdiv_assets.sources.tables import encoded_images, image_column, is_label, labels_of
+from visdiv_assets.sources.tables import (
+    encoded_images,
+    image_column,
+    images_of,
+    is_label,
+    labels_of,
+)
 
 ROWS_LISTED = 4096
 ROWS_READ = 16  # that many images of a few megabytes are in memory together
@@ -43,10 +49,10 @@ class ParquetSource(ContainerSource):
             row = 0
             for batch in parquet.iter_batches(ROWS_LISTED, columns=columns):
                 cells = batch.column(column).to_pylist()
-                for cell, label in zip(cells, labels_of(batch, labels, schema), strict=True):
-                    for place, _ in encoded_images(cell):
-                        yield Item(f"{row}{place}", None, file.version, label or None)
-                    row += 1
+                said = list(labels_of(batch, labels, schema))
+                for at, place, _ in images_of(cells, self._tally):
+                    yield Item(f"{row + at}{place}", None, file.version, said[at] or None)
+                row += len(cells)
 
     def _read(self, file: FileInfo, places: set[str]) -> Iterator[tuple[str, bytes | OSError]]:
         rows = {int(place.partition(".")[0]) for place in places}
