@@ -40,7 +40,7 @@ class ContainerSource(ABC):
     @property
     def notes(self) -> list[str]:
         """What the files hold beside images, as far as `items` has seen them."""
-        return [f"{count:,} {what}" for what, count in self._tally.items()]
+        return [f"{what}: {count:,}" for what, count in self._tally.items()]
 
     @cached_property
     def files(self) -> list[FileInfo]:

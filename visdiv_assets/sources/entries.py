@@ -76,7 +76,7 @@ class Tally(Counter[str]):
 
     def notes(self) -> list[str]:
         """Everything that is told about the list."""
-        return [*self.sentences, *(f"{count:,} {what}" for what, count in self.items())]
+        return [*self.sentences, *(f"{what}: {count:,}" for what, count in self.items())]
 
 
 def entries(file: IO[bytes], name: str, column: str | None, tally: Tally) -> Iterator[Entry]:

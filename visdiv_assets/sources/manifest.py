@@ -48,17 +48,23 @@ class Manifest:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, table: pa.Table, fingerprint: str | None = None) -> "Manifest":
+    def of(
+        cls, table: pa.Table, fingerprint: str | None = None, *, last_counts: bool = False
+    ) -> "Manifest":
         """The manifest of a table with the columns of SCHEMA and rows in any order.
 
-        One row is kept per image id. Without a fingerprint from the source, the table is hashed.
+        One row is kept per image id; the last one if `last_counts`. Without a fingerprint from the
+        source, the table is hashed.
         """
         table = table.select(SCHEMA.names).cast(SCHEMA)
         # Arrow cannot sort a column of maps.
         keys = table.drop_columns("metadata").append_column(
             "at", pa.array(np.arange(len(table), dtype=np.int64))
         )
-        order = keys.sort_by([(name, "ascending") for name in keys.column_names])
+        by = [(name, "ascending") for name in keys.column_names]
+        if last_counts:
+            by = [("image_id", "ascending"), ("at", "descending")]
+        order = keys.sort_by(by)
         ids = order["image_id"].combine_chunks()
         if len(ids) > 1:
             first = pc.not_equal(ids[1:], ids[:-1])
@@ -94,10 +100,11 @@ def list_images(source: Source, *, within_seconds: float | None = None) -> Manif
         if deadline is not None and time.monotonic() > deadline:
             raise VisdivError(f"listing {source.uri} took longer than {within_seconds:.0f} seconds")
     table = pa.Table.from_batches(batches, schema=SCHEMA)
-    manifest = Manifest.of(table, fingerprint)
+    last_counts = getattr(source, "last_counts", False)  # such a source counts them itself
+    manifest = Manifest.of(table, fingerprint, last_counts=last_counts)
     notes = list(getattr(source, "notes", ()))
-    if repeated := len(table) - len(manifest):
-        notes.append(f"{repeated:,} more entries with the name of another, which count once")
+    if (repeated := len(table) - len(manifest)) and not last_counts:
+        notes.append(f"entries with the name of an earlier one, which count once: {repeated:,}")
     return replace(manifest, notes=tuple(notes))
 
 

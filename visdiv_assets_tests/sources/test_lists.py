@@ -186,7 +186,7 @@ def test_entries_without_an_image_are_told(folder):
     text = rows(lambda name: {"id": 1, "image": name}, lambda name: {"id": 2, "text": "no image"})
     reads, _, told = listed(write(folder / "list.jsonl", text))
     assert holds_the_four(reads)
-    assert told == "4 entries without an image"
+    assert told == "entries without an image: 4"
 
 
 def test_rows_without_a_path_are_told(folder):
@@ -194,20 +194,20 @@ def test_rows_without_a_path_are_told(folder):
     (folder / "label only").write_text("")
     reads, _, told = listed(write(folder / "list.csv", text))
     assert len(reads) == 5
-    assert told == "1 entries without an image"
+    assert told == "entries without an image: 1"
 
 
 def test_images_that_are_written_into_a_list_are_told(folder):
     text = rows(lambda name: {"image": name}, lambda _: {"image": "data:image/png;base64,AAAA"})
     reads, _, told = listed(write(folder / "list.jsonl", text))
     assert holds_the_four(reads)
-    assert told.startswith("4 images written into the list itself (data:)")
+    assert told.startswith("images written into the list itself (data:), which are not read: 4")
 
 
 def test_an_image_that_is_named_twice_is_told(folder):
     reads, _, told = listed(write(folder / "list.txt", lines("{}") + lines("./{}")))
     assert holds_the_four(reads)
-    assert told.startswith("4 more entries")
+    assert told == "entries with the name of an earlier one, which count once: 4"
 
 
 @pytest.mark.parametrize(

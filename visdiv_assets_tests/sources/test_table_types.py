@@ -84,7 +84,7 @@ def test_rows_without_an_image_are_told(tmp_path, name, empty):
     cells = pa.array([[IMAGES[0]], empty, [IMAGES[1], None], empty])
     reads, manifest = read(write(tmp_path / name, pa.table({"image": cells})))
     assert reads == {"0.0": IMAGES[0], "2.0": IMAGES[1]}
-    assert manifest.notes == ("2 rows without an image", "1 empty places in lists of images")
+    assert manifest.notes == ("rows without an image: 2", "empty places in lists of images: 1")
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "file.arrow"])
@@ -98,7 +98,7 @@ def test_a_row_with_a_path_and_no_bytes_is_a_failure(tmp_path, name):
 @pytest.mark.parametrize("name", ["x.parquet", "file.arrow"])
 def test_a_table_of_nothing_but_empty_rows_is_refused_with_their_number(tmp_path, name):
     path = write(tmp_path / name, pa.table({"image": pa.array([None, None], pa.binary())}))
-    with pytest.raises(VisdivError, match="2 rows without an image"):
+    with pytest.raises(VisdivError, match="rows without an image: 2"):
         read(path)
 
 
