@@ -4,7 +4,7 @@ Here: the folder's list of files, record batches. Not here: what columns mean (`
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -13,9 +13,15 @@ import pyarrow as pa
 
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.containers import ContainerSource
-from visdiv_assets.sources.places import FileInfo, LocalPlace, Place, find_files
+from visdiv_assets.sources.places import FileInfo, LocalPlace, find_files
 from visdiv_assets.sources.source import Item
-from visdiv_assets.sources.tables import encoded_images, image_column, is_label, labels_of
+from visdiv_assets.sources.tables import (
+    encoded_images,
+    image_column,
+    images_of,
+    is_label,
+    labels_of,
+)
 
 STATE = "state.json"
 SPLITS = "dataset_dict.json"
@@ -28,19 +34,8 @@ class ArrowSource(ContainerSource):
     Args:
         place: the folder of the files.
         pattern: their names; "" to read them from the folder's own list.
-        wanted: whether to include an image id; None includes all.
-        column: the column that holds the images; None detects it.
+        selection: which images to take, and the column that holds them.
     """
-
-    def __init__(
-        self,
-        place: Place,
-        pattern: str,
-        wanted: Callable[[str], bool] | None = None,
-        column: str | None = None,
-    ) -> None:
-        super().__init__(place, pattern, wanted)
-        self._column = column
 
     @property
     def uri(self) -> str:
@@ -93,20 +88,20 @@ class ArrowSource(ContainerSource):
     def _items(self, file: FileInfo) -> Iterator[Item]:
         row = 0
         for batch in self._batches(file):
-            column = image_column(batch.schema, self._column)
+            column = image_column(batch.schema, self._selection.column)
             labels = [each.name for each in batch.schema if is_label(each.type)]
-            named = labels_of(batch, labels, batch.schema)
-            for cell, label in zip(batch.column(column), named, strict=True):
-                for place, data in encoded_images(cell.as_py()):
-                    size = None if data is None else len(data)
-                    yield Item(f"{row}{place}", size, file.version, label or None)
-                row += 1
+            named = list(labels_of(batch, labels, batch.schema))
+            cells = (cell.as_py() for cell in batch.column(column))
+            for at, place, data in images_of(cells, self._tally):
+                size = None if data is None else len(data)
+                yield Item(f"{row + at}{place}", size, file.version, named[at] or None)
+            row += batch.num_rows
 
     def _read(self, file: FileInfo, places: set[str]) -> Iterator[tuple[str, bytes | OSError]]:
         rows = {int(place.partition(".")[0]) for place in places}
         first = 0
         for batch in self._batches(file):
-            column = batch.column(image_column(batch.schema, self._column))
+            column = batch.column(image_column(batch.schema, self._selection.column))
             for row in sorted(rows.intersection(range(first, first + batch.num_rows))):
                 for at, data in encoded_images(column[row - first].as_py()):
                     if (place := f"{row}{at}") in places:

@@ -4,14 +4,15 @@ Here: finding the files, a fingerprint of their sizes and versions, ids `file#pl
 by file. Not here: any format (`tar.py`, `zip.py`, `parquet.py`, `arrow.py`).
 """
 
-import hashlib
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.places import FileInfo, Place, find_files
+from visdiv_assets.sources.selection import Selection
 from visdiv_assets.sources.source import Item, Read, from_image_id, to_image_id
 
 
@@ -23,18 +24,23 @@ class ContainerSource(ABC):
     Args:
         place: the folder of the files.
         pattern: their names.
-        wanted: whether to include an image id; None includes all.
+        selection: which images to take.
     """
 
-    def __init__(
-        self, place: Place, pattern: str, wanted: Callable[[str], bool] | None = None
-    ) -> None:
-        self._place, self._pattern, self._wanted = place, pattern, wanted
+    def __init__(self, place: Place, pattern: str, selection: Selection) -> None:
+        self._place, self._pattern, self._selection = place, pattern, selection
+        self._wanted = selection.wanted
+        self._tally: Counter[str] = Counter()
 
     @property
     def uri(self) -> str:
         """The folder and the pattern."""
         return self._uri_of(self._pattern)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the files hold beside images, as far as `items` has seen them."""
+        return [f"{what}: {count:,}" for what, count in self._tally.items()]
 
     @cached_property
     def files(self) -> list[FileInfo]:
@@ -56,6 +62,7 @@ class ContainerSource(ABC):
             VisdivError: a file is missing, damaged or of another format, or there are no images.
         """
         found = False
+        self._tally.clear()
         for file in self.files:
             name = to_image_id(file.name)
             try:
@@ -63,7 +70,8 @@ class ContainerSource(ABC):
                     image_id = f"{name}#{to_image_id(item.image_id)}"
                     if self._wanted is None or self._wanted(image_id):
                         found = True
-                        yield item._replace(image_id=image_id)
+                        version = self._selection.version(item.version)
+                        yield item._replace(image_id=image_id, version=version)
             except VisdivError as error:
                 raise VisdivError(f"{self._uri_of(file.name)}: {error}") from None
             except Exception as error:  # noqa: BLE001  on damaged files, libraries raise anything
@@ -71,17 +79,18 @@ class ContainerSource(ABC):
                     f"cannot list {self._uri_of(file.name)}: {_reason(error)}"
                 ) from None
         if not found:
-            raise VisdivError(f"there are no images in {self.uri}")
+            told = f" ({'; '.join(self.notes)})" if self.notes else ""
+            raise VisdivError(f"there are no images in {self.uri}{told}")
 
     def fingerprint(self) -> str:
-        """Hash of the files' names, sizes and versions; no file is opened.
+        """Hash of the files' names, sizes and versions, and of the selection; no file is opened.
 
         Raises:
             VisdivError: the files cannot be found.
         """
         self.__dict__.pop("files", None)
         told = "\n".join(f"{file.name!r} {file.size} {file.version}" for file in self.files)
-        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+        return self._selection.fingerprint(told)
 
     def read_all(self, image_ids: Iterable[str]) -> Iterator[Read]:
         """File by file, and within a file in storage order."""

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -44,23 +44,31 @@ class Manifest:
             strings, or null).
         fingerprint: the source's own fingerprint if it has one, else a 128-bit hash of the table
             in hex; equal images have equal hashes.
+        notes: sentences about what the source holds beside these images; they are not stored.
     """
 
     table: pa.Table
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, table: pa.Table, fingerprint: str | None = None) -> "Manifest":
+    def of(
+        cls, table: pa.Table, fingerprint: str | None = None, *, last_counts: bool = False
+    ) -> "Manifest":
         """The manifest of a table with the columns of SCHEMA and rows in any order.
 
-        One row is kept per image id. Without a fingerprint from the source, the table is hashed.
+        One row is kept per image id; the last one if `last_counts`. Without a fingerprint from the
+        source, the table is hashed.
         """
         table = table.select(SCHEMA.names).cast(SCHEMA)
         # Arrow cannot sort a column of maps.
         keys = table.drop_columns("metadata").append_column(
             "at", pa.array(np.arange(len(table), dtype=np.int64))
         )
-        order = keys.sort_by([(name, "ascending") for name in keys.column_names])
+        by = [(name, "ascending") for name in keys.column_names]
+        if last_counts:
+            by = [("image_id", "ascending"), ("at", "descending")]
+        order = keys.sort_by(by)
         ids = order["image_id"].combine_chunks()
         if len(ids) > 1:
             first = pc.not_equal(ids[1:], ids[:-1])
@@ -106,7 +114,13 @@ def list_images(source: Source, *, within_seconds: float | None = None) -> Manif
         batches.append(_batch(items))
         if deadline is not None and time.monotonic() > deadline:
             raise VisdivError(f"listing {source.uri} took longer than {within_seconds:.0f} seconds")
-    return Manifest.of(pa.Table.from_batches(batches, schema=SCHEMA), fingerprint)
+    table = pa.Table.from_batches(batches, schema=SCHEMA)
+    last_counts = getattr(source, "last_counts", False)  # such a source counts them itself
+    manifest = Manifest.of(table, fingerprint, last_counts=last_counts)
+    notes = list(getattr(source, "notes", ()))
+    if (repeated := len(table) - len(manifest)) and not last_counts:
+        notes.append(f"entries with the name of an earlier one, which count once: {repeated:,}")
+    return replace(manifest, notes=tuple(notes))
 
 
 def look(source: Source, *, within_seconds: float | None = None) -> str:

@@ -14,13 +14,14 @@ from visdiv_assets.sources.bucket import BucketSource
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.image_list import ListSource
 from visdiv_assets.sources.parquet import ParquetSource
-from visdiv_assets.sources.places import BucketPlace, matcher, open_place
+from visdiv_assets.sources.places import BucketPlace, open_place
+from visdiv_assets.sources.selection import Selection
 from visdiv_assets.sources.source import Source, is_image_name
 from visdiv_assets.sources.tar import TarSource
 from visdiv_assets.sources.uris import WEB_SCHEMES, has_magic, scheme_of, split_uri, without_secrets
 from visdiv_assets.sources.zip import ZipSource
 
-LIST = re.compile(r"\.(txt|csv|tsv|jsonl|json)$", re.IGNORECASE)
+LIST = re.compile(r"\.(txt|lst|csv|tsv|jsonl|ndjson|json)$", re.IGNORECASE)
 TAR = re.compile(r"\.(tar|tar\.(gz|bz2|xz)|tgz)$", re.IGNORECASE)
 ZIP = re.compile(r"\.zip$", re.IGNORECASE)
 PARQUET = re.compile(r"\.(parquet|pq)$", re.IGNORECASE)
@@ -28,7 +29,7 @@ ARROW = re.compile(r"\.(arrow|feather)$", re.IGNORECASE)
 
 KINDS = (
     "directories, object store prefixes, *.parquet, *.tar, *.tar.gz, *.zip, folders written by "
-    "save_to_disk, and lists (.txt, .csv, .tsv, .jsonl, COCO .json)"
+    "save_to_disk, and lists (.txt, .lst, .csv, .tsv, .jsonl, .ndjson, .json such as COCO)"
 )
 
 
@@ -54,17 +55,19 @@ def open_source(source: str | SourceSettings) -> Source:
         raise VisdivError(f"cannot open {without_secrets(uri)[:200]!r}: {reason}") from None
     if is_folder:
         if any((Path(uri) / name).is_file() for name in (STATE, SPLITS)):
-            return ArrowSource(open_place(uri, {}), "", _wanted(source), source.column)
+            return ArrowSource(open_place(uri, {}), "", _selection(source))
         return DirectorySource(uri, source.include, source.exclude)
     address, _, query = uri.partition("?") if scheme_of(uri) in WEB_SCHEMES else (uri, "", "")
-    folder, name = split_uri(address)
+    folder, name = _split(address)
     query = f"?{query}" if query else ""
     if container := _container(folder + query, name, source):
         return container
-    if LIST.search(name) and not has_magic(name):
+    if LIST.search(name):
         place = open_place(folder + query, source.options)
-        root = place if source.root is None else open_place(source.root, source.options)
-        return ListSource(place, name, root, _wanted(source), source.column)
+        if source.root is None:
+            return ListSource(place, name, place, _selection(source))
+        root = open_place(source.root, source.options)
+        return ListSource(place, name, root, _selection(source)._replace(root=root.uri))
     if scheme_of(uri) in WEB_SCHEMES:
         raise VisdivError(
             f"cannot tell the type of {without_secrets(uri)} from its name; supported are {KINDS}"
@@ -78,14 +81,32 @@ def open_source(source: str | SourceSettings) -> Source:
 
 
 def _container(folder: str, name: str, source: SourceSettings) -> Source | None:
-    wanted = _wanted(source)
-    for pattern, kind in ((TAR, TarSource), (ZIP, ZipSource)):
-        if pattern.search(name):
-            return kind(open_place(folder, source.options), name, wanted)
+    selection = _selection(source)
+    for pattern, archive in ((TAR, TarSource), (ZIP, ZipSource)):
+        if pattern.search(name):  # an archive has no columns
+            selection = selection._replace(column=None)
+            return archive(open_place(folder, source.options), name, selection)
     for pattern, table in ((PARQUET, ParquetSource), (ARROW, ArrowSource)):
         if pattern.search(name):
-            return table(open_place(folder, source.options), name, wanted, source.column)
+            return table(open_place(folder, source.options), name, selection)
     return None
+
+
+def _split(address: str) -> tuple[str, str]:
+    """As `split_uri`, but a folder that is really called `[2024] x` is no pattern.
+
+    Nor is the name of a list, which is one file.
+    """
+    folder, name = split_uri(address)
+    while "/" in name and not scheme_of(address):
+        head, _, rest = name.partition("/")
+        if not os.path.isdir(os.path.join(folder, head)):  # noqa: PTH112  Path raises
+            break
+        folder, name = os.path.join(folder, head), rest
+    if LIST.search(name) and "/" in name:
+        below, _, name = name.rpartition("/")
+        folder = f"{folder.rstrip('/')}/{below}"
+    return folder, name
 
 
 def _chosen(name: str) -> bool:
@@ -93,7 +114,6 @@ def _chosen(name: str) -> bool:
     return has_magic(name) and (is_image_name(name) or name.endswith("*"))
 
 
-def _wanted(source: SourceSettings):  # type: ignore[no-untyped-def]
-    if not source.include and not source.exclude:
-        return None
-    return matcher(source.include, source.exclude)
+def _selection(source: SourceSettings) -> Selection:
+    """The options that select images; all others only say how to reach them."""
+    return Selection(tuple(source.include), tuple(source.exclude), source.column)

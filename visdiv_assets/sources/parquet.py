@@ -11,9 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from visdiv_assets.sources.containers import ContainerSource
-from visdiv_assets.sources.places import FileInfo, Place
+from visdiv_assets.sources.places import FileInfo
 from visdiv_assets.sources.source import Item
-from visdiv_assets.sources.tables import encoded_images, image_column, is_label, labels_of
+from visdiv_assets.sources.tables import (
+    encoded_images,
+    image_column,
+    images_of,
+    is_label,
+    labels_of,
+)
 
 ROWS_LISTED = 4096
 ROWS_READ = 16  # that many images of a few megabytes are in memory together
@@ -30,41 +36,30 @@ class ParquetSource(ContainerSource):
     Args:
         place: the folder of the files.
         pattern: their names.
-        wanted: whether to include an image id; None includes all.
-        column: the column that holds the images; None detects it.
+        selection: which images to take, and the column that holds them.
     """
-
-    def __init__(
-        self,
-        place: Place,
-        pattern: str,
-        wanted: Callable[[str], bool] | None = None,
-        column: str | None = None,
-    ) -> None:
-        super().__init__(place, pattern, wanted)
-        self._column = column
 
     def _items(self, file: FileInfo) -> Iterator[Item]:
         with self._place.open(file.name) as content:
             parquet = pq.ParquetFile(content, pre_buffer=False, buffer_size=2**20)
             schema = parquet.schema_arrow
-            column = image_column(schema, self._column)
+            column = image_column(schema, self._selection.column)
             labels = [each for each in _light_columns(parquet) if each != column]
             columns = [_lightest_leaf(parquet, column), *labels]
             row = 0
             for batch in parquet.iter_batches(ROWS_LISTED, columns=columns):
                 cells = batch.column(column).to_pylist()
-                for cell, label in zip(cells, labels_of(batch, labels, schema), strict=True):
-                    for place, _ in encoded_images(cell):
-                        yield Item(f"{row}{place}", None, file.version, label or None)
-                    row += 1
+                said = list(labels_of(batch, labels, schema))
+                for at, place, _ in images_of(cells, self._tally):
+                    yield Item(f"{row + at}{place}", None, file.version, said[at] or None)
+                row += len(cells)
 
     def _read(self, file: FileInfo, places: set[str]) -> Iterator[tuple[str, bytes | OSError]]:
         rows = {int(place.partition(".")[0]) for place in places}
         with self._place.open(file.name) as content:
             # A row group may be as large as memory, so its pages are read piece by piece.
             parquet = pq.ParquetFile(content, pre_buffer=False, buffer_size=2**20)
-            column = image_column(parquet.schema_arrow, self._column)
+            column = image_column(parquet.schema_arrow, self._selection.column)
             leaf = _leaf(parquet, column, lambda path: path.endswith("bytes")) or column
             first = 0
             for group in range(parquet.num_row_groups):

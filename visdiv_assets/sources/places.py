@@ -4,6 +4,7 @@ Here: connections, retries, globs and braces, errors without secrets. Not here: 
 Web servers are read through fsspec; s3, gs and az through obstore, which streams listings.
 """
 
+import hashlib
 import io
 import itertools
 import logging
@@ -38,6 +39,7 @@ T = TypeVar("T")
 
 GLOB_FLAGS = glob.GLOBSTAR | glob.DOTGLOB
 MAX_FILES = 1_000_000
+MAX_VERSION_CHARACTERS = 100
 
 ATTEMPTS = 6
 TIMEOUT_SECONDS = 30
@@ -103,7 +105,7 @@ def find_files(place: Place, pattern: str) -> list[FileInfo]:
     """
     try:
         # A file with exactly this name takes precedence over the pattern.
-        if has_magic(pattern) and isinstance(place, LocalPlace):
+        if has_magic(pattern):
             return [place.info(pattern)]
     except OSError:
         pass
@@ -130,6 +132,21 @@ def _looked_at(place: Place, name: str) -> FileInfo:
         raise VisdivError(f"no such file: {uri}") from None
     except OSError as error:
         raise VisdivError(f"cannot read {uri}: {error.strerror or error}") from None
+
+
+def version_told(told: str) -> str:
+    """A version as a server tells it: an etag without its quotes; a hash of it if it is odd.
+
+    A server may send anything. What it sends becomes text in tables, never part of a path.
+
+    Example:
+        >>> version_told('"33a64df5"')
+        '33a64df5'
+    """
+    version = told.strip('"')
+    if version.isascii() and version.isprintable() and len(version) <= MAX_VERSION_CHARACTERS:
+        return version
+    return hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 class LocalPlace:
@@ -259,7 +276,7 @@ class BucketPlace:
 
 def _described(found: Any) -> FileInfo:
     version = found["e_tag"] or f"{found['last_modified'].timestamp():.6f}"
-    return FileInfo(found["path"], found["size"], version.strip('"'))
+    return FileInfo(found["path"], found["size"], version_told(version))
 
 
 class _Far(io.RawIOBase):
@@ -306,7 +323,7 @@ class WebPlace:
         """By a HEAD request."""
         found = self._try(lambda: self._files.info(self._url(name)))
         version = found.get("ETag") or found.get("mtime") or found.get("Last-Modified") or ""
-        return FileInfo(name, int(found.get("size") or 0), str(version).strip('"'))
+        return FileInfo(name, int(found.get("size") or 0), version_told(str(version)))
 
     def read(self, name: str) -> bytes:
         """By one request."""

@@ -6,7 +6,8 @@ Here: Arrow types and Hugging Face's metadata in a schema. Not here: reading fil
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +16,9 @@ from visdiv_assets.errors import VisdivError
 
 # If several columns could hold the images, these names decide.
 IMAGE_COLUMNS = ("image", "images", "img", "jpg", "png", "picture", "photo")
+
+# Columns of these names may hold paths instead.
+PATH_COLUMNS = frozenset({*IMAGE_COLUMNS, "path", "file_name", "filename", "file", "url"})
 
 # Longer texts are not labels, and a manifest should not hold a dataset's texts.
 MAX_VALUE_CHARACTERS = 200
@@ -57,9 +61,11 @@ def image_column(schema: pa.Schema, wanted: str | None) -> str:
         return wanted
     features = hugging_face_features(schema)
     declared = [name for name in candidates if _declares_image(features.get(name))]
-    # Structs of bytes and path are images; plain bytes may be anything.
-    structs = [name for name in candidates if not _is_binary(_element(schema.field(name).type))]
-    for choice in (declared, structs, candidates):
+    # Structs of bytes and path are images; plain bytes may be anything, and other structs more so.
+    plain = [name for name in candidates if _is_binary(_element(schema.field(name).type))]
+    structs = [name for name in candidates if name not in plain]
+    usual = [name for name in structs if bytes_field(_element(schema.field(name).type)) == "bytes"]
+    for choice in (declared, usual, plain, structs):
         named = [name for name in choice if name.lower() in IMAGE_COLUMNS]
         if len(choice) == 1 or named:
             return str((named or choice)[0])
@@ -67,8 +73,10 @@ def image_column(schema: pa.Schema, wanted: str | None) -> str:
             raise VisdivError(
                 f"several columns may hold images; set `column` to one of {_listed(choice)}"
             )
+    paths = [field.name for field in schema if _holds_paths(field)]
+    hint = f"; {paths[0]!r} holds paths, which only lists are read for" if paths else ""
     raise VisdivError(
-        f"no column holds encoded images; there are the columns {_listed(schema.names)}"
+        f"no column holds encoded images; there are the columns {_listed(schema.names)}{hint}"
     )
 
 
@@ -76,21 +84,67 @@ def _listed(names: list[str]) -> str:
     return ", ".join(map(repr, names[:20]))
 
 
+LISTS = (
+    pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)  # fmt: skip
+# Other ways of writing the values of another type.
+WRAPPERS = (pa.types.is_dictionary, pa.types.is_run_end_encoded)
+BINARIES = (
+    pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view,
+)  # fmt: skip
+MAX_HASH_BYTES = 64  # bytes of a fixed size up to this are hashes or ids, not images
+LABELS = (
+    pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer,
+    pa.types.is_boolean,
+)  # fmt: skip
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type of the values, whatever way they are written."""
+    while True:
+        if isinstance(kind, pa.BaseExtensionType):
+            kind = kind.storage_type
+        elif any(is_such(kind) for is_such in WRAPPERS):
+            kind = kind.value_type
+        else:
+            return kind
+
+
 def _element(kind: pa.DataType) -> pa.DataType:
-    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return kind.value_type if lists or pa.types.is_fixed_size_list(kind) else kind
+    """The type of one image of a column, which may hold lists of images."""
+    kind = _plain(kind)
+    while any(is_such(kind) for is_such in LISTS):
+        kind = _plain(kind.value_type)
+    return kind
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    kind = _plain(kind)
+    if pa.types.is_fixed_size_binary(kind):
+        return bool(kind.byte_width > MAX_HASH_BYTES)
+    return any(is_such(kind) for is_such in BINARIES)
+
+
+def _holds_paths(field: pa.Field) -> bool:
+    kind = _element(field.type)
+    if pa.types.is_struct(kind):
+        return any(each.name == "path" for each in kind)
+    return field.name.lower() in PATH_COLUMNS and is_label(kind) and not pa.types.is_integer(kind)
 
 
 def holds_images(kind: pa.DataType) -> bool:
     """Whether a type can hold images: bytes, a struct with bytes, or a list of either."""
     kind = _element(kind)
     if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
+        return bytes_field(kind) is not None
     return _is_binary(kind)
+
+
+def bytes_field(kind: pa.StructType) -> str | None:
+    """The field of a struct with the encoded image: `bytes`, or the only one of bytes."""
+    names = [field.name for field in kind if _is_binary(field.type)]
+    return "bytes" if "bytes" in names else names[0] if len(names) == 1 else None
 
 
 def hugging_face_features(schema: pa.Schema) -> dict[str, Any]:
@@ -120,15 +174,7 @@ def class_names(schema: pa.Schema, column: str) -> list[str] | None:
 
 def is_label(kind: pa.DataType) -> bool:
     """Whether the values of a column may be labels."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    fits = (
-        pa.types.is_string,
-        pa.types.is_large_string,
-        pa.types.is_integer,
-        pa.types.is_boolean,
-    )
-    return any(is_such(kind) for is_such in fits)
+    return any(is_such(_plain(kind)) for is_such in LABELS)
 
 
 def labels_of(batch: pa.RecordBatch, columns: list[str], schema: pa.Schema) -> Iterator[Any]:
@@ -146,6 +192,18 @@ def labels_of(batch: pa.RecordBatch, columns: list[str], schema: pa.Schema) -> I
         yield as_metadata({column: named(column, values[column][row]) for column in columns})
 
 
+def images_of(cells: Iterable[Any], notes: Counter[str]) -> Iterator[tuple[int, str, bytes | None]]:
+    """Row, place within it and bytes of each image in some cells; counts rows without one."""
+    for row, cell in enumerate(cells):
+        place = None
+        for place, data in encoded_images(cell):
+            yield row, place, data
+        if place is None:
+            notes["rows without an image"] += 1
+        elif isinstance(cell, list) and (empty := sum(each is None for each in cell)):
+            notes["empty places in lists of images"] += empty
+
+
 def encoded_images(value: Any) -> Iterator[tuple[str, bytes | None]]:
     """The place within its row and the bytes of each image in a cell.
 
@@ -157,9 +215,10 @@ def encoded_images(value: Any) -> Iterator[tuple[str, bytes | None]]:
     """
     if isinstance(value, list):
         for at, element in enumerate(value):
-            for _, data in encoded_images(element):
-                yield f".{at}", data
+            for place, data in encoded_images(element):
+                yield f".{at}{place}", data
     elif isinstance(value, dict):
-        yield "", value.get("bytes")
+        held = (each for each in value.values() if isinstance(each, bytes))
+        yield "", value["bytes"] if "bytes" in value else next(held, None)
     elif value is not None:
         yield "", value

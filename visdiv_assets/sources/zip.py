@@ -3,31 +3,47 @@
 Here: members by name. Nothing is extracted to disk. Not here: finding archives (`containers.py`).
 """
 
+import io
+import os
 import zipfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import IO, Any
 
 from visdiv_assets.sources.containers import ContainerSource
 from visdiv_assets.sources.places import FileInfo
 from visdiv_assets.sources.source import Item, is_image_name, read_limited
+
+LOCAL_HEADER = b"PK\x03\x04"
+MAX_ARCHIVES = 1000  # in one file, one after the other
 
 
 class ZipSource(ContainerSource):
     """Image members of zip archives; an image's place is its member's name.
 
     Its version is the checksum that the archive stores, so a new archive with the same images has
-    no new images.
+    no new images. A file may hold several archives, one after the other, and other data before
+    them. Of members with one name, the last counts.
     """
 
     def _items(self, file: FileInfo) -> Iterator[Item]:
-        with self._place.open(file.name) as content, zipfile.ZipFile(content) as archive:
-            for member in archive.infolist():
+        with self._place.open(file.name) as content, _archives_in(content) as archives:
+            members = _members_of(archives)
+            for _, member in members.values():
                 if not member.is_dir() and is_image_name(member.filename):
                     yield Item(member.filename, member.file_size, f"{member.CRC:08x}")
+            listed = [each.filename for archive in archives for each in archive.infolist()]
+            if repeated := sum(map(is_image_name, listed)) - sum(map(is_image_name, members)):
+                self._tally["members replaced by later ones of the same name"] += repeated
+            content.seek(0)
+            if _start_of(archives[0]) > 0 and content.read(4) == LOCAL_HEADER:
+                self._tally["parts at the start of a file that no directory lists"] += 1
 
     def _read(self, file: FileInfo, places: set[str]) -> Iterator[tuple[str, bytes | OSError]]:
-        with self._place.open(file.name) as content, zipfile.ZipFile(content) as archive:
-            members = [archive.NameToInfo[place] for place in places if place in archive.NameToInfo]
-            for member in sorted(members, key=lambda member: member.header_offset):
+        with self._place.open(file.name) as content, _archives_in(content) as archives:
+            members = _members_of(archives)
+            wanted = [members[place] for place in places if place in members]
+            for archive, member in sorted(wanted, key=lambda each: each[1].header_offset):
                 try:
                     with archive.open(member) as image:
                         yield member.filename, read_limited(image)
@@ -36,3 +52,65 @@ class ZipSource(ContainerSource):
                 # Damaged, encrypted, or compressed with a method that Python does not support.
                 except Exception as error:  # noqa: BLE001  each way of packing has its own
                     yield member.filename, OSError(f"{type(error).__name__}: {error}")
+
+
+def _members_of(
+    archives: list[zipfile.ZipFile],
+) -> dict[str, tuple[zipfile.ZipFile, zipfile.ZipInfo]]:
+    return {
+        name: (archive, member)
+        for archive in archives
+        for name, member in archive.NameToInfo.items()
+    }
+
+
+def _start_of(archive: zipfile.ZipFile) -> int:
+    """Where in its file an archive begins."""
+    return min((each.header_offset for each in archive.infolist()), default=archive.start_dir)
+
+
+@contextmanager
+def _archives_in(content: IO[bytes]) -> Iterator[list[zipfile.ZipFile]]:
+    """The archives in a file, in order; zipfile itself sees only the last one."""
+    with ExitStack() as stack:
+        archives = [stack.enter_context(zipfile.ZipFile(content))]
+        while len(archives) < MAX_ARCHIVES:
+            start = _start_of(archives[0])
+            if start <= 0:
+                break
+            try:
+                before = zipfile.ZipFile(io.BufferedReader(_Start(content, start)))
+            except zipfile.BadZipFile:  # such as the program of an archive that unpacks itself
+                break
+            archives.insert(0, stack.enter_context(before))
+        yield archives
+
+
+class _Start(io.RawIOBase):
+    """The first bytes of a file, as a file."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file, self._size, self._at = file, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise OSError("it begins before the file does")
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._at)
+        data = self._file.read(max(0, min(len(buffer), self._size - self._at)))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)

@@ -14,6 +14,8 @@ file does, and is never edited. A damaged file counts as absent wherever it can 
 
 import contextlib
 import logging
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -46,6 +48,13 @@ logger = logging.getLogger(__name__)
 
 # Threads that verify segments; hashing lets them run at once.
 VERIFIERS = 4
+# One part of a path: it neither leads elsewhere nor is hidden, as temporary files are.
+SAFE_NAME = re.compile(r"[^./\\\x00-\x1f\x7f\ud800-\udfff][^/\\\x00-\x1f\x7f\ud800-\udfff]*")
+MAX_NAME_BYTES = 230  # file systems allow 255, and files are written under longer names
+
+
+class UnsafeNameError(VisdivError, ValueError):
+    """The name of a dataset, model, manifest or segment cannot be part of a path."""
 
 
 class Store:
@@ -65,7 +74,7 @@ class Store:
 
     def name_latest(self, dataset: str, fingerprint: str) -> None:
         """Note which manifest was evaluated last; written when the evaluation is on record."""
-        path = self.root / "manifests" / dataset / "latest"
+        path = self._below("manifests", dataset, "latest")
         write_atomically(path, lambda file: file.write(fingerprint.encode()))
 
     def latest_manifest(self, dataset: str) -> Manifest:
@@ -105,10 +114,12 @@ class Store:
 
         Cheap, since it does not read the manifest.
         """
-        path = self.root / "manifests" / dataset / "latest"
+        path = self._below("manifests", dataset, "latest")
         try:
-            return path.read_text(encoding="ascii"), path.stat().st_mtime_ns
-        except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError):
+            fingerprint = path.read_text(encoding="ascii")
+            self._manifest(dataset, fingerprint)  # an older version may have stored any text
+            return fingerprint, path.stat().st_mtime_ns
+        except (FileNotFoundError, IsADirectoryError, ValueError):
             return None, 0
 
     @contextmanager
@@ -123,7 +134,7 @@ class Store:
             ) from error
 
     def _manifest(self, dataset: str, fingerprint: str) -> Path:
-        return self.root / "manifests" / dataset / f"{fingerprint}.parquet"
+        return self._below("manifests", dataset, f"{fingerprint}.parquet")
 
     # --- segments ---
 
@@ -143,7 +154,7 @@ class Store:
         Raises:
             DamagedError: they are not what was written. The segment counts as absent from now on.
         """
-        path = self._segments(model_id) / f"{segment}.npy"
+        path = self._below("embeddings", model_id, f"{segment}.npy")
         try:
             with noticing_damage(path, "run `visdiv score` again"):
                 rows = self._verified_rows(path)
@@ -215,14 +226,14 @@ class Store:
 
     def segment_time(self, model_id: str, segment: str) -> int:
         """When the vectors of a segment were written, in ns; raises OSError if it is missing."""
-        return (self._segments(model_id) / f"{segment}.npy").stat().st_mtime_ns
+        return self._below("embeddings", model_id, f"{segment}.npy").stat().st_mtime_ns
 
     def segment_writer(self, model_id: str) -> "SegmentWriter":
         """A context manager that commits added rows as segments, the last ones on exit."""
         return SegmentWriter(self._segments(model_id))
 
     def _segments(self, model_id: str) -> Path:
-        return self.root / "embeddings" / model_id
+        return self._below("embeddings", model_id)
 
     # --- image indexes ---
 
@@ -274,7 +285,7 @@ class Store:
 
     def _newest_indexes(self, dataset: str) -> list[Path]:
         dated = []
-        for path in (self.root / "indexes" / dataset).glob("*/[!.]*.parquet"):
+        for path in self._below("indexes", dataset).glob("*/[!.]*.parquet"):
             with contextlib.suppress(FileNotFoundError):
                 dated.append((path.stat().st_mtime_ns, path))
         return [path for _, path in sorted(dated, reverse=True)]
@@ -292,7 +303,7 @@ class Store:
             ) from error
 
     def _index(self, dataset: str, model_id: str, fingerprint: str) -> Path:
-        return self.root / "indexes" / dataset / model_id / f"{fingerprint}.parquet"
+        return self._below("indexes", dataset, model_id, f"{fingerprint}.parquet")
 
     # --- moments ---
 
@@ -434,7 +445,14 @@ class Store:
             ) from error
 
     def _moments(self, dataset: str, model_id: str, fingerprint: str) -> Path:
-        return self.root / "moments" / dataset / model_id / f"{fingerprint}.npz"
+        return self._below("moments", dataset, model_id, f"{fingerprint}.npz")
+
+    def _below(self, *names: str) -> Path:
+        """A path below the store; raises UnsafeNameError for names that may lead elsewhere."""
+        for name in names:
+            if not SAFE_NAME.fullmatch(name) or len(os.fsencode(name)) > MAX_NAME_BYTES:
+                raise UnsafeNameError(f"the store cannot hold the name {name[:100]!r}")
+        return self.root.joinpath(*names)
 
     def _slices(self, dataset: str, model_id: str, fingerprint: str) -> Path:
         return self._moments(dataset, model_id, fingerprint).with_suffix(".slices")

@@ -5,6 +5,7 @@ Here: what the Dagster assets and the command line share. Not here: how a step w
 """
 
 import hashlib
+import logging
 import time
 import uuid
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.judge import states_of
 from visdiv_assets.workflows.moments import accumulate_moments
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Embedded:
@@ -51,6 +54,8 @@ class Embedded:
 def list_dataset(dataset: str, source: Source, store: Store) -> Manifest:
     """List a dataset's images and keep the list; it is the latest one once it is scored."""
     manifest = list_images(source)
+    for note in manifest.notes:
+        logger.warning("%s: %s", source.uri, note)
     store.write_manifest(dataset, manifest)
     return manifest
 

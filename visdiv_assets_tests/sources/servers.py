@@ -4,7 +4,7 @@ import contextlib
 import functools
 import http.server
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,23 @@ def s3_server(wrap: Callable[[Any], Any] | None = None) -> Iterator[str]:
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def __init__(self, *args: Any, headers: Mapping[str, str], **options: Any) -> None:
+        self._more = headers
+        super().__init__(*args, **options)
+
+    def end_headers(self) -> None:
+        for name, value in self._more.items():
+            self.send_header(name, value)
+        super().end_headers()
+
     def log_message(self, *args: object) -> None:
         pass
 
 
 @contextlib.contextmanager
-def http_server(folder: Path) -> Iterator[str]:
-    """The address of a web server with the files of a folder."""
-    handler = functools.partial(_Quiet, directory=str(folder))
+def http_server(folder: Path, headers: Mapping[str, str] | None = None) -> Iterator[str]:
+    """The address of a web server with the files of a folder; `headers` go with every answer."""
+    handler = functools.partial(_Quiet, directory=str(folder), headers=headers or {})
     web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True)
     thread.start()

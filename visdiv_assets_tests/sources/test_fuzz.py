@@ -227,6 +227,7 @@ def kept(label):
 
 
 def labels_listed(path):
+    (path.parent / "a.jpg").touch()  # a list of nothing that exists is refused
     manifest = list_images(open_source(str(path)))
     return [dict(row or ()).get("label") for row in manifest.table["metadata"].to_pylist()]
 

@@ -396,3 +396,67 @@ def test_keys_that_begin_alike_are_told_apart(halves):
         asked = [bytes([head]) * 8 + bytes([tail]) * 8 for head in range(4) for tail in range(6)]
         _, row = known.find(as_keys(asked))
         assert row.tolist() == [made.index(each) if each in made else -1 for each in asked]
+
+
+# --- names ---
+
+UNSAFE = [
+    "",
+    ".",
+    "..",
+    "../x",
+    "a/b",
+    "/x",
+    "a\\b",
+    "a\0b",
+    ".hidden",
+    "a\nb",
+    "\udce9",
+    "x" * 300,
+]
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+def test_a_name_that_may_lead_elsewhere_is_refused_everywhere(store, name):
+    sample = Sample.of(np.zeros((2, 3), dtype=np.float32))
+    listed = Manifest(SCHEMA.empty_table(), "f1")
+    uses = [
+        lambda: store.write_manifest(name, listed),
+        lambda: store.write_manifest("dataset", Manifest(SCHEMA.empty_table(), name)),
+        lambda: store.latest_fingerprint(name),
+        lambda: store.read_manifest("dataset", name),
+        lambda: store.segment_names(name),
+        lambda: store.rows("model", name),
+        lambda: store.segment_writer(name),
+        lambda: store.latest_index(name),
+        lambda: store.read_index("dataset", "model", name),
+        lambda: store.read_index("dataset", name, "f1"),
+        lambda: store.write_moments("dataset", "model", name, sample),
+        lambda: store.write_slices(name, "model", "f1", {"a": sample}),
+    ]
+    for use in uses:
+        with pytest.raises(ValueError, match="cannot hold the name"):
+            use()
+    assert not store.root.exists()
+
+
+def test_names_of_datasets_and_models_that_lead_nowhere_are_kept(store):
+    for name in ("birds", "Große Vögel 2024", "a..b", "-", "sscd_disc_mixup.0123.onnx-int8.rgb"):
+        store.write_manifest(name, Manifest(SCHEMA.empty_table(), "f1"))
+        assert store.listed_fingerprint(name) == "f1"
+
+
+@pytest.mark.parametrize("fingerprint", ["1a-33a64df5", '1a-5f3"-gzip', "5f3:1a b"])
+def test_a_safe_fingerprint_of_an_older_version_is_read(store, fingerprint):
+    store.write_manifest("dataset", Manifest(SCHEMA.empty_table(), fingerprint))
+    assert store.listed_fingerprint("dataset") == fingerprint
+
+
+@pytest.mark.parametrize("fingerprint", ['1a-W/"abc', "1a-x/../../../victim", "", "\xe9"])
+def test_an_unsafe_fingerprint_of_an_older_version_counts_as_never_listed(store, fingerprint):
+    folder = store.root / "manifests/dataset"
+    folder.mkdir(parents=True)
+    (folder / "latest").write_text(fingerprint, encoding="utf-8")
+    assert store.latest_fingerprint("dataset") == (None, 0)
+    with pytest.raises(VisdivError, match="never been listed"):
+        store.latest_manifest("dataset")

@@ -27,6 +27,7 @@ def image_manifest(
             "images": len(manifest),
             "bytes": manifest.total_bytes,
             LISTED: manifest.fingerprint,
+            "notes": "; ".join(manifest.notes),
             "seconds": round(time.monotonic() - started, 3),
         },
         data_version=dg.DataVersion(manifest.fingerprint),
