@@ -428,7 +428,7 @@ def test_a_name_that_may_lead_elsewhere_is_refused_everywhere(store, name):
         lambda: store.segment_names(name),
         lambda: store.rows("model", name),
         lambda: store.segment_writer(name),
-        lambda: store.latest_index(name),
+        lambda: store.earlier_indexes(name),
         lambda: store.read_index("dataset", "model", name),
         lambda: store.read_index("dataset", name, "f1"),
         lambda: store.write_moments("dataset", "model", name, sample),
@@ -443,20 +443,22 @@ def test_a_name_that_may_lead_elsewhere_is_refused_everywhere(store, name):
 def test_names_of_datasets_and_models_that_lead_nowhere_are_kept(store):
     for name in ("birds", "Große Vögel 2024", "a..b", "-", "sscd_disc_mixup.0123.onnx-int8.rgb"):
         store.write_manifest(name, Manifest(SCHEMA.empty_table(), "f1"))
-        assert store.listed_fingerprint(name) == "f1"
+        store.name_latest(name, "f1")
+        assert store.latest_fingerprint(name)[0] == "f1"
 
 
 @pytest.mark.parametrize("fingerprint", ["1a-33a64df5", '1a-5f3"-gzip', "5f3:1a b"])
 def test_a_safe_fingerprint_of_an_older_version_is_read(store, fingerprint):
     store.write_manifest("dataset", Manifest(SCHEMA.empty_table(), fingerprint))
-    assert store.listed_fingerprint("dataset") == fingerprint
+    store.name_latest("dataset", fingerprint)
+    assert store.latest_fingerprint("dataset")[0] == fingerprint
 
 
 @pytest.mark.parametrize("fingerprint", ['1a-W/"abc', "1a-x/../../../victim", "", "\xe9"])
-def test_an_unsafe_fingerprint_of_an_older_version_counts_as_never_listed(store, fingerprint):
+def test_an_unsafe_fingerprint_of_an_older_version_counts_as_never_evaluated(store, fingerprint):
     folder = store.root / "manifests/dataset"
     folder.mkdir(parents=True)
     (folder / "latest").write_text(fingerprint, encoding="utf-8")
     assert store.latest_fingerprint("dataset") == (None, 0)
-    with pytest.raises(VisdivError, match="never been listed"):
+    with pytest.raises(VisdivError, match="never been evaluated"):
         store.latest_manifest("dataset")
