@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
 from visdiv_assets.errors import VisdivError
+from visdiv_assets.sources.names import ImageNames, LeftOut, rules
 from visdiv_assets.sources.places import FileInfo, Place, find_files
 from visdiv_assets.sources.source import Item, Read, from_image_id, to_image_id
 
@@ -30,6 +31,7 @@ class ContainerSource(ABC):
         self, place: Place, pattern: str, wanted: Callable[[str], bool] | None = None
     ) -> None:
         self._place, self._pattern, self._wanted = place, pattern, wanted
+        self.left_out = LeftOut()
 
     @property
     def uri(self) -> str:
@@ -55,6 +57,7 @@ class ContainerSource(ABC):
         Raises:
             VisdivError: a file is missing, damaged or of another format, or there are no images.
         """
+        self.left_out = left_out = LeftOut()
         found = False
         for file in self.files:
             name = to_image_id(file.name)
@@ -64,6 +67,8 @@ class ContainerSource(ABC):
                     if self._wanted is None or self._wanted(image_id):
                         found = True
                         yield item._replace(image_id=image_id)
+                    else:
+                        left_out.unmatched += 1
             except VisdivError as error:
                 raise VisdivError(f"{self._uri_of(file.name)}: {error}") from None
             except Exception as error:  # noqa: BLE001  on damaged files, libraries raise anything
@@ -71,7 +76,7 @@ class ContainerSource(ABC):
                     f"cannot list {self._uri_of(file.name)}: {_reason(error)}"
                 ) from None
         if not found:
-            raise VisdivError(f"there are no images in {self.uri}")
+            raise VisdivError(f"there are no images in {self.uri} ({left_out.told()})")
 
     def fingerprint(self) -> str:
         """Hash of the files' names, sizes and versions; no file is opened.
@@ -81,6 +86,7 @@ class ContainerSource(ABC):
         """
         self.__dict__.pop("files", None)
         told = "\n".join(f"{file.name!r} {file.size} {file.version}" for file in self.files)
+        told += self._rules()
         return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
     def read_all(self, image_ids: Iterable[str]) -> Iterator[Read]:
@@ -107,8 +113,32 @@ class ContainerSource(ABC):
                     why = OSError(f"its file cannot be read: {_reason(error)}")
             yield from (Read(at, why) for at in left.values())
 
+    def _rules(self) -> str:
+        """What else decides which images are listed: a part of the fingerprint."""
+        return ""
+
     def _uri_of(self, name: str) -> str:
         return f"{self._place.uri.rstrip('/')}/{name}"
+
+
+class ArchiveSource(ContainerSource):
+    """Images inside archives of files, which are taken for images by their names.
+
+    Args:
+        place: the folder of the archives.
+        pattern: their names.
+        names: which image ids to include; None includes all images.
+    """
+
+    def __init__(self, place: Place, pattern: str, names: ImageNames | None = None) -> None:
+        super().__init__(place, pattern)
+        self._names = names or ImageNames()
+
+    def _takes(self, file: FileInfo, member: str) -> bool:
+        return self._names.takes(member, self.left_out, f"{to_image_id(file.name)}#")
+
+    def _rules(self) -> str:
+        return rules()
 
 
 def _reason(error: Exception) -> str:

@@ -69,7 +69,7 @@ class ListSource:
         Raises:
             VisdivError: the list cannot be read, or names no images.
         """
-        found = False
+        found, unwanted = False, 0
         listed = self._info()
         try:
             with self._place.open(self._name) as file:
@@ -78,12 +78,15 @@ class ListSource:
                     if self._wanted is None or self._wanted(item.image_id):
                         found = True
                         yield item
+                    else:
+                        unwanted += 1
         except VisdivError as error:
             raise VisdivError(f"{self.uri}: {error}") from None
         except Exception as error:  # noqa: BLE001  each format's library has errors of its own
             raise VisdivError(f"cannot read {self.uri}: {error}") from None
         if not found:
-            raise VisdivError(f"{self.uri} names no images")
+            told = f" but {unwanted:,} that include and exclude leave out" if unwanted else ""
+            raise VisdivError(f"{self.uri} names no images{told}")
 
     def fingerprint(self) -> str | None:
         """The version of the list if the images are remote, else None."""

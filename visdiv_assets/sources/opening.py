@@ -13,8 +13,9 @@ from visdiv_assets.sources.arrow import SPLITS, STATE, ArrowSource
 from visdiv_assets.sources.bucket import BucketSource
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.image_list import ListSource
+from visdiv_assets.sources.names import EVERY_FILE, ImageNames
 from visdiv_assets.sources.parquet import ParquetSource
-from visdiv_assets.sources.places import BucketPlace, matcher, open_place
+from visdiv_assets.sources.places import BucketPlace, open_place
 from visdiv_assets.sources.source import Source, is_image_name
 from visdiv_assets.sources.tar import TarSource
 from visdiv_assets.sources.uris import WEB_SCHEMES, has_magic, scheme_of, split_uri, without_secrets
@@ -70,7 +71,8 @@ def open_source(source: str | SourceSettings) -> Source:
             f"cannot tell the type of {without_secrets(uri)} from its name; supported are {KINDS}"
         )
     chosen = _chosen(name)
-    include = [*source.include, *([] if not chosen else [name])]
+    # At the end of a path, these name a folder's images; in `include`, every file.
+    include = [*source.include, *([name] if chosen and name not in EVERY_FILE else [])]
     place = open_place(folder if chosen else uri, source.options)
     if isinstance(place, BucketPlace):
         return BucketSource(place, include, source.exclude)
@@ -90,10 +92,10 @@ def _container(folder: str, name: str, source: SourceSettings) -> Source | None:
 
 def _chosen(name: str) -> bool:
     """Whether a name selects images of a folder, as `**/*.jpg` does."""
-    return has_magic(name) and (is_image_name(name) or name.endswith("*"))
+    return has_magic(name) and (is_image_name(name) or "*" in name)
 
 
-def _wanted(source: SourceSettings):  # type: ignore[no-untyped-def]
+def _wanted(source: SourceSettings) -> ImageNames | None:
     if not source.include and not source.exclude:
         return None
-    return matcher(source.include, source.exclude)
+    return ImageNames(source.include, source.exclude)

@@ -9,9 +9,9 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from visdiv_assets.sources.containers import ContainerSource
+from visdiv_assets.sources.containers import ArchiveSource
 from visdiv_assets.sources.places import FileInfo
-from visdiv_assets.sources.source import Item, is_image_name, read_limited
+from visdiv_assets.sources.source import Item, read_limited
 from visdiv_assets.sources.tables import as_metadata
 
 # Members of a WebDataset sample that describe its images; larger ones are ignored.
@@ -19,7 +19,7 @@ SIDECARS = frozenset({"cls", "json", "txt"})
 MAX_SIDECAR_BYTES = 65_536
 
 
-class TarSource(ContainerSource):
+class TarSource(ArchiveSource):
     """Image members of tar archives, plain or compressed; an image's place is its member's name.
 
     In WebDataset, members whose names are equal up to the first dot form one sample. Each image
@@ -36,11 +36,11 @@ class TarSource(ContainerSource):
                 if f"{folder}/{stem}" != sample:
                     yield from (image._replace(metadata=metadata or None) for image in images)
                     sample, images, metadata = f"{folder}/{stem}", [], {}
-                if is_image_name(member.name):
-                    images.append(Item(member.name, member.size, file.version))
-                elif extension in SIDECARS and member.size <= MAX_SIDECAR_BYTES:
+                if extension in SIDECARS and member.size <= MAX_SIDECAR_BYTES:
                     content = archive.extractfile(member)
                     metadata |= _said(extension, content.read() if content else b"")
+                elif self._takes(file, member.name):
+                    images.append(Item(member.name, member.size, file.version))
             yield from (image._replace(metadata=metadata or None) for image in images)
 
     def _read(self, file: FileInfo, places: set[str]) -> Iterator[tuple[str, bytes | OSError]]:

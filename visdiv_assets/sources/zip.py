@@ -6,12 +6,12 @@ Here: members by name. Nothing is extracted to disk. Not here: finding archives 
 import zipfile
 from collections.abc import Iterator
 
-from visdiv_assets.sources.containers import ContainerSource
+from visdiv_assets.sources.containers import ArchiveSource
 from visdiv_assets.sources.places import FileInfo
-from visdiv_assets.sources.source import Item, is_image_name, read_limited
+from visdiv_assets.sources.source import Item, read_limited
 
 
-class ZipSource(ContainerSource):
+class ZipSource(ArchiveSource):
     """Image members of zip archives; an image's place is its member's name.
 
     Its version is the checksum that the archive stores, so a new archive with the same images has
@@ -21,7 +21,7 @@ class ZipSource(ContainerSource):
     def _items(self, file: FileInfo) -> Iterator[Item]:
         with self._place.open(file.name) as content, zipfile.ZipFile(content) as archive:
             for member in archive.infolist():
-                if not member.is_dir() and is_image_name(member.filename):
+                if not member.is_dir() and self._takes(file, member.filename):
                     yield Item(member.filename, member.file_size, f"{member.CRC:08x}")
 
     def _read(self, file: FileInfo, places: set[str]) -> Iterator[tuple[str, bytes | OSError]]:

@@ -7,6 +7,7 @@ import dagster as dg
 from visdiv_assets.defs.partitions import datasets
 from visdiv_assets.defs.reporting import clear_errors
 from visdiv_assets.defs.resources import SettingsResource, StoreResource
+from visdiv_assets.sources.names import left_out_of
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.workflows.evaluate import list_dataset
 
@@ -25,6 +26,7 @@ def image_manifest(
             "source": source.uri,
             "images": len(manifest),
             "bytes": manifest.total_bytes,
+            "left out": str(left_out_of(source)) or "none",
             "fingerprint": manifest.fingerprint,
             "seconds": round(time.monotonic() - started, 3),
         },
