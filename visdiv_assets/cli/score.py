@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         Settings,
         SourceSettings,
     )
+    from visdiv_assets.sources.names import LeftOut
     from visdiv_assets.store.index import EmbeddingIndex
     from visdiv_assets.warehouse.records import Evaluation
 
@@ -97,6 +98,7 @@ def score(
     with Ctrl-C and continue later.
     """
     with clear_errors():
+        from visdiv_assets.sources.names import left_out_of
         from visdiv_assets.sources.opening import open_source
         from visdiv_assets.workflows.evaluate import evaluate
         from visdiv_assets.workflows.project import decoding_of
@@ -110,6 +112,7 @@ def score(
         try:
             for name, source in targets:
                 registered = settings.datasets.get(name)
+                opened = None
                 try:
                     configured = settings.embedder_of(name)
                     # The model is loaded once for all datasets that share it.
@@ -117,10 +120,11 @@ def score(
                     embedder = embedders[key] = embedders.get(key) or _embedder(
                         configured, decoding_of(settings, name)
                     )
+                    opened = open_source(source)
                     with of_images(name) as on_progress:
                         evaluation, embedded = evaluate(
                             name,
-                            open_source(source),
+                            opened,
                             embedder,
                             project.store,
                             project.warehouse,
@@ -132,11 +136,15 @@ def score(
                         )
                 except VisdivError as error:
                     print_error(str(error))
+                    _print_left_out(name, left_out_of(opened), but_in=str(error))
                     failed = True
                     continue
                 evaluations.append(evaluation)
+                left_out = left_out_of(opened)
                 if json_output:
-                    print(json.dumps(_as_json(evaluation)), flush=True)
+                    shown = {**_as_json(evaluation), "left_out": left_out.as_dict()}
+                    print(json.dumps(shown), flush=True)
+                _print_left_out(name, left_out)
                 _print_failures(embedded.index)
                 _print_flat(embedded.index)
         finally:
@@ -220,6 +228,13 @@ def _as_json(evaluation: "Evaluation") -> dict[str, object]:
 
 def _precision_of(registered: "DatasetSettings | None") -> float | None:
     return registered.sample.precision if registered and registered.sample else None
+
+
+def _print_left_out(name: str, left_out: "LeftOut", but_in: str = "") -> None:
+    """One line about files that were not taken for images, unless it was told before."""
+    told = str(left_out)
+    if told and told not in but_in:
+        err.print(Text(visible(f"{name}: {told}; `include` can take them")), soft_wrap=True)
 
 
 def _print_failures(index: "EmbeddingIndex") -> None:

@@ -6,12 +6,12 @@ Here: the image objects below a prefix. Not here: requests and credentials (`pla
 from collections.abc import Iterable, Iterator, Sequence
 
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.sources.places import BucketPlace, matcher
+from visdiv_assets.sources.names import ImageNames, LeftOut
+from visdiv_assets.sources.places import BucketPlace
 from visdiv_assets.sources.source import (
     Item,
     Read,
     from_image_id,
-    is_image_name,
     read_concurrently,
     to_image_id,
 )
@@ -20,19 +20,20 @@ READERS = 32
 
 
 class BucketSource:
-    """The objects below a prefix with an image extension; an image's id is its relative key.
+    """The image objects below a prefix, as `ImageNames` says; an image's id is its relative key.
 
     Args:
         place: the prefix.
-        include: globs; if given, only images that match one of them are included.
-        exclude: globs; images that match one of them are skipped.
+        include: globs; if given, only objects that match one of them are included.
+        exclude: globs; objects that match one of them are skipped.
     """
 
     def __init__(
         self, place: BucketPlace, include: Sequence[str] = (), exclude: Sequence[str] = ()
     ) -> None:
         self._place = place
-        self._wanted = matcher(include, exclude)
+        self._names = ImageNames(include, exclude)
+        self.left_out = LeftOut()
 
     @property
     def uri(self) -> str:
@@ -40,23 +41,24 @@ class BucketSource:
         return self._place.uri
 
     def items(self) -> Iterator[Item]:
-        """Every image object, yielded as pages of the listing arrive.
+        """Every image object, yielded as pages arrive; `left_out` tells about the others.
 
         Raises:
             VisdivError: the bucket cannot be listed, or there is no image below the prefix.
         """
-        found = others = 0
+        left_out = LeftOut()
+        found = False
         try:
             for name, size, version in self._place.files():
-                if is_image_name(name) and self._wanted(name):
-                    found += 1
+                # Consoles mark a folder by an object with its name.
+                if not name.endswith("/") and self._names.takes(name, left_out):
+                    found = True
                     yield Item(to_image_id(name), size, version)
-                else:
-                    others += 1
         except OSError as error:
             raise VisdivError(f"cannot list {self.uri}: {error}") from None
         if not found:
-            raise VisdivError(f"there are no images below {self.uri} ({others:,} other objects)")
+            raise VisdivError(f"there are no images below {self.uri} ({left_out.told()})")
+        self.left_out = left_out
 
     def fingerprint(self) -> None:
         """None, since nothing is cheaper than listing."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 from visdiv_assets.errors import VisdivError
+from visdiv_assets.sources.names import ImageNames, LeftOut, rules
 from visdiv_assets.sources.places import FileInfo, Place, find_files
 from visdiv_assets.sources.selection import Selection
 from visdiv_assets.sources.source import Item, Read, from_image_id, to_image_id
@@ -31,6 +32,7 @@ class ContainerSource(ABC):
         self._place, self._pattern, self._selection = place, pattern, selection
         self._wanted = selection.wanted
         self._tally: Counter[str] = Counter()
+        self.left_out = LeftOut()
 
     @property
     def uri(self) -> str:
@@ -61,6 +63,7 @@ class ContainerSource(ABC):
         Raises:
             VisdivError: a file is missing, damaged or of another format, or there are no images.
         """
+        self.left_out = left_out = LeftOut()
         found = False
         self._tally.clear()
         for file in self.files:
@@ -72,6 +75,8 @@ class ContainerSource(ABC):
                         found = True
                         version = self._selection.version(item.version)
                         yield item._replace(image_id=image_id, version=version)
+                    else:
+                        left_out.unmatched += 1
             except VisdivError as error:
                 raise VisdivError(f"{self._uri_of(file.name)}: {error}") from None
             except Exception as error:  # noqa: BLE001  on damaged files, libraries raise anything
@@ -79,8 +84,8 @@ class ContainerSource(ABC):
                     f"cannot list {self._uri_of(file.name)}: {_reason(error)}"
                 ) from None
         if not found:
-            told = f" ({'; '.join(self.notes)})" if self.notes else ""
-            raise VisdivError(f"there are no images in {self.uri}{told}")
+            told = "; ".join([left_out.told(), *self.notes])
+            raise VisdivError(f"there are no images in {self.uri} ({told})")
 
     def fingerprint(self) -> str:
         """Hash of the files' names, sizes and versions, and of the selection; no file is opened.
@@ -90,7 +95,7 @@ class ContainerSource(ABC):
         """
         self.__dict__.pop("files", None)
         told = "\n".join(f"{file.name!r} {file.size} {file.version}" for file in self.files)
-        return self._selection.fingerprint(told)
+        return self._selection.fingerprint(told + self._rules())
 
     def read_all(self, image_ids: Iterable[str]) -> Iterator[Read]:
         """File by file, and within a file in storage order."""
@@ -116,8 +121,32 @@ class ContainerSource(ABC):
                     why = OSError(f"its file cannot be read: {_reason(error)}")
             yield from (Read(at, why) for at in left.values())
 
+    def _rules(self) -> str:
+        """What else decides which images are listed: a part of the fingerprint."""
+        return ""
+
     def _uri_of(self, name: str) -> str:
         return f"{self._place.uri.rstrip('/')}/{name}"
+
+
+class ArchiveSource(ContainerSource):
+    """Images inside archives of files, which are taken for images by their names.
+
+    Args:
+        place: the folder of the archives.
+        pattern: their names.
+        selection: which images to take.
+    """
+
+    def __init__(self, place: Place, pattern: str, selection: Selection) -> None:
+        super().__init__(place, pattern, selection)
+        self._wanted, self._names = None, selection.wanted or ImageNames()
+
+    def _takes(self, file: FileInfo, member: str) -> bool:
+        return self._names.takes(member, self.left_out, f"{to_image_id(file.name)}#")
+
+    def _rules(self) -> str:
+        return rules()
 
 
 def _reason(error: Exception) -> str:

@@ -1,13 +1,16 @@
 """Images as files in a directory tree."""
 
+import errno
 import heapq
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from wcmatch import glob
+
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.sources.places import LocalPlace, matcher
+from visdiv_assets.sources.names import ImageNames, LeftOut
+from visdiv_assets.sources.places import LocalPlace
 from visdiv_assets.sources.source import (
     IMAGE_EXTENSIONS,
     Item,
@@ -24,16 +27,15 @@ CONTAINERS = {".parquet": "*.parquet", ".tar": "*.tar", ".zip": "*.zip", ".arrow
 
 
 class DirectorySource:
-    """The files of a directory tree with an image extension; an image's id is its relative path.
+    """The image files of a directory tree, as `ImageNames` says; an image's id is its path.
 
-    Hidden files and folders (a leading dot) are skipped. Linked folders come after all others,
-    and each real folder is visited once. So loops end, and ids do not depend on the order of
-    listing.
+    Excluded and hidden folders are not entered. Linked folders come after all others, and each
+    real folder is visited once. So loops end, and ids do not depend on the order of listing.
 
     Args:
         path: the directory.
-        include: globs; if given, only images that match one of them are included.
-        exclude: globs; images that match one of them are skipped.
+        include: globs; if given, only files that match one of them are included.
+        exclude: globs; files that match one of them are skipped.
     """
 
     def __init__(
@@ -41,7 +43,8 @@ class DirectorySource:
     ) -> None:
         self.path = Path(path).absolute()
         self._place = LocalPlace(self.path)
-        self._wanted = matcher(include, exclude) if include or exclude else None
+        self._names = ImageNames(include, exclude)
+        self.left_out = LeftOut()
 
     @property
     def uri(self) -> str:
@@ -49,24 +52,22 @@ class DirectorySource:
         return str(self.path)
 
     def items(self) -> Iterator[Item]:
-        """Every image file, in no particular order.
+        """Every image file, in no particular order; `left_out` tells about the other files.
 
         Raises:
             VisdivError: the path is not a directory, a folder in it cannot be listed, or it
                 contains no image files.
         """
-        others: Counter[str] = Counter()
+        left_out = LeftOut()
         found = 0
+        chosen = self._names.any_patterns
         # This loop runs hundreds of thousands of times per second, so it avoids needless work.
-        for prefix, entry in self._files():
+        for prefix, entry in self._files(left_out):
             name = entry.name
             dot = name.rfind(".")
-            extension = name[dot:].lower() if dot > 0 else ""
-            if extension not in IMAGE_EXTENSIONS:
-                others[extension or "no extension"] += 1
-                continue
+            known = dot > 0 and name[0] != "." and name[dot:].lower() in IMAGE_EXTENSIONS
             name = prefix + name
-            if self._wanted is not None and not self._wanted(name):
+            if (chosen or not known) and not self._names.takes(name, left_out):
                 continue
             found += 1
             if not name.isascii() or "\\x" in name:
@@ -78,8 +79,8 @@ class DirectorySource:
             else:
                 yield Item(name, status.st_size, f"{status.st_mtime_ns:x}")
         if not found:
-            chosen = " that match include and exclude" if self._wanted else ""
-            raise VisdivError(f"there are no image files in {self.path}{chosen}{_describe(others)}")
+            raise VisdivError(f"there are no image files in {self.path} ({_describe(left_out)})")
+        self.left_out = left_out
 
     def fingerprint(self) -> None:
         """None, since nothing is cheaper than listing."""
@@ -91,8 +92,8 @@ class DirectorySource:
             lambda image_id: self._place.read(from_image_id(image_id)), image_ids, READERS
         )
 
-    def _files(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        """All entries that are neither hidden nor a directory, each with its relative folder."""
+    def _files(self, left_out: LeftOut) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """The entries that are not a directory, each with its relative folder."""
         visited: set[tuple[int, int]] = set()
         root = os.path.join(self.path, "")
         folders, links = [root], list[str]()
@@ -106,12 +107,16 @@ class DirectorySource:
                 prefix = folder[len(root) :]
                 with os.scandir(folder) as entries:
                     for entry in entries:
-                        if entry.name[0] == ".":
-                            continue
                         if entry.is_dir(follow_symlinks=False):
-                            folders.append(f"{entry.path}/")
+                            if self._names.enters(prefix + entry.name, left_out):
+                                folders.append(f"{entry.path}/")
+                            elif self._names.excludes(prefix + entry.name):
+                                # What is excluded does not come back by a link.
+                                own = os.stat(entry.path)  # noqa: PTH116
+                                visited.add((own.st_dev, own.st_ino))
                         elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112
-                            heapq.heappush(links, f"{entry.path}/")
+                            if self._names.enters(prefix + entry.name, left_out):
+                                heapq.heappush(links, f"{entry.path}/")
                         else:
                             yield prefix, entry
             except FileNotFoundError as error:
@@ -119,19 +124,21 @@ class DirectorySource:
             except NotADirectoryError as error:
                 raise VisdivError(f"{_shown(folder)} is not a directory") from error
             except OSError as error:
-                raise VisdivError(f"cannot list {_shown(folder)}: {error.strerror}") from error
+                below = _shown(folder[len(root) :])
+                hint = ""
+                if folder != root and error.errno in (errno.EACCES, errno.EPERM):
+                    pattern = glob.escape(to_image_id(below))
+                    hint = f'; to leave it out, set exclude: ["{pattern}/**"] in the settings'
+                raise VisdivError(
+                    f"cannot list {_shown(folder)}: {error.strerror}{hint}"
+                ) from error
 
 
 def _shown(folder: str) -> str:
     return folder.rstrip("/") or "/"
 
 
-def _describe(others: Counter[str]) -> str:
-    if not others:
-        return " (it is empty)"
-    kinds = ", ".join(f"{count} × {extension}" for extension, count in others.most_common(3))
-    hint = next(
-        (f"; to read these, add /{CONTAINERS[e]} to the path" for e in others if e in CONTAINERS),
-        "",
-    )
-    return f" ({others.total()} other files: {kinds}{hint})"
+def _describe(left_out: LeftOut) -> str:
+    kind = next((each for each in CONTAINERS if each in left_out.extensions), None)
+    hint = f"; to read these, add /{CONTAINERS[kind]} to the path" if kind else ""
+    return left_out.told() + hint

@@ -69,7 +69,7 @@ class ListSource:
                 exist.
         """
         tally = Tally()
-        found = there = 0
+        found = there = unwanted = 0
         lost: tuple[str, str, OSError] | None = None
         listed = self._info()
         try:
@@ -80,6 +80,7 @@ class ListSource:
                         continue
                     image_id = to_image_id(name)
                     if self._wanted is not None and not self._wanted(image_id):
+                        unwanted += 1
                         continue
                     found += 1
                     if isinstance(info, OSError):
@@ -94,8 +95,11 @@ class ListSource:
             raise VisdivError(f"cannot read {self.uri}: {error}") from None
         self.notes = tally.notes()
         if not found:
-            told = f" ({'; '.join(self.notes)})" if self.notes else ""
-            raise VisdivError(f"{self.uri} names no images{told}")
+            told = [f"{unwanted:,} left out by include and exclude"] if unwanted else []
+            told += self.notes
+            raise VisdivError(
+                f"{self.uri} names no images{f' ({"; ".join(told)})' if told else ''}"
+            )
         if not there and lost is not None:
             raise VisdivError(self._nothing_there(found, *lost))
 

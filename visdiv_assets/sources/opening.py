@@ -13,6 +13,7 @@ from visdiv_assets.sources.arrow import SPLITS, STATE, ArrowSource
 from visdiv_assets.sources.bucket import BucketSource
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.image_list import ListSource
+from visdiv_assets.sources.names import EVERY_FILE
 from visdiv_assets.sources.parquet import ParquetSource
 from visdiv_assets.sources.places import BucketPlace, open_place
 from visdiv_assets.sources.selection import Selection
@@ -73,7 +74,8 @@ def open_source(source: str | SourceSettings) -> Source:
             f"cannot tell the type of {without_secrets(uri)} from its name; supported are {KINDS}"
         )
     chosen = _chosen(name)
-    include = [*source.include, *([] if not chosen else [name])]
+    # At the end of a path, these name a folder's images; in `include`, every file.
+    include = [*source.include, *([name] if chosen and name not in EVERY_FILE else [])]
     place = open_place(folder if chosen else uri, source.options)
     if isinstance(place, BucketPlace):
         return BucketSource(place, include, source.exclude)
@@ -111,7 +113,7 @@ def _split(address: str) -> tuple[str, str]:
 
 def _chosen(name: str) -> bool:
     """Whether a name selects images of a folder, as `**/*.jpg` does."""
-    return has_magic(name) and (is_image_name(name) or name.endswith("*"))
+    return has_magic(name) and (is_image_name(name) or "*" in name)
 
 
 def _selection(source: SourceSettings) -> Selection:

@@ -393,13 +393,18 @@ def matcher(include: Sequence[str], exclude: Sequence[str]) -> Callable[[str], b
         >>> [wanted(path) for path in ("a/b.jpg", "thumbs/b.jpg", "a.png")]
         [True, False, False]
     """
-    yes, no = _compiled(include), _compiled(exclude)
+    yes, no = compiled(include), compiled(exclude)
     if yes is None and no is None:
         return lambda path: True
     return lambda path: (yes is None or bool(yes.match(path))) and not (no and no.match(path))
 
 
-def _compiled(patterns: Sequence[str]) -> re.Pattern[str] | None:
+def compiled(patterns: Sequence[str]) -> re.Pattern[str] | None:
+    """A regular expression for paths that match one of the globs; None without globs.
+
+    Raises:
+        VisdivError: a pattern is not valid.
+    """
     if not patterns:
         return None
     try:

@@ -6,10 +6,9 @@ only say how to reach a source, such as credentials: they select nothing.
 
 import hashlib
 import json
-from collections.abc import Callable
 from typing import NamedTuple
 
-from visdiv_assets.sources.places import matcher
+from visdiv_assets.sources.names import ImageNames
 
 
 class Selection(NamedTuple):
@@ -28,11 +27,11 @@ class Selection(NamedTuple):
     root: str | None = None
 
     @property
-    def wanted(self) -> Callable[[str], bool] | None:
+    def wanted(self) -> ImageNames | None:
         """Whether an image id is taken; None if all are."""
         if not self.include and not self.exclude:
             return None
-        return matcher(self.include, self.exclude)
+        return ImageNames(self.include, self.exclude)
 
     def fingerprint(self, told: str) -> str:
         """128-bit hash in hex of what a source tells about its files, and of this selection.

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any, Self
 
-from visdiv_assets.sources.containers import ContainerSource
+from visdiv_assets.sources.containers import ArchiveSource
 from visdiv_assets.sources.places import FileInfo
-from visdiv_assets.sources.source import Item, is_image_name, read_limited
+from visdiv_assets.sources.source import Item, read_limited
 from visdiv_assets.sources.tables import as_metadata
 
 # Members of a WebDataset sample that describe its images; larger ones are ignored.
@@ -39,7 +39,7 @@ _repeated: dict[tuple[str, FileInfo], Counter[str]] = {}
 MAX_REMEMBERED = 100_000
 
 
-class TarSource(ContainerSource):
+class TarSource(ArchiveSource):
     """Image members of tar archives, plain or compressed; an image's place is its member's name.
 
     In WebDataset, members whose names are equal up to the first dot form one sample. Each image
@@ -63,14 +63,14 @@ class TarSource(ContainerSource):
                 if f"{folder}/{stem}" != sample:
                     yield from (image._replace(metadata=metadata or None) for image in images)
                     sample, images, metadata = f"{folder}/{stem}", [], {}
-                if is_image_name(member.name):
+                if extension in SIDECARS and member.size <= MAX_SIDECAR_BYTES:
+                    content = archive.extractfile(member)
+                    metadata |= _said(extension, content.read() if content else b"")
+                elif self._takes(file, member.name):
                     if member.name in names:
                         repeated[member.name] += 1
                     names.add(member.name)
                     images.append(Item(member.name, member.size, file.version))
-                elif extension in SIDECARS and member.size <= MAX_SIDECAR_BYTES:
-                    content = archive.extractfile(member)
-                    metadata |= _said(extension, content.read() if content else b"")
             yield from (image._replace(metadata=metadata or None) for image in images)
         if repeated:
             self._tally["members replaced by later ones of the same name"] += repeated.total()

@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
-from visdiv_assets.sources.containers import ContainerSource
+from visdiv_assets.sources.containers import ArchiveSource
 from visdiv_assets.sources.places import FileInfo
-from visdiv_assets.sources.source import Item, is_image_name, read_limited
+from visdiv_assets.sources.source import Item, read_limited
 
 LOCAL_HEADER = b"PK\x03\x04"
 MAX_ARCHIVES = 1000  # in one file, one after the other
 
 
-class ZipSource(ContainerSource):
+class ZipSource(ArchiveSource):
     """Image members of zip archives; an image's place is its member's name.
 
     Its version is the checksum that the archive stores, so a new archive with the same images has
@@ -30,7 +30,7 @@ class ZipSource(ContainerSource):
         with self._place.open(file.name) as content, _archives_in(content) as archives:
             members = _members_of(archives)
             for _, member in members.values():
-                if not member.is_dir() and is_image_name(member.filename):
+                if not member.is_dir() and self._takes(file, member.filename):
                     yield Item(member.filename, member.file_size, f"{member.CRC:08x}")
             listed = [each.filename for archive in archives for each in archive.infolist()]
             if repeated := sum(map(is_image_name, listed)) - sum(map(is_image_name, members)):

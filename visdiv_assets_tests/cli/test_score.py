@@ -96,6 +96,36 @@ def test_a_folder_gives_a_table_for_people_on_stdout(photos, store):
     assert n_evaluations(store) == 1
 
 
+def test_what_is_left_out_for_its_name_is_told_in_one_line(photos):
+    for name in ("a.jxl", "b.jxl", "c", ".d.jpg"):
+        (photos / name).touch()
+    (photos / "@eaDir").mkdir()
+    shown = run("score", photos)
+    assert shown.returncode == 0
+    assert re.fullmatch(
+        r"photos-[0-9a-f]{8}: 4 files left out by their names: 2 × \.jxl, 1 without extension, "
+        r"1 hidden; 1 folder left out, hidden or of the system: 1 × @eaDir; `include` can take "
+        r"them\n",
+        shown.stderr,
+    )
+    left_out = json.loads(run("score", photos, "--json").stdout)["left_out"]
+    assert left_out == {
+        "files": 4,
+        "extensions": {".jxl": 2, "": 1},
+        "hidden_files": 1,
+        "folders": {"@eaDir": 1},
+        "by_include_and_exclude": 0,
+    }
+
+
+def test_what_is_left_out_is_told_even_if_there_is_no_score(photos):
+    for image in sorted(photos.iterdir())[1:]:
+        image.rename(image.with_suffix(".jxl"))
+    shown = run("score", photos)
+    assert shown.returncode == 1
+    assert "3 files left out by their names: 3 × .jxl" in shown.stderr
+
+
 def test_json_is_one_object_on_stdout_and_nothing_else(photos):
     (photos / "broken.jpg").touch()
     shown = run("score", photos, "--json")
@@ -121,6 +151,7 @@ def test_json_is_one_object_on_stdout_and_nothing_else(photos):
         "stars": int,
         "model_id": str,
         "seconds": float,
+        "left_out": dict,
     }
     assert (result["n_images"], result["n_failed"], result["dimension"]) == (4, 1, 512)
     assert 1 < result["participation_ratio"] <= result["effective_rank"] <= 3
@@ -294,7 +325,7 @@ def a_link_to_itself() -> None:
     [
         (nothing, "no such file or directory: .*/x"),
         (empty_folder, r"there are no image files in .*/x \(it is empty\)"),
-        (text_files, r"there are no image files in .*/x \(2 other files: .*\)"),
+        (text_files, r"there are no image files in .*/x \(2 files left out by their names: .*\)"),
         (text_files_that_claim_to_be_images, "none of the 2 images in .*/x can be decoded .*"),
         (one_image, "x-[0-9a-f]{8} has only 1 decodable image; diversity needs at least 2"),
         (one_image_among_broken_ones, "x-[0-9a-f]{8} has only 1 decodable image; .*"),

@@ -238,7 +238,7 @@ def forbidden(environ, start_response):
 
 def test_a_prefix_without_images_is_refused_with_what_there_is(bucket, tmp_path):
     bucket.put("a.txt")
-    assert "(1 other objects)" in refused(bucket.settings(), tmp_path)
+    assert "(1 file left out by its name: 1 × .txt)" in refused(bucket.settings(), tmp_path)
 
 
 def test_a_server_that_is_not_there_is_refused(bucket, tmp_path):

@@ -165,7 +165,7 @@ def test_an_empty_folder_is_refused(tmp_path):
 
 def test_a_folder_without_images_is_refused_with_what_there_is(tmp_path):
     write(tmp_path, "a.txt", "b.txt", "deep/c.TXT", "d.json", "LICENSE")
-    counted = r"\(5 other files: 3 × \.txt, 1 × "
+    counted = r"\(5 files left out by their names: 3 × \.txt, 1 × "
     with pytest.raises(VisdivError, match=rf"there are no image files in .* {counted}"):
         listed(tmp_path)
 
@@ -185,6 +185,65 @@ def test_one_folder_without_permission_fails_the_whole_listing(tmp_path):
             listed(tmp_path)
     finally:
         (tmp_path / "locked").chmod(0o700)
+
+
+LOCKED = ["locked", "locked/", "locked/**", "**/locked", "**/locked/**", "lock*", "{locked,x}/**"]
+
+
+@pytest.fixture
+def locked(tmp_path, monkeypatch):
+    """A folder in which one may not be listed, also for root."""
+    write(tmp_path, "a.jpg", "locked/b.jpg", "locked/deep/c.jpg", "lost+found/d.jpg")
+    scandir = os.scandir
+
+    def refuse(path):
+        if "/locked" in str(path) or "/lost+found" in str(path):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    return tmp_path
+
+
+@pytest.mark.parametrize("pattern", LOCKED)
+def test_a_folder_without_permission_can_be_excluded(locked, pattern):
+    source = DirectorySource(locked, exclude=[pattern])
+    assert [item.image_id for item in source.items()] == ["a.jpg"]
+
+
+def test_a_folder_without_permission_is_not_entered_if_nothing_in_it_is_included(locked):
+    write(locked, "train/b.jpg")
+    source = DirectorySource(locked, include=["train/**"])
+    assert [item.image_id for item in source.items()] == ["train/b.jpg"]
+
+
+def test_a_folder_without_permission_is_named_with_how_to_leave_it_out(locked):
+    hint = r'to leave it out, set exclude: \["locked/\*\*"\] in the settings$'
+    with pytest.raises(VisdivError, match=rf"^cannot list .*/locked: Permission denied; {hint}"):
+        listed(locked)
+
+
+def test_what_is_excluded_does_not_come_back_by_a_link(tmp_path):
+    write(tmp_path, "a.jpg", "thumbs/b.jpg")
+    (tmp_path / "link").symlink_to("thumbs")
+    (tmp_path / "loop").symlink_to(".")
+    source = DirectorySource(tmp_path, exclude=["thumbs/**"])
+    assert [item.image_id for item in source.items()] == ["a.jpg"]
+
+
+def test_an_excluded_link_does_not_exclude_the_folder_it_leads_to(tmp_path):
+    write(tmp_path, "z/a.jpg")
+    (tmp_path / "link").symlink_to("z")
+    source = DirectorySource(tmp_path, exclude=["link"])
+    assert [item.image_id for item in source.items()] == ["z/a.jpg"]
+
+
+@pytest.mark.parametrize("target", ["nowhere", "link.jpg"])
+def test_dangling_links_and_loops_can_be_excluded(tmp_path, target):
+    write(tmp_path, "a.jpg")
+    (tmp_path / "link.jpg").symlink_to(target)
+    source = DirectorySource(tmp_path, exclude=["link.jpg"])
+    assert [item.image_id for item in source.items()] == ["a.jpg"]
 
 
 # --- URIs ---

@@ -8,6 +8,7 @@ from visdiv_assets.defs.partitions import datasets
 from visdiv_assets.defs.reporting import clear_errors
 from visdiv_assets.defs.resources import SettingsResource, StoreResource
 from visdiv_assets.defs.upstream import LISTED
+from visdiv_assets.sources.names import left_out_of
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.workflows.evaluate import list_dataset
 
@@ -27,7 +28,8 @@ def image_manifest(
             "images": len(manifest),
             "bytes": manifest.total_bytes,
             LISTED: manifest.fingerprint,
-            "notes": "; ".join(manifest.notes),
+            "notes": "; ".join(manifest.notes) or "none",
+            "left out": str(left_out_of(source)) or "none",
             "seconds": round(time.monotonic() - started, 3),
         },
         data_version=dg.DataVersion(manifest.fingerprint),
