@@ -97,9 +97,7 @@ class ListSource:
         if not found:
             told = [f"{unwanted:,} left out by include and exclude"] if unwanted else []
             told += self.notes
-            raise VisdivError(
-                f"{self.uri} names no images{f' ({"; ".join(told)})' if told else ''}"
-            )
+            raise VisdivError(f"{self.uri} names no images ({'; '.join(told) or 'it is empty'})")
         if not there and lost is not None:
             raise VisdivError(self._nothing_there(found, *lost))
 

@@ -17,7 +17,7 @@ from typing import IO, Any, Self
 
 from visdiv_assets.sources.containers import ArchiveSource
 from visdiv_assets.sources.places import FileInfo
-from visdiv_assets.sources.source import Item, read_limited
+from visdiv_assets.sources.source import Item, is_image_name, read_limited
 from visdiv_assets.sources.tables import as_metadata
 
 # Members of a WebDataset sample that describe its images; larger ones are ignored.

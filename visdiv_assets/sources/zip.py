@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from visdiv_assets.sources.containers import ArchiveSource
 from visdiv_assets.sources.places import FileInfo
-from visdiv_assets.sources.source import Item, read_limited
+from visdiv_assets.sources.source import Item, is_image_name, read_limited
 
 LOCAL_HEADER = b"PK\x03\x04"
 MAX_ARCHIVES = 1000  # in one file, one after the other
