@@ -24,6 +24,7 @@ from visdiv_assets.embedding.cpus import usable_cpus
 from visdiv_assets.embedding.decoders import Decoders
 from visdiv_assets.embedding.preprocess import DecodeError, Decoding, Pixels
 from visdiv_assets.embedding.runtime import Vectors
+from visdiv_assets.settings.secrets import redacted
 from visdiv_assets.sources.source import Read, Source
 from visdiv_assets.store.index import (
     content_key,
@@ -362,7 +363,8 @@ def _decode(
 ) -> _Decoded:
     at, data = read
     if isinstance(data, OSError):
-        return _Decoded(at, None, None, Failure(data.strerror or str(data), type(data).__name__))
+        reason = redacted(data.strerror or str(data))
+        return _Decoded(at, None, None, Failure(reason, type(data).__name__))
     key = content_key(data)
     if not wanted(key):
         return _Decoded(at, key, None, None)

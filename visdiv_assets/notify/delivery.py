@@ -7,13 +7,17 @@ lost, but if the process dies in between, one may be sent twice.
 
 import hashlib
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import parse_qsl, unquote
 
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.notify.messages import LONGEST, Message, compose
 from visdiv_assets.settings.model import AlertSettings
+from visdiv_assets.settings.secrets import redacted, remember
 from visdiv_assets.warehouse.warehouse import Warehouse
 
 FIRST_RETRY = timedelta(seconds=15)
@@ -21,6 +25,9 @@ LONGEST_RETRY = timedelta(hours=1)
 
 # Longer than any of our titles.
 TITLE = 400
+
+# What Apprise says of a target is shown without the parts of its URL that are at least so long.
+SHORTEST_PART = 4
 
 
 class Target:
@@ -36,19 +43,22 @@ class Target:
     def __init__(self, url: str) -> None:
         import apprise
 
+        # The URL may contain secrets, so the store identifies a target by a hash.
+        self.id = hashlib.sha256(url.encode()).hexdigest()[:16]
+        # Before Apprise sees it, which logs what it does not understand.
+        remember([url, url.partition(":")[2]])
         self._apprise = apprise.Apprise()
         if not self._apprise.add(url):
-            scheme = url.partition("://")[0]
-            raise VisdivError(
-                f"Apprise does not recognise the alert URL that starts with {scheme!r}"
-            )
+            remember(part for part in parts_of(url) if not _is_word(part))
+            raise VisdivError(f"Apprise does not recognise {_described(url)} ({self.id[:4]})")
+        remember(secret_parts(url, list(self._apprise)))
+        self._parts = [part for part in parts_of(url) if len(part) >= SHORTEST_PART]
         service = self._apprise[0]
-        self.label = f"{service.service_name} {getattr(service, 'host', '') or ''}".strip()
+        # Not its host: for many services, that is the key.
+        self.label = f"{service.service_name} ({self.id[:4]})"
         # Services without titles get the title as the first line of the text.
         title = 0 if service.title_maxlen > 0 else TITLE
         self.longest = max(service.body_maxlen - title, 0) or LONGEST
-        # The URL may contain secrets, so the store identifies a target by a hash.
-        self.id = hashlib.sha256(url.encode()).hexdigest()[:16]
 
     def send(self, message: Message) -> str | None:
         """Send a message; returns None if the service accepted it, else what went wrong."""
@@ -57,8 +67,59 @@ class Target:
         logs = apprise.LogCapture(level=logging.WARNING, fmt="%(message)s")  # type: ignore[no-untyped-call]
         with logs as log:
             accepted = bool(self._apprise.notify(title=message.title, body=message.body))
-            said = " ".join(log.getvalue().split())
+            said = " ".join(redacted(log.getvalue(), self._parts).split())
         return None if accepted else (said or "the service did not accept the message")[:300]
+
+
+def parts_of(url: str) -> list[str]:
+    """What an Apprise URL consists of: every text that may be a key, without names of parameters.
+
+    Example:
+        >>> parts_of("slack://TokenA/TokenB/#data?footer=no")
+        ['TokenA', 'TokenB', 'data', 'no']
+    """
+    parts = []
+    for part in re.split(r"[/@:?&#,;\s]+", url.partition(":")[2]):
+        value = part.partition("=")[2] or part
+        parts += [value, *re.split(r"[/@:?&#,;=\s]+", unquote(value))]
+    return list(dict.fromkeys(filter(None, parts)))
+
+
+def secret_parts(url: str, services: Iterable[Any]) -> set[str]:
+    """The parts of an Apprise URL that must not be shown anywhere.
+
+    Apprise knows which they are, and hides them in `url(privacy=True)`. It does not know of headers
+    and parameters of webhooks, nor what a path means to its server.
+    """
+    written, shown = set(parts_of(url)), set[str]()
+    rendered = set[str]()
+    for service in services:
+        rendered.update(parts_of(service.url(privacy=False)))
+        shown.update(parts_of(service.url(privacy=True)))
+    hidden = (rendered - shown) | {part for part in written - shown if not _is_word(part)}
+    extra = {value for name, value in parse_qsl(url.partition("?")[2]) if name[:1] in " +-:"}
+    return hidden | extra | {part for part in written | rendered if _looks_random(part)}
+
+
+def _is_word(part: str) -> bool:
+    return part.isalpha() and part.islower()
+
+
+def _looks_random(part: str) -> bool:
+    return bool(re.fullmatch(r"(?=.*\d)(?=.*[A-Za-z])[A-Za-z0-9_]{10,}", part))
+
+
+def _described(url: str) -> str:
+    """An invalid URL, as much of it as is surely no secret."""
+    from apprise.plugins import N_MGR
+
+    scheme, colon, rest = url.partition(":")
+    known = re.fullmatch(r"[A-Za-z][A-Za-z0-9.+-]{0,30}", scheme) and (
+        rest.startswith("//") or scheme.lower() in N_MGR.schemas()  # type: ignore[no-untyped-call]
+    )
+    if colon and known:
+        return f"the alert URL that starts with {scheme!r}"
+    return "an alert URL: it does not start with a service, as slack:// does"
 
 
 def targets_of(settings: AlertSettings) -> tuple[list[Target], list[str]]:

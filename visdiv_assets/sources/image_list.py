@@ -14,6 +14,7 @@ import ijson
 import numpy as np
 
 from visdiv_assets.errors import VisdivError
+from visdiv_assets.settings.secrets import redacted, without_secrets
 from visdiv_assets.sources.places import FileInfo, LocalPlace, Place
 from visdiv_assets.sources.source import (
     Item,
@@ -23,7 +24,7 @@ from visdiv_assets.sources.source import (
     to_image_id,
 )
 from visdiv_assets.sources.tables import as_metadata
-from visdiv_assets.sources.uris import scheme_of, without_secrets
+from visdiv_assets.sources.uris import scheme_of
 
 READERS = 16
 
@@ -81,7 +82,7 @@ class ListSource:
         except VisdivError as error:
             raise VisdivError(f"{self.uri}: {error}") from None
         except Exception as error:  # noqa: BLE001  each format's library has errors of its own
-            raise VisdivError(f"cannot read {self.uri}: {error}") from None
+            raise VisdivError(f"cannot read {self.uri}: {redacted(str(error))}") from None
         if not found:
             raise VisdivError(f"{self.uri} names no images")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.model import SourceSettings
+from visdiv_assets.settings.secrets import WEB_SCHEMES, without_secrets
 from visdiv_assets.sources.arrow import SPLITS, STATE, ArrowSource
 from visdiv_assets.sources.bucket import BucketSource
 from visdiv_assets.sources.directory import DirectorySource
@@ -17,7 +18,7 @@ from visdiv_assets.sources.parquet import ParquetSource
 from visdiv_assets.sources.places import BucketPlace, matcher, open_place
 from visdiv_assets.sources.source import Source, is_image_name
 from visdiv_assets.sources.tar import TarSource
-from visdiv_assets.sources.uris import WEB_SCHEMES, has_magic, scheme_of, split_uri, without_secrets
+from visdiv_assets.sources.uris import has_magic, scheme_of, split_uri
 from visdiv_assets.sources.zip import ZipSource
 
 LIST = re.compile(r"\.(txt|csv|tsv|jsonl|json)$", re.IGNORECASE)
