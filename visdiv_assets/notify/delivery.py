@@ -8,7 +8,8 @@ lost, but if the process dies in between, one may be sent twice.
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -45,14 +46,17 @@ class Target:
 
         # The URL may contain secrets, so the store identifies a target by a hash.
         self.id = hashlib.sha256(url.encode()).hexdigest()[:16]
-        # Before Apprise sees it, which logs what it does not understand.
         remember([url, url.partition(":")[2]])
-        self._apprise = apprise.Apprise()
-        if not self._apprise.add(url):
-            remember(part for part in parts_of(url) if not _is_word(part))
-            raise VisdivError(f"Apprise does not recognise {_described(url)} ({self.id[:4]})")
-        remember(secret_parts(url, list(self._apprise)))
         self._parts = [part for part in parts_of(url) if len(part) >= SHORTEST_PART]
+        self._apprise = apprise.Apprise()
+        with _log_without(self._parts):
+            recognised = self._apprise.add(url)
+        if not recognised:
+            remember(part for part in self._parts if not _is_word(part))
+            raise VisdivError(
+                f"Apprise does not recognise the alert URL ({self.id[:4]}) {_beginning(url)}"
+            )
+        remember(secret_parts(url, list(self._apprise)))
         service = self._apprise[0]
         # Not its host: for many services, that is the key.
         self.label = f"{service.service_name} ({self.id[:4]})"
@@ -65,9 +69,9 @@ class Target:
         import apprise
 
         logs = apprise.LogCapture(level=logging.WARNING, fmt="%(message)s")  # type: ignore[no-untyped-call]
-        with logs as log:
+        with _log_without(self._parts), logs as log:
             accepted = bool(self._apprise.notify(title=message.title, body=message.body))
-            said = " ".join(redacted(log.getvalue(), self._parts).split())
+            said = " ".join(log.getvalue().split())
         return None if accepted else (said or "the service did not accept the message")[:300]
 
 
@@ -85,7 +89,7 @@ def parts_of(url: str) -> list[str]:
     return list(dict.fromkeys(filter(None, parts)))
 
 
-def secret_parts(url: str, services: Iterable[Any]) -> set[str]:
+def secret_parts(url: str, services: Sequence[Any]) -> set[str]:
     """The parts of an Apprise URL that must not be shown anywhere.
 
     Apprise knows which they are, and hides them in `url(privacy=True)`. It does not know of headers
@@ -98,7 +102,34 @@ def secret_parts(url: str, services: Iterable[Any]) -> set[str]:
         shown.update(parts_of(service.url(privacy=True)))
     hidden = (rendered - shown) | {part for part in written - shown if not _is_word(part)}
     extra = {value for name, value in parse_qsl(url.partition("?")[2]) if name[:1] in " +-:"}
+    hidden.update(*map(_private, services))
     return hidden | extra | {part for part in written | rendered if _looks_random(part)}
+
+
+def _private(service: Any) -> set[str]:
+    """The values that a service declares to be private."""
+    private: set[str] = set()
+    for name, about in service.template_tokens.items():
+        value = getattr(service, about.get("map_to") or name, None)
+        if about.get("private") and isinstance(value, str):
+            private.add(value)
+    return private
+
+
+@contextmanager
+def _log_without(parts: Sequence[str]) -> Iterator[None]:
+    """While it lasts, Apprise's log holds none of these texts, whatever their lengths."""
+
+    def hide(record: logging.LogRecord) -> bool:
+        record.msg, record.args = redacted(record.getMessage(), parts), ()
+        return True
+
+    log = logging.getLogger("apprise")
+    log.addFilter(hide)
+    try:
+        yield
+    finally:
+        log.removeFilter(hide)
 
 
 def _is_word(part: str) -> bool:
@@ -109,17 +140,15 @@ def _looks_random(part: str) -> bool:
     return bool(re.fullmatch(r"(?=.*\d)(?=.*[A-Za-z])[A-Za-z0-9_]{10,}", part))
 
 
-def _described(url: str) -> str:
-    """An invalid URL, as much of it as is surely no secret."""
+def _beginning(url: str) -> str:
+    """How an invalid URL begins, as far as that is surely no secret."""
     from apprise.plugins import N_MGR
 
-    scheme, colon, rest = url.partition(":")
-    known = re.fullmatch(r"[A-Za-z][A-Za-z0-9.+-]{0,30}", scheme) and (
-        rest.startswith("//") or scheme.lower() in N_MGR.schemas()  # type: ignore[no-untyped-call]
-    )
-    if colon and known:
-        return f"the alert URL that starts with {scheme!r}"
-    return "an alert URL: it does not start with a service, as slack:// does"
+    scheme, _, rest = url.partition(":")
+    known = scheme.lower() in N_MGR.schemas()  # type: ignore[no-untyped-call]
+    if known or (rest.startswith("//") and re.fullmatch("[A-Za-z]{1,20}", scheme)):
+        return f"that starts with {scheme!r}"
+    return "that does not start with a service, as slack:// does"
 
 
 def targets_of(settings: AlertSettings) -> tuple[list[Target], list[str]]:

@@ -156,7 +156,8 @@ def secrets_of_environment() -> list[str]:
         if _is_proxy(name):
             found += _login(value if "://" in value else f"http://{value}")
         elif _holds_secret(name):
-            found += [value, *secrets_in(value)]
+            address = value.partition("://")[2]
+            found += [value, address, address.partition("/")[2], *secrets_in(value)]
     return found
 
 
