@@ -7,19 +7,48 @@ import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, quote_plus, unquote
 
+import dagster as dg
+import duckdb
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from visdiv_assets.cli.main import app
+from visdiv_assets.definitions import build_defs
+from visdiv_assets.defs.partitions import run_tags
+from visdiv_assets.defs.resources import (
+    EmbedderResource,
+    SettingsResource,
+    StoreResource,
+    WarehouseResource,
+)
+from visdiv_assets.defs.sensors import (
+    alert_sensor,
+    dataset_change_sensor,
+    dataset_registry_sensor,
+    failed_run_sensor,
+)
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.notify.delivery import Target
+from visdiv_assets.notify.delivery import Target, deliver_due, targets_of
 from visdiv_assets.notify.messages import Message
 from visdiv_assets.settings import secrets
+from visdiv_assets.settings.reading import load_settings
 from visdiv_assets.settings.secrets import redacted, remember, secrets_in
+from visdiv_assets.sources.opening import open_source
+from visdiv_assets.store.store import Store
+from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.evaluate import evaluate
+from visdiv_assets.workflows.judge import note_failure
+from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_images
+from visdiv_assets_tests.sources.servers import http_server
 
 MESSAGE = Message("visdiv: test", "a text")
 
@@ -355,3 +384,226 @@ def test_a_log_record_holds_no_secret_whichever_logger_and_handler_it_comes_from
     assert "OSError: no ***" in texts[0]
     assert texts[1] == "https://host/x"
     assert texts[2] == "7 is not what it should be: all is well"
+
+
+# --- a whole project ---
+
+PLACES = {
+    "hook login": "HookSECRET77",
+    "hook path": "Path4SECRET77",
+    "hook header": "HeaderSECRET77",
+    "alert key": "Api0SECRET77xyzw",
+    "alert integration": "Integ0SECRET77abcdef",
+    "malformed alert": "Token0SECRET77",
+    "variable": "Variable0SECRET77",
+    "option": "Option0SECRET77",
+    "list login": "ListLogin0SECRET77",
+    "list signature": "ListSignature0SECRET77",
+    "entry login": "EntryLogin0SECRET77",
+    "entry signature": "EntrySignature0SECRET77",
+    "column": "Column0SECRET77",
+    "weights login": "WeightsLogin0SECRET77",
+    "weights signature": "WeightsSignature0SECRET77",
+    "proxy": "Proxy0SECRET77",
+    "malformed source": "Malformed0SECRET77",
+    "misplaced": "Misplaced0SECRET77",
+}
+WEIGHTS = (
+    f"http://weights-user:{PLACES['weights login']}@weights.example.com/w.pt"
+    f"?X-Amz-Signature={PLACES['weights signature']}"
+)
+
+
+class SomeEmbedder(EmbedderResource):
+    """No model, except where the settings name one."""
+
+    def open(self, dataset: str) -> Any:
+        if dataset == "weights":
+            return super().open(dataset)
+        return FakeEmbedder(batch_size=64)
+
+
+class Planted(NamedTuple):
+    """A project with a secret in every place that can hold one."""
+
+    root: Path
+    settings: Path
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Iterator[Planted]:
+    far = write_images(tmp_path / "far", 4)
+    write_images(tmp_path / "photos", 4)
+    monkeypatch.setattr("visdiv_assets.sources.places.ATTEMPTS", 1)
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setenv("VISDIV_WEIGHTS_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("PLANTED_TOKEN", PLACES["variable"])
+    key = f"pagerduty://{PLACES['alert integration']}@{PLACES['alert key']}"
+    monkeypatch.setenv("PLANTED_ALERT", key)
+    for name in ("VISDIV_CONFIG", "VISDIV_STORE", "DAGSTER_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with http_server(tmp_path) as address, refusing_proxy() as proxy:
+        for name in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, f"http://proxy-user:{PLACES['proxy']}@{proxy}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        login = address.replace("://", f"://entry-user:{PLACES['entry login']}@")
+        signed = f"X-Amz-Signature={PLACES['entry signature']}&X-Amz-Expires=60"
+        preview = f"https://cdn.example.com/p.jpg?token={PLACES['column']}"
+        names = [*sorted(path.name for path in far.iterdir()), "gone.png"]
+        lines = [f"{address}/far/{name}?{signed},{preview}" for name in names]
+        lines += [f"{login}/far/000.png?id=1&{signed},{preview}"]
+        lines += [f"https://me:{PLACES['entry login']}@127.0.0.1:9/x.png?{signed},{preview}"]
+        (tmp_path / "list.csv").write_text("\n".join(["url,preview", *lines]))
+        query = f"?sig={PLACES['list signature']}"
+        root = address.replace("://", f"://list-user:{PLACES['list login']}@")
+        settings = tmp_path / "visdiv.yaml"
+        settings.write_text(f"""
+store: store
+settle_seconds: 0
+alerts:
+  urls:
+    - json://hook-user:{PLACES["hook login"]}@127.0.0.1:9/{PLACES["hook path"]}?+X-Key={PLACES["hook header"]}
+    - ${{PLANTED_ALERT}}
+    - slack:/T1/B1/{PLACES["malformed alert"]}
+    - ${{NO_SUCH_VARIABLE}}
+embedder: {{weights: '{WEIGHTS}'}}
+datasets:
+  photos: {{source: photos, threshold: 0.99, basis: plain, tags: {{team: "${{PLANTED_TOKEN}}"}}}}
+  list: {{source: {{uri: '{root}/list.csv{query}', root: '{root}/far{query}'}}}}
+  weights: {{source: photos}}
+  odd: {{source: 'https:/odd-user:{PLACES["malformed source"]}@host/x.zip?sig={PLACES["malformed source"]}'}}
+  bucket:
+    source:
+      uri: s3://bucket/pictures.zip
+      options:
+        endpoint: http://127.0.0.1:9
+        region: us-east-1
+        access_key_id: me
+        secret_access_key: {PLACES["option"]}
+""")  # noqa: E501
+        yield Planted(tmp_path, settings)
+
+
+def kept_below(*folders: Path) -> str:
+    """All that files hold; what DuckDB compressed, as rows."""
+    texts = []
+    for path in (path for folder in folders for path in folder.rglob("*") if path.is_file()):
+        texts += [str(path), path.read_bytes().decode("latin-1")]
+        if path.suffix == ".duckdb":
+            with duckdb.connect(str(path), read_only=True) as connection:
+                tables = connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()
+                texts += [repr(connection.sql(f'FROM "{name}"').fetchall()) for (name,) in tables]
+        if path.suffix == ".parquet":
+            texts.append(repr(pq.read_table(path).to_pylist()))
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(["weights"], id="a run that fails"),
+        pytest.param(
+            ["weights", "photos", "list", "odd", "bucket"], id="all", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_dagster_is_told_no_secret(names, project, logged, capfd):
+    """Runs that succeed and fail, ticks of all sensors and the schedules, checks, deliveries."""
+    home = project.root / "dagster"
+    home.mkdir()
+    settings = SettingsResource(config_path=str(project.settings))
+    resources = {"settings": settings, "embedder": SomeEmbedder(settings=settings)}
+    definitions = build_defs(resource_overrides=resources)
+    needs = {
+        "settings": settings,
+        "store": StoreResource(settings=settings),
+        "warehouse": WarehouseResource(settings=settings),
+    }
+    noting = {name: needs[name] for name in failed_run_sensor.required_resource_keys}
+    job = definitions.resolve_job_def("evaluate_dataset")
+    said = []
+    quiet = {"telemetry": {"enabled": False}}
+    with dg.DagsterInstance.local_temp(str(home), overrides=quiet) as instance:
+
+        def tick(sensor: dg.SensorDefinition) -> Any:
+            needed = {name: needs[name] for name in sensor.required_resource_keys}
+            with dg.build_sensor_context(instance=instance, resources=needed) as context:
+                ticked = sensor(context)
+            said.append(repr(ticked))
+            return ticked
+
+        tick(dataset_registry_sensor)
+        instance.add_dynamic_partitions("datasets", names)
+        tick(dataset_change_sensor)
+        for name in names:
+            tags = run_tags(load_settings(project.settings).dataset(name))
+            result = job.execute_in_process(
+                partition_key=name, instance=instance, raise_on_error=False, tags=tags
+            )
+            assert result.success is (name in ("photos", "list"))
+            said.append(repr(instance.all_logs(result.run_id)) + repr(result.dagster_run))
+            if not result.success:
+                [failed] = result.filter_events(lambda event: event.is_run_failure)
+                with dg.build_run_status_sensor_context(
+                    "failed_run_sensor", failed, instance, result.dagster_run, resources=noting
+                ) as context:
+                    failed_run_sensor(context.for_run_failure())
+        tick(dataset_change_sensor)
+        told = tick(alert_sensor).skip_message
+        tick(alert_sensor)
+    assert "Pager Duty (" in told
+    assert "JSON (" in told
+    assert "'slack'" in told
+    assert "NO_SUCH_VARIABLE" in told
+    kept = kept_below(project.root / "store", home)
+    assert "cannot download the SSCD weights from http://weights.example.com/w.pt" in kept
+    assert ("gone.png" in kept) is ("list" in names)
+    captured = capfd.readouterr()
+    holds_none("\n".join([*said, kept, logged(), captured.out, captured.err]), PLACES.values())
+
+
+def test_no_command_shows_a_secret(project, logged, monkeypatch):
+    warehouse = Warehouse(project.root / "store/visdiv.duckdb")
+    store = Store(project.root / "store")
+    for dataset in ("list", "photos"):
+        source = load_settings(project.settings).dataset(dataset).source
+        evaluate(dataset, open_source(source), FakeEmbedder(), store, warehouse, threshold=0.99)
+    note_failure("weights", f"cannot download {WEIGHTS}", warehouse)
+    said = []
+    for dataset, shown in (("odd", "no such file"), ("bucket", "s3://bucket")):
+        source = load_settings(project.settings).dataset(dataset).source
+        with pytest.raises(VisdivError, match=shown) as caught:
+            evaluate(dataset, open_source(source), FakeEmbedder(), store, warehouse)
+        said.append(str(caught.value))
+    for command, shown in {
+        "list": "bucket",
+        "doctor": "http://weights.example.com/w.pt",
+        "score weights": "http://weights.example.com/w.pt",
+        f"score {WEIGHTS}": "http://weights.example.com/w.pt",
+        f"history {WEIGHTS}": "no evaluations",
+        "history list": "",
+        "failures list": "gone.png",
+        "failures list --paths": "gone.png",
+        "duplicates list": "",
+        "select list -k 2": "",
+        "alerts test": "error",
+        "alerts list": "weights could not be evaluated",
+        "slices list": "",
+        "schema": "properties",
+    }.items():
+        monkeypatch.chdir(project.root)
+        config = [] if command == "schema" else ["--config", str(project.settings)]
+        result = CliRunner().invoke(app, [*command.split(), *config])
+        assert result.exception is None or isinstance(result.exception, SystemExit), command
+        assert shown in result.output
+        said.append(result.output)
+    alerts = load_settings(project.settings).alerts
+    targets, problems = targets_of(alerts)
+    assert len(targets) == len(problems) == 2
+    later = datetime.now(UTC) + timedelta(days=1)
+    report = deliver_due(warehouse, targets, dagster_url="http://localhost", now=later)
+    assert all(each.error for each in report)
+    said += [repr(report), repr(problems), repr(warehouse.alerts())]
+    said += [CliRunner().invoke(app, ["alerts", "list", "--config", str(project.settings)]).output]
+    kept = kept_below(project.root / "store")
+    holds_none("\n".join([*said, kept, logged()]), PLACES.values())
