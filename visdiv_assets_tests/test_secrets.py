@@ -570,7 +570,7 @@ def test_no_command_shows_a_secret(project, logged, monkeypatch):
         evaluate(dataset, open_source(source), FakeEmbedder(), store, warehouse, threshold=0.99)
     note_failure("weights", f"cannot download {WEIGHTS}", warehouse)
     said = []
-    for dataset, shown in (("odd", "no such file"), ("bucket", "s3://bucket")):
+    for dataset, shown in (("odd", "is not a valid address"), ("bucket", "s3://bucket")):
         source = load_settings(project.settings).dataset(dataset).source
         with pytest.raises(VisdivError, match=shown) as caught:
             evaluate(dataset, open_source(source), FakeEmbedder(), store, warehouse)
