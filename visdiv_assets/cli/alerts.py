@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from visdiv_assets.cli.console import EXIT_ERROR, Config, clear_errors, open_project, out
+from visdiv_assets.cli.console import EXIT_ERROR, Config, clear_errors, open_project, out, say
 from visdiv_assets.errors import VisdivError
+from visdiv_assets.settings.secrets import redacted
 
 commands = typer.Typer(no_args_is_help=True, help="List alerts, or send a test alert.")
 
@@ -36,7 +37,7 @@ def list_alerts(
         score = "" if alert.diversity_score is None else f"{alert.diversity_score:.4f}"
         state = f"{delivered} of {targets}" if targets else "waiting"
         if delivered < targets and error:
-            state += f": {error}".replace("[", "\\[")
+            state += f": {redacted(error)}".replace("[", "\\[")
         table.add_row(f"{alert.created_at:%Y-%m-%d %H:%M}", headline(alert), score, state)
     out.print(table)
 
@@ -54,6 +55,6 @@ def send_test(config: Config = None) -> None:
         message = Message("visdiv: test", "This is a test. Alerts from visdiv look like this.")
         outcomes = [(target.label, target.send(message)) for target in map(Target, urls)]
     for label, error in outcomes:
-        out.print(f"{label}: {error or 'accepted'}", markup=False, soft_wrap=True)
+        say(f"{label}: {error or 'accepted'}")
     if any(error for _, error in outcomes):
         raise typer.Exit(EXIT_ERROR)

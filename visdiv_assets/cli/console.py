@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from visdiv_assets.errors import VisdivError
+from visdiv_assets.settings.secrets import redacted
 
 if TYPE_CHECKING:
     from visdiv_assets.warehouse.records import Evaluation
@@ -85,12 +86,12 @@ def clear_errors() -> Iterator[None]:
 
 def print_error(message: str) -> None:
     """One sentence on stderr, as every error of the command begins."""
-    err.print("[red]error:[/]", Text(visible(message)), soft_wrap=True)
+    err.print("[red]error:[/]", Text(visible(redacted(message))), soft_wrap=True)
 
 
 def say(text: str) -> None:
     """A sentence on stdout, which may hold names from outside."""
-    out.print(text, markup=False, soft_wrap=True)
+    out.print(redacted(text), markup=False, soft_wrap=True)
 
 
 def compact_table() -> Table:

@@ -97,7 +97,7 @@ def add(
 def list_datasets(config: Config = None) -> None:
     """List the registered datasets and their newest scores."""
     with clear_errors():
-        from visdiv_assets.sources.uris import without_secrets
+        from visdiv_assets.settings.secrets import redacted
 
         project = open_project(config)
         settings = project.settings
@@ -123,7 +123,7 @@ def list_datasets(config: Config = None) -> None:
             elif newest.judged_score is not None:
                 score = f"[{colour}]{score}[/]"
             count, when = f"{newest.n_images:,}", f"{newest.evaluated_at:%Y-%m-%d\n%H:%M}"
-        source = visible(without_secrets(dataset.source.uri)).replace("[", "\\[")
+        source = visible(redacted(dataset.source.uri)).replace("[", "\\[")
         table.add_row(name, score, plain, f"{dataset.threshold:.2f}", count, when, source)
     out.print(table)
 
@@ -223,6 +223,7 @@ def failures(
     """List the images that could not be embedded, with reasons."""
     with clear_errors():
         from visdiv_assets.quality.verdicts import count_reasons
+        from visdiv_assets.settings.secrets import redacted
 
         warehouse = open_project(config).warehouse
         failed = warehouse.failures(name)
@@ -239,7 +240,7 @@ def failures(
     table.add_column("images", justify="right", no_wrap=True)
     table.add_column("reason", overflow="fold")
     reasons = [
-        f"{image.exception}: {image.reason}" if image.exception else image.reason
+        redacted(f"{image.exception}: {image.reason}" if image.exception else image.reason)
         for image in failed
     ]
     for reason, count in count_reasons(reasons):

@@ -21,6 +21,7 @@ from visdiv_assets.embedding.preprocess import Decoding
 from visdiv_assets.embedding.weights import find_weights
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.model import Settings
+from visdiv_assets.settings.secrets import redacted
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
 
@@ -39,7 +40,7 @@ class Finding(NamedTuple):
 
 def examine(settings: Settings) -> list[Finding]:
     """Everything that a person would be asked when something does not work."""
-    return [
+    findings = [
         Finding(True, "visdiv", f"{__version__}, Python {platform.python_version()}"),
         *_packages(),
         *_devices(),
@@ -47,6 +48,7 @@ def examine(settings: Settings) -> list[Finding]:
         *_model(settings),
         *_store(settings.store),
     ]
+    return [finding._replace(detail=redacted(finding.detail)) for finding in findings]
 
 
 def _packages() -> Iterator[Finding]:

@@ -38,6 +38,7 @@ from visdiv_assets.cli.console import (
     visible,
 )
 from visdiv_assets.errors import VisdivError
+from visdiv_assets.settings.secrets import guard_logs, redacted, redacted_traceback
 
 app = typer.Typer(
     name="visdiv",
@@ -151,10 +152,18 @@ def main() -> None:
     except OSError:
         print_error("the folder that you are in no longer exists; change to another one")
         sys.exit(EXIT_ERROR)
+    guard_logs()
     logging.basicConfig(level=logging.WARNING, handlers=[_Warnings()])
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # stars, where the terminal has none
-    app()
+    try:
+        app()
+    except Exception as error:
+        # A mistake of ours: whoever reports it pastes the traceback.
+        if (told := redacted_traceback(error)) is None:
+            raise
+        sys.stderr.write(told)
+        sys.exit(EXIT_ERROR)
 
 
 def _end_as_with_ctrl_c(*signals: str) -> None:
@@ -175,7 +184,9 @@ class _Warnings(logging.Handler):
     """Shows warnings above the progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        err.print("[yellow]warning:[/]", Text(visible(record.getMessage())), soft_wrap=True)
+        err.print(
+            "[yellow]warning:[/]", Text(visible(redacted(record.getMessage()))), soft_wrap=True
+        )
 
 
 if __name__ == "__main__":

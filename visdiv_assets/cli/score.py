@@ -24,6 +24,7 @@ from visdiv_assets.cli.console import (
 )
 from visdiv_assets.cli.progress import of_images, progress_bar
 from visdiv_assets.errors import VisdivError
+from visdiv_assets.settings.secrets import redacted
 
 if TYPE_CHECKING:
     from visdiv_assets.embedding.embedder import SSCDEmbedder
@@ -244,7 +245,7 @@ def _print_failures(index: "EmbeddingIndex") -> None:
     err.print(f"{images} could not be embedded:")
     shown = FAILURES_SHOWN if err.is_terminal else index.n_failed
     for image_id, reason in index.failures()[:shown]:
-        err.print(Text(f"  {visible(image_id)}: {visible(reason)}"), soft_wrap=True)
+        err.print(Text(f"  {visible(image_id)}: {visible(redacted(reason))}"), soft_wrap=True)
     if index.n_failed > shown:
         err.print(f"  … and {index.n_failed - shown:,} more; 2> failures.txt keeps them all")
 

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from visdiv_assets.settings.model import DatasetSettings
+from visdiv_assets.settings.secrets import redacted
 
 datasets = dg.DynamicPartitionsDefinition(name="datasets")
 
@@ -26,4 +27,4 @@ def datasets_in_flight(instance: dg.DagsterInstance) -> set[str]:
 
 def run_tags(dataset: DatasetSettings) -> dict[str, str]:
     """A dataset's own tags, as they stand on its runs."""
-    return {f"visdiv/{name}": value for name, value in dataset.tags.items()}
+    return {f"visdiv/{name}": redacted(value) for name, value in dataset.tags.items()}

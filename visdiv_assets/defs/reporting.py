@@ -17,6 +17,7 @@ from visdiv_assets.guidance.comparison import Difference
 from visdiv_assets.guidance.mixtures import Mixture
 from visdiv_assets.guidance.slices import Slice
 from visdiv_assets.quality.verdicts import count_reasons
+from visdiv_assets.settings.secrets import redacted, redacted_traceback
 from visdiv_assets.spectral.score import TOO_FEW
 from visdiv_assets.warehouse.records import Evaluation
 from visdiv_assets.workflows.augment import Measured
@@ -35,10 +36,25 @@ _MARKDOWN = {ord(character): f"&#{ord(character)};" for character in "&<>\\`*_[]
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Show what is wrong with the input as one sentence, without retries that could not help."""
+    with nothing_secret():
+        try:
+            yield
+        except VisdivError as error:
+            raise dg.Failure(description=redacted(str(error)), allow_retries=False) from None
+
+
+@contextmanager
+def nothing_secret() -> Iterator[None]:
+    """Keep secrets out of what Dagster records of an error, causes and traceback included."""
+    told = None
     try:
         yield
-    except VisdivError as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from None
+    except Exception as error:
+        told = redacted_traceback(error)
+        if told is None:
+            raise
+    if told is not None:  # outside, so that the new error has no context
+        raise dg.Failure(description=told)
 
 
 def log_steps(context: dg.AssetExecutionContext) -> Callable[[str, int, int], None]:

@@ -10,9 +10,11 @@ import dagster as dg
 
 from visdiv_assets.defs.jobs import compare_datasets, evaluate_dataset
 from visdiv_assets.defs.partitions import datasets, datasets_in_flight, run_tags
+from visdiv_assets.defs.reporting import nothing_secret
 from visdiv_assets.defs.resources import SettingsResource
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.model import TICK_MINUTES
+from visdiv_assets.settings.secrets import redacted
 
 # By then most of a night's evaluations are done.
 AFTER_THE_NIGHT = timedelta(hours=2)
@@ -24,6 +26,7 @@ AFTER_THE_NIGHT = timedelta(hours=2)
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )
+@nothing_secret()
 def nightly_reevaluation(
     context: dg.ScheduleEvaluationContext, settings: SettingsResource
 ) -> list[dg.RunRequest] | dg.SkipReason:
@@ -31,7 +34,7 @@ def nightly_reevaluation(
     try:
         configured = settings.load()
     except VisdivError as error:
-        return dg.SkipReason(str(error))
+        return dg.SkipReason(redacted(str(error)))
     night = configured.nightly.night_that_begins(context.scheduled_execution_time)
     if night is None:
         return dg.SkipReason(f"nightly runs begin at {configured.nightly}")
@@ -50,6 +53,7 @@ def nightly_reevaluation(
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )
+@nothing_secret()
 def nightly_comparison(
     context: dg.ScheduleEvaluationContext, settings: SettingsResource
 ) -> dg.RunRequest | dg.SkipReason:
@@ -57,7 +61,7 @@ def nightly_comparison(
     try:
         nightly = settings.load().nightly
     except VisdivError as error:
-        return dg.SkipReason(str(error))
+        return dg.SkipReason(redacted(str(error)))
     night = nightly.night_that_begins(context.scheduled_execution_time - AFTER_THE_NIGHT)
     if night is None:
         return dg.SkipReason(f"nightly runs begin at {nightly}, this one two hours later")

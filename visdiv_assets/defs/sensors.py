@@ -17,9 +17,11 @@ from visdiv_assets.defs.partitions import (
     datasets_in_flight,
     run_tags,
 )
+from visdiv_assets.defs.reporting import nothing_secret
 from visdiv_assets.defs.resources import SettingsResource, StoreResource, WarehouseResource
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.notify.delivery import deliver_due, targets_of
+from visdiv_assets.settings.secrets import redacted
 from visdiv_assets.sources.manifest import look
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.sources.watch import WatchMemory, is_settled, rotate
@@ -31,6 +33,7 @@ LISTING_SECONDS = 40.0
 
 
 @dg.sensor(minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING)
+@nothing_secret()
 def dataset_registry_sensor(
     context: dg.SensorEvaluationContext, settings: SettingsResource
 ) -> dg.SensorResult | dg.SkipReason:
@@ -38,7 +41,7 @@ def dataset_registry_sensor(
     try:
         registered = set(settings.load().datasets)
     except VisdivError as error:
-        return dg.SkipReason(f"nothing was changed: {error}")
+        return dg.SkipReason(redacted(f"nothing was changed: {error}"))
     known = set(context.instance.get_dynamic_partitions(str(datasets.name)))
     added = sorted(registered - known)
     # A partition is not taken away under a run; its turn comes at a later tick.
@@ -58,6 +61,7 @@ def dataset_registry_sensor(
     minimum_interval_seconds=15,
     default_status=dg.DefaultSensorStatus.RUNNING,
 )
+@nothing_secret()
 def dataset_change_sensor(
     context: dg.SensorEvaluationContext, settings: SettingsResource, store: StoreResource
 ) -> dg.SensorResult:
@@ -65,7 +69,7 @@ def dataset_change_sensor(
     try:
         configured = settings.load()
     except VisdivError as error:
-        return dg.SensorResult(skip_reason=f"nothing was looked at: {error}")
+        return dg.SensorResult(skip_reason=redacted(f"nothing was looked at: {error}"))
     kept = store.open()
     memory = WatchMemory.from_cursor(context.cursor)
     partitions = set(context.instance.get_dynamic_partitions(str(datasets.name)))
@@ -87,7 +91,7 @@ def dataset_change_sensor(
             source = open_source(configured.datasets[name].source)
             fingerprint = look(source, within_seconds=LISTING_SECONDS)
         except VisdivError as error:  # a source that cannot be listed is not an empty one
-            problems.append(f"{name}: {error}")
+            problems.append(redacted(f"{name}: {error}"))
             continue
         evaluated, written_at = kept.latest_fingerprint(name)
         settled, sighting = is_settled(
@@ -111,6 +115,7 @@ def dataset_change_sensor(
 
 
 @dg.run_failure_sensor(minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING)
+@nothing_secret()
 def failed_run_sensor(
     context: dg.RunFailureSensorContext, settings: SettingsResource, warehouse: WarehouseResource
 ) -> dg.SkipReason | None:
@@ -120,7 +125,7 @@ def failed_run_sensor(
     try:
         registered = set(settings.load().datasets)
     except VisdivError as error:  # where to note it is in the settings; in 26 hours it is stale
-        return dg.SkipReason(f"nothing was noted: {error}")
+        return dg.SkipReason(redacted(f"nothing was noted: {error}"))
     if name is None or name not in registered:
         return dg.SkipReason("the run was not of one registered dataset")
     failures = [event.step_failure_data for event in context.get_step_failure_events()]
@@ -131,6 +136,7 @@ def failed_run_sensor(
 
 
 @dg.sensor(minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING)
+@nothing_secret()
 def alert_sensor(
     context: dg.SensorEvaluationContext, settings: SettingsResource, warehouse: WarehouseResource
 ) -> dg.SkipReason:
@@ -144,7 +150,7 @@ def alert_sensor(
         targets, problems = targets_of(configured.alerts)
         report = deliver_due(results, targets, dagster_url=configured.alerts.dagster_url)
     except VisdivError as error:
-        return dg.SkipReason(f"no alerts were delivered: {error}")
+        return dg.SkipReason(redacted(f"no alerts were delivered: {error}"))
     if not targets and not problems:
         return dg.SkipReason("the settings name no alert URLs in the settings")
     for delivered in report:

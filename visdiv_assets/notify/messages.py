@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from visdiv_assets.quality.conditions import Condition
+from visdiv_assets.settings.secrets import redacted
 from visdiv_assets.spectral.score import TOO_FEW
 from visdiv_assets.warehouse.alerts import Alert, DueAlert
 
@@ -96,7 +97,7 @@ def _describe(due: DueAlert, dagster_url: str) -> str:
             score += f", threshold: {alert.threshold:.2f}"
         lines += [score, _other_score(due)]
     if alert.reason:
-        lines.append(f"likely reason: {alert.reason}")
+        lines.append(f"likely reason: {redacted(alert.reason)}")
     if alert.run_id:
         lines.append(f"run: {dagster_url.rstrip('/')}/runs/{alert.run_id}")
     lines.append(f"at: {alert.created_at:%Y-%m-%d %H:%M} UTC")

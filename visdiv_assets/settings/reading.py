@@ -6,6 +6,7 @@ Not here: which settings there are (`model.py`).
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ruamel.yaml.error import YAMLError
 
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.model import (
+    VARIABLE,
     AlertSettings,
     CoreSetSettings,
     DatasetSettings,
@@ -28,11 +30,15 @@ from visdiv_assets.settings.model import (
     SourceSettings,
     fill_in,
 )
+from visdiv_assets.settings.secrets import holds_secret, redacted
 
 CONFIG_FILE = "visdiv.yaml"
 
 # Settings that may contain secrets; error messages must not show their values.
-SECRET_SETTINGS = {"options", "root", "uri", "urls"}
+SECRET_SETTINGS = {"options", "root", "uri", "urls", "weights"}
+
+# Texts of the file in YAML's errors; not its own terms, as in '<block end>', nor single characters.
+_QUOTED = re.compile(r"""(['"])(?!<)(?:(?!\1).){3,}\1""")
 
 
 def find_settings() -> Path | None:
@@ -75,7 +81,8 @@ def _read(path: Path) -> Settings:
     except OSError as error:
         raise VisdivError(f"cannot read the settings file {path}: {error.strerror}") from error
     except (YAMLError, ValueError, RecursionError) as error:
-        raise VisdivError(f"{path} is not a valid YAML file: {_yaml_problem(error)}") from error
+        # ruamel's error holds an excerpt of the file.
+        raise VisdivError(f"{path} is not a valid YAML file: {_yaml_problem(error)}") from None
     if content is None:
         content = {}
     if not isinstance(content, dict):
@@ -83,15 +90,16 @@ def _read(path: Path) -> Settings:
     try:
         settings = Settings.model_validate(_fill_in_all(content))
     except VisdivError as error:
-        raise VisdivError(f"{path}: {error}") from error
+        raise VisdivError(f"{path}: {error}") from None
     except RecursionError as error:
         raise VisdivError(f"{path} is not a valid YAML file: a value contains itself") from error
     except ValidationError as error:
         lines = YAML().load(path.read_text(encoding="utf-8"))
         problems = "; ".join(
-            _describe(problem) + _line_of(problem["loc"], lines) for problem in error.errors()
+            _describe(problem, _written(problem["loc"], lines)) + _line_of(problem["loc"], lines)
+            for problem in error.errors()
         )
-        raise VisdivError(f"{path}: {problems}") from error
+        raise VisdivError(f"{path}: {problems}") from None  # pydantic repeats values
     folder = path.absolute().parent
     return settings.model_copy(
         update={
@@ -162,7 +170,12 @@ def _yaml_problem(error: Exception) -> str:
     """The problem and its line, without ruamel's excerpt and advice for programmers."""
     mark = getattr(error, "problem_mark", None)
     where = f"line {mark.line + 1}: " if mark else ""
-    return where + " ".join(str(getattr(error, "problem", None) or error).split())
+    problem = " ".join(str(getattr(error, "problem", None) or error).split())
+    problem = problem.partition(" with value ")[0]
+    if problem.startswith("found duplicate key") and _shown_key(problem) == problem:
+        return where + problem
+    # A password that begins with `*` or `!` is an alias or a tag to YAML.
+    return where + _QUOTED.sub(r"\1…\1", problem)
 
 
 def _did_you_mean(location: tuple[int | str, ...]) -> str:
@@ -184,8 +197,18 @@ def _did_you_mean(location: tuple[int | str, ...]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def _describe(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+def _written(location: tuple[int | str, ...], node: Any) -> Any:
+    """What the file has at a setting's location, before variables are filled in, if anything."""
+    for part in location:
+        try:
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return node
+
+
+def _describe(problem: Any, written: Any) -> str:
+    where = ".".join(_shown_key(part) for part in problem["loc"] if part != "[key]")
     match problem["type"]:
         case "extra_forbidden":
             return f"'{where}' is not a setting{_did_you_mean(problem['loc'])}"
@@ -194,8 +217,23 @@ def _describe(problem: Any) -> str:
         case "model_type" | "dict_type":
             return f"'{where}' must hold 'key: value' lines"
         case "path_type":
-            return f"'{where}' must be a path; got {problem['input']!r}"
+            return f"'{where}' must be a path{_got(problem['input'], written)}"
     finding = f"'{where}': {problem['msg'].removeprefix('Value error, ')}"
-    if SECRET_SETTINGS & set(problem["loc"]):
+    if any(part in SECRET_SETTINGS or holds_secret(str(part)) for part in problem["loc"]):
         return finding
-    return f"{finding}; got {problem['input']!r}"
+    return f"{finding}{_got(problem['input'], written)}"
+
+
+def _got(value: Any, written: Any) -> str:
+    """`; got VALUE` as it is in the file, unless it may hold a secret, as addresses may."""
+    if VARIABLE.search(str(written)):
+        value = written
+    named_secret = isinstance(value, dict) and any(holds_secret(str(key)) for key in value)
+    if named_secret or ":/" in str(value) or "@" in str(value):
+        return ""
+    return f"; got {redacted(repr(value))}"
+
+
+def _shown_key(key: int | str) -> str:
+    """A key of the file, unless something else has slipped into its place."""
+    return "…" if ":/" in str(key) or "@" in str(key) else redacted(str(key))

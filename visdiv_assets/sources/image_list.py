@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from visdiv_assets.errors import VisdivError
+from visdiv_assets.settings.secrets import redacted, without_secrets
 from visdiv_assets.sources.entries import Entry, Tally, entries, readings
 from visdiv_assets.sources.places import FileInfo, LocalPlace, Place
 from visdiv_assets.sources.selection import Selection
@@ -21,7 +22,7 @@ from visdiv_assets.sources.source import (
     read_concurrently,
     to_image_id,
 )
-from visdiv_assets.sources.uris import scheme_of, without_secrets
+from visdiv_assets.sources.uris import scheme_of
 
 READERS = 16
 
@@ -92,7 +93,7 @@ class ListSource:
         except VisdivError as error:
             raise VisdivError(f"{self.uri}: {error}") from None
         except Exception as error:  # noqa: BLE001  each format's library has errors of its own
-            raise VisdivError(f"cannot read {self.uri}: {error}") from None
+            raise VisdivError(f"cannot read {self.uri}: {redacted(str(error))}") from None
         self.notes = tally.notes()
         if not found:
             told = [f"{unwanted:,} left out by include and exclude"] if unwanted else []

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.model import SourceSettings
+from visdiv_assets.settings.secrets import WEB_SCHEMES, redacted, without_secrets
 from visdiv_assets.sources.arrow import SPLITS, STATE, ArrowSource
 from visdiv_assets.sources.bucket import BucketSource
 from visdiv_assets.sources.directory import DirectorySource
@@ -19,7 +20,7 @@ from visdiv_assets.sources.places import BucketPlace, open_place
 from visdiv_assets.sources.selection import Selection
 from visdiv_assets.sources.source import Source, is_image_name
 from visdiv_assets.sources.tar import TarSource
-from visdiv_assets.sources.uris import WEB_SCHEMES, has_magic, scheme_of, split_uri, without_secrets
+from visdiv_assets.sources.uris import has_magic, scheme_of, split_uri
 from visdiv_assets.sources.zip import ZipSource
 
 LIST = re.compile(r"\.(txt|lst|csv|tsv|jsonl|ndjson|json)$", re.IGNORECASE)
@@ -27,6 +28,9 @@ TAR = re.compile(r"\.(tar|tar\.(gz|bz2|xz)|tgz)$", re.IGNORECASE)
 ZIP = re.compile(r"\.zip$", re.IGNORECASE)
 PARQUET = re.compile(r"\.(parquet|pq)$", re.IGNORECASE)
 ARROW = re.compile(r"\.(arrow|feather)$", re.IGNORECASE)
+
+# An address that lacks a slash, perhaps behind the folder of the settings.
+ONE_SLASH = re.compile(r"(^|/)(https?|s3a?|gs|az|abfss?|s?ftp):/(?!/)", re.IGNORECASE)
 
 KINDS = (
     "directories, object store prefixes, *.parquet, *.tar, *.tar.gz, *.zip, folders written by "
@@ -54,6 +58,8 @@ def open_source(source: str | SourceSettings) -> Source:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not valid Unicode"
         raise VisdivError(f"cannot open {without_secrets(uri)[:200]!r}: {reason}") from None
+    if ONE_SLASH.search(uri) and not is_folder:  # as a path, errors would show its login
+        raise VisdivError(f"{redacted(uri)} is not a valid address; write it with two slashes")
     if is_folder:
         if any((Path(uri) / name).is_file() for name in (STATE, SPLITS)):
             return ArrowSource(open_place(uri, {}), "", _selection(source))

@@ -7,7 +7,6 @@ Web servers are read through fsspec; s3, gs and az through obstore, which stream
 import hashlib
 import io
 import itertools
-import logging
 import os
 import re
 import stat
@@ -22,17 +21,16 @@ import tenacity
 from wcmatch import glob
 
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.sources.source import MAX_IMAGE_BYTES, read_limited
-from visdiv_assets.sources.uris import (
+from visdiv_assets.settings.secrets import (
     BUCKET_SCHEMES,
     WEB_SCHEMES,
-    has_magic,
     redacted,
-    scheme_of,
+    remember,
     secrets_in,
-    secrets_of_environment,
     without_secrets,
 )
+from visdiv_assets.sources.source import MAX_IMAGE_BYTES, read_limited
+from visdiv_assets.sources.uris import has_magic, scheme_of
 
 T = TypeVar("T")
 
@@ -81,6 +79,7 @@ def open_place(uri: str, options: Mapping[str, str]) -> Place:
         VisdivError: the scheme is not supported, or the URI or the options are invalid.
     """
     scheme = scheme_of(uri)
+    remember(secrets_in(uri, options))
     try:
         _ = urlsplit(
             uri if scheme else ""
@@ -198,9 +197,11 @@ class BucketPlace:
         from obstore.store import from_url
 
         if not urlsplit(uri).netloc:
-            raise VisdivError(f"{uri} names no bucket; write it as s3://bucket/prefix/")
-        self._secrets = [*secrets_in(uri, options), *secrets_of_environment()]
-        self.uri = without_secrets(uri).rstrip("/")
+            shown = without_secrets(uri)
+            raise VisdivError(f"{shown} names no bucket; write it as s3://bucket/prefix/")
+        self._secrets = secrets_in(uri, options)
+        address = without_secrets(uri).rstrip("/")
+        self.uri = redacted(address)
         client: dict[str, Any] = {"timeout": f"{TIMEOUT_SECONDS}s", "connect_timeout": "10s"}
         endpoint = options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
         if endpoint.startswith("http://"):
@@ -208,7 +209,7 @@ class BucketPlace:
         try:
             connect = cast(Any, from_url)  # its types allow the options of one kind of store only
             self._store = connect(
-                self.uri,
+                address,
                 client_options=client,
                 retry_config={"max_retries": ATTEMPTS},
                 **options,
@@ -309,8 +310,6 @@ class WebPlace:
     def __init__(self, uri: str) -> None:
         import fsspec
 
-        # fsspec's debug messages contain whole URLs.
-        logging.getLogger("fsspec.http").addFilter(_no_debugging)
         parts = urlsplit(uri)
         self._secrets = secrets_in(uri, {})
         self.uri = without_secrets(uri).rstrip("/")
@@ -369,10 +368,6 @@ class WebPlace:
             status = getattr(error, "status", None)
             text = f"HTTP status {status}" if status else f"{type(error).__name__}: {error}"
             raise kind(redacted(" ".join(text.split()), self._secrets)[:300]) from None
-
-
-def _no_debugging(record: logging.LogRecord) -> bool:
-    return record.levelno > logging.DEBUG
 
 
 def _may_pass(error: BaseException) -> bool:

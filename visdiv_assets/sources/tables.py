@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from visdiv_assets.errors import VisdivError
+from visdiv_assets.settings.secrets import redacted
 
 # If several columns could hold the images, these names decide.
 IMAGE_COLUMNS = ("image", "images", "img", "jpg", "png", "picture", "photo")
@@ -22,6 +23,9 @@ PATH_COLUMNS = frozenset({*IMAGE_COLUMNS, "path", "file_name", "filename", "file
 
 # Longer texts are not labels, and a manifest should not hold a dataset's texts.
 MAX_VALUE_CHARACTERS = 200
+
+# A signed address is shorter.
+SEARCHED_CHARACTERS = 8192
 
 
 def as_metadata(values: Mapping[Any, Any]) -> dict[str, str]:
@@ -40,8 +44,12 @@ def as_metadata(values: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    """The value as valid Unicode, even if JSON escapes made it invalid."""
-    text = str(value)[:MAX_VALUE_CHARACTERS]
+    """The value as valid Unicode, even if JSON escapes made it invalid, and without secrets."""
+    text = str(value)
+    # Addresses in columns may be signed. A whole text takes longer to search than it is worth.
+    if ":/" in text[:MAX_VALUE_CHARACTERS]:
+        text = redacted(text[:SEARCHED_CHARACTERS])
+    text = text[:MAX_VALUE_CHARACTERS]
     return text.encode("utf-8", "replace").decode()
 
 

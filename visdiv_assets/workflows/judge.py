@@ -31,6 +31,7 @@ from visdiv_assets.quality.verdicts import (
     judge_near_duplicates,
     judge_score,
 )
+from visdiv_assets.settings.secrets import redacted
 from visdiv_assets.spectral.score import TOO_FEW
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.records import Evaluation
@@ -159,7 +160,8 @@ def note_failure(
     dataset: str, reason: str, warehouse: Warehouse, *, run_id: str | None = None
 ) -> None:
     """Note that a dataset could not be evaluated; an alert follows if it could be before."""
-    state = State(Condition.NOT_EVALUATED, active=True, reason=" ".join(reason.split())[:500])
+    told = " ".join(redacted(reason).split())[:500]
+    state = State(Condition.NOT_EVALUATED, active=True, reason=told)
     warehouse.change_conditions(dataset, [state], datetime.now(UTC), run_id)
 
 

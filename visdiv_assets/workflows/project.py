@@ -19,9 +19,10 @@ from visdiv_assets.embedding.preprocess import Decoding
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.model import DatasetSettings, EmbedderSettings, Settings, SourceSettings
 from visdiv_assets.settings.reading import absolute_path
+from visdiv_assets.settings.secrets import redacted, without_secrets
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.sources.source import Source
-from visdiv_assets.sources.uris import scheme_of, without_secrets
+from visdiv_assets.sources.uris import scheme_of
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.records import Evaluation
 from visdiv_assets.warehouse.warehouse import Warehouse
@@ -169,7 +170,8 @@ def dataset_name_for(place: str | Path) -> str:
         'JPEGImages-ef4afe3b'
     """
     whole = str(place)
-    whole = without_secrets(whole) if scheme_of(whole) else str(Path(place).absolute())
+    # A path may hold an address that lacks a slash.
+    whole = without_secrets(whole) if scheme_of(whole) else redacted(str(Path(place).absolute()))
     digest = hashlib.blake2b(whole.encode("utf-8", "surrogateescape"), digest_size=4)
     last = whole.rstrip("/").rpartition("/")[2]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._") or "images"

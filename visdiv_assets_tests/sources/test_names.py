@@ -206,7 +206,7 @@ def test_where_patterns_leave_nothing_it_says_how_much_they_left_out(tmp_path, k
 def test_a_list_of_which_patterns_leave_nothing_says_how_much_they_left_out(tmp_path):
     (tmp_path / "list.txt").write_text("a.jpg\nb.jpg\n")
     settings = SourceSettings(uri=f"{tmp_path}/list.txt", exclude=["*.jpg"])
-    with pytest.raises(VisdivError, match=r"names no images but 2 that include and exclude"):
+    with pytest.raises(VisdivError, match=r"names no images \(2 left out by include and exclude"):
         list(open_source(settings).items())
 
 

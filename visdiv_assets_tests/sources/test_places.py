@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visdiv_assets.errors import VisdivError
+from visdiv_assets.settings.secrets import secrets_in, without_secrets
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.sources.places import LocalPlace, find_files, matcher, open_place
-from visdiv_assets.sources.uris import scheme_of, secrets_in, split_uri, without_secrets
+from visdiv_assets.sources.uris import scheme_of, split_uri
 
 # --- folder and name ---
 

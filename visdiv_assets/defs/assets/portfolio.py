@@ -15,6 +15,7 @@ from visdiv_assets.defs.resources import ProjectResource
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.guidance.comparison import published_scores
 from visdiv_assets.report.charts import leaderboard_png
+from visdiv_assets.settings.secrets import redacted
 from visdiv_assets.spectral.corrected import CorrectedScore
 from visdiv_assets.spectral.score import TOO_FEW
 from visdiv_assets.workflows.compare import leaderboard
@@ -87,7 +88,7 @@ def dataset_drift(
         try:
             drift = drift_of(each.dataset, opened.store, opened.warehouse)
         except VisdivError as error:
-            problems.append(f"{each.dataset}: {error}")
+            problems.append(redacted(f"{each.dataset}: {error}"))
             continue
         if drift is not None:
             found.append(drift)
