@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from visdiv_assets.cli.console import EXIT_ERROR, Config, clear_errors, open_project, out
+from visdiv_assets.cli.console import (
+    EXIT_ERROR,
+    Config,
+    Json,
+    clear_errors,
+    open_project,
+    out,
+    print_json,
+)
 from visdiv_assets.errors import VisdivError
 
 commands = typer.Typer(no_args_is_help=True, help="List alerts, or send a test alert.")
@@ -17,6 +25,7 @@ commands = typer.Typer(no_args_is_help=True, help="List alerts, or send a test a
 @commands.command("list")
 def list_alerts(
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="The newest N.")] = 20,
+    json_output: Json = False,
     config: Config = None,
 ) -> None:
     """List the newest alerts, and whether they were delivered."""
@@ -24,6 +33,25 @@ def list_alerts(
         from visdiv_assets.notify.messages import headline
 
         rows = open_project(config).warehouse.alerts(limit)
+    if json_output:
+        told = [
+            {
+                "created_at": alert.created_at.isoformat(),
+                "dataset": alert.dataset,
+                "condition": alert.condition,
+                "began": alert.began,
+                "reason": alert.reason,
+                "score": alert.diversity_score,
+                "previous_score": alert.previous_score,
+                "threshold": alert.threshold,
+                "targets": targets,
+                "delivered": delivered,
+                "error": error,
+            }
+            for alert, targets, delivered, error in rows
+        ]
+        print_json({"alerts": told})
+        return
     if not rows:
         out.print("there were no alerts")
         return

@@ -4,6 +4,7 @@ Here: arguments and tables. Not here: editing the file (`settings/editing.py`), 
 (`warehouse/`).
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,15 +13,23 @@ from rich.table import Table
 from rich.text import Text
 
 from visdiv_assets.cli.console import (
+    AnyDataset,
+    Chart,
     Config,
+    Json,
     Name,
     clear_errors,
     compact_table,
+    dataset_called,
     err,
+    evaluation_as_json,
     open_project,
     out,
+    print_json,
     score_text,
+    tell_which,
     visible,
+    write_picture,
 )
 from visdiv_assets.errors import VisdivError
 
@@ -94,7 +103,7 @@ def add(
 
 
 @commands.command("list")
-def list_datasets(config: Config = None) -> None:
+def list_datasets(json_output: Json = False, config: Config = None) -> None:
     """List the registered datasets and their newest scores."""
     with clear_errors():
         from visdiv_assets.sources.uris import without_secrets
@@ -102,6 +111,21 @@ def list_datasets(config: Config = None) -> None:
         project = open_project(config)
         settings = project.settings
         latest = {each.dataset: each for each in project.warehouse.latest_evaluations()}
+    if json_output:
+        print_json(
+            {
+                "datasets": [
+                    {
+                        "dataset": name,
+                        "source": without_secrets(dataset.source.uri),
+                        "threshold": dataset.threshold,
+                        "evaluation": evaluation_as_json(latest[name]) if name in latest else None,
+                    }
+                    for name, dataset in settings.datasets.items()
+                ]
+            }
+        )
+        return
     if not settings.datasets:
         err.print("no datasets are registered; visdiv add NAME SOURCE adds one")
         return
@@ -147,24 +171,27 @@ def remove(name: Name, config: Config = None) -> None:
 """
 )
 def history(
-    name: Name,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also draw it, as a PNG.")
-    ] = None,
+    name: AnyDataset,
+    plot: Chart = None,
     limit: Annotated[
         int, typer.Option(min=1, metavar="N", help="Print this many, the newest.")
     ] = 20,
+    json_output: Json = False,
     config: Config = None,
 ) -> None:
     """Print a dataset's evaluations, oldest first, and a sparkline of the scores."""
     with clear_errors():
-        evaluations = open_project(config).warehouse.history(name)
-        if not evaluations:
-            raise VisdivError(f"there are no evaluations of {name!r}")
+        project = open_project(config)
+        name = dataset_called(name, project).name
+        evaluations = project.warehouse.history(name)
         if plot is not None:
             from visdiv_assets.report.charts import history_png
 
-            plot.write_bytes(history_png(name, evaluations))
+            write_picture(plot, history_png(name, evaluations))
+    if json_output:
+        shown = evaluations[-limit:]
+        print_json({"dataset": name, "evaluations": [evaluation_as_json(each) for each in shown]})
+        return
     table = compact_table()
     table.add_column("evaluated (UTC)", no_wrap=True)
     for heading in ("images", "failed", "score", "95 %"):
@@ -208,7 +235,7 @@ def history(
 """
 )
 def failures(
-    name: Name,
+    name: AnyDataset,
     limit: Annotated[
         int, typer.Option(min=0, metavar="N", help="Print this many; 0 for all of them.")
     ] = 20,
@@ -218,16 +245,25 @@ def failures(
             "--paths", help="Print only the names of the images, one per line.", metavar=""
         ),
     ] = False,
+    json_output: Json = False,
     config: Config = None,
 ) -> None:
     """List the images that could not be embedded, with reasons."""
     with clear_errors():
         from visdiv_assets.quality.verdicts import count_reasons
+        from visdiv_assets.workflows.project import dataset_at
 
-        warehouse = open_project(config).warehouse
-        failed = warehouse.failures(name)
-        if not failed and not warehouse.history(name):
-            raise VisdivError(f"{name!r} has never been evaluated")
+        project = open_project(config)
+        tell_which(name, project.settings)
+        # Where no image can be embedded, there are failures without an evaluation.
+        of_place, _ = dataset_at(name, project.settings)
+        failed = project.warehouse.failures(of_place)
+        name = of_place if failed else project.dataset_at(name).name
+        failed = failed or project.warehouse.failures(name)
+    if json_output:
+        listed = [dataclasses.asdict(image) for image in failed[: limit or None]]
+        print_json({"dataset": name, "n_failed": len(failed), "failures": listed})
+        return
     if paths:
         for image in failed:
             print(visible(image.image_id))

@@ -21,12 +21,15 @@ from visdiv_assets.cli.console import (
     Json,
     Sheet,
     clear_errors,
+    dataset_called,
     err,
     open_project,
     out,
+    print_json,
     say,
     visible,
     write_file,
+    write_picture,
 )
 from visdiv_assets.cli.progress import by_steps
 from visdiv_assets.errors import VisdivError
@@ -103,11 +106,11 @@ def duplicates(
 
         _check_list(export)
         project = open_project(config)
-        dataset = project.dataset_at(name)
+        dataset = dataset_called(name, project)
         if against:
             if split:
                 raise VisdivError("--split works on one dataset; it cannot be used with --against")
-            others = [project.dataset_at(other) for other in dict.fromkeys(against)]
+            others = [dataset_called(other, project) for other in dict.fromkeys(against)]
             if dataset.name in [other.name for other in others]:
                 raise VisdivError(f"--against needs other datasets; leave out {name}")
             wanted = dataset.settings.near_duplicates.threshold
@@ -127,9 +130,9 @@ def duplicates(
         if export is not None:
             _write_list(export, found.to_drop())
         if sheet is not None and found.clusters:
-            write_file(sheet, duplicates_sheet(found, dataset.source, dataset.decoding))
+            write_picture(sheet, duplicates_sheet(found, dataset.source, dataset.decoding))
     if json_output:
-        print(json.dumps(_as_json(found)))
+        print_json(_as_json(found))
         return
     _print_duplicates(found)
     if export is not None:
@@ -160,7 +163,7 @@ def leakage(
 
         _check_list(export)
         project = open_project(config)
-        dataset = project.dataset_at(name)
+        dataset = dataset_called(name, project)
         if not benchmarks_of(project.settings, dataset.name):
             if dataset.settings.role == "benchmark":
                 raise VisdivError(
@@ -199,9 +202,9 @@ def _tell_overlaps(
         _write_list(export, pa.concat_tables(listed or [overlaps[0].images]))
     if sheet is not None and found:
         places = {each.name: (each.source, each.decoding) for each in [dataset, *others]}
-        write_file(sheet, overlaps_sheet(found, places))
+        write_picture(sheet, overlaps_sheet(found, places))
     if json_output:
-        print(json.dumps([_overlap_as_json(each) for each in overlaps]))
+        print_json([_overlap_as_json(each) for each in overlaps])
         return
     table = Table()
     table.add_column("in", overflow="fold")
@@ -306,6 +309,11 @@ def _plain(score: "Score") -> str:
 def _as_json(found: "Duplicates") -> dict[str, Any]:
     from visdiv_assets.workflows.catalogue import as_text
 
+    scores = {"before": found.before, "after": found.after}
+    plain = {when: each.plain for when, each in scores.items()}
+    fair = {when: each.corrected and each.corrected.score for when, each in scores.items()}
+    judged = plain if found.evaluation.basis == "plain" else fair
+
     return {
         "dataset": found.evaluation.dataset,
         "model_id": found.evaluation.model_id,
@@ -327,10 +335,13 @@ def _as_json(found: "Duplicates") -> dict[str, Any]:
             }
             for each in found.clusters
         ],
-        "score": found.before.plain,
-        "score_without": found.after.plain,
-        "corrected_score": found.before.corrected and found.before.corrected.score,
-        "corrected_without": found.after.corrected and found.after.corrected.score,
+        "score": judged["before"],
+        "score_without": judged["after"],
+        "basis": found.evaluation.basis,
+        "corrected_score": fair["before"],
+        "corrected_without": fair["after"],
+        "plain_score": plain["before"],
+        "plain_without": plain["after"],
         "method": found.method,
         "recall": found.recall,
     }

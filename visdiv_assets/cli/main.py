@@ -25,10 +25,12 @@ from visdiv_assets.cli import (
 from visdiv_assets.cli.console import (
     EXIT_ERROR,
     Config,
+    Json,
     clear_errors,
     err,
     out,
     print_evaluations,
+    print_json,
     visible,
 )
 from visdiv_assets.errors import VisdivError
@@ -114,7 +116,7 @@ def demo(config: Config = None) -> None:
 
 
 @commands.command()
-def doctor(config: Config = None) -> None:
+def doctor(json_output: Json = False, config: Config = None) -> None:
     """Check installation, devices, model and store.
 
     Exit code 1 when something is wrong.
@@ -127,8 +129,10 @@ def doctor(config: Config = None) -> None:
             from visdiv_assets.cli.doctor import examine  # torch: seconds
 
             findings = examine(settings)
+    if json_output:
+        print_json({"findings": [finding._asdict() for finding in findings]})
     width = max(len(finding.subject) for finding in findings)
-    for finding in findings:
+    for finding in [] if json_output else findings:
         mark = "[green]ok     [/]" if finding.ok else "[red]problem[/]"
         detail = Text(f" {finding.subject:<{width}}  {visible(finding.detail)}")
         out.print(mark, detail, sep="", soft_wrap=True)

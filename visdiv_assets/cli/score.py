@@ -4,7 +4,6 @@ Here: arguments, the table or JSON of scores, images that failed. Not here: eval
 (`workflows/evaluate.py`).
 """
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,9 +16,12 @@ from visdiv_assets.cli.console import (
     Config,
     clear_errors,
     err,
+    evaluation_as_json,
     open_project,
     print_error,
     print_evaluations,
+    print_json,
+    tell_which,
     visible,
 )
 from visdiv_assets.cli.progress import of_images, progress_bar
@@ -46,11 +48,11 @@ commands = typer.Typer()
     epilog="""[bold]Examples[/]
 
   visdiv score ~/photos                               score a folder
-  visdiv score ~/photos --json | jq .corrected_score  for scripts
+  visdiv score ~/photos --json | jq .score            for scripts
   visdiv score s3://bucket/all/ --precision 0.01      a large set, from a sample
   visdiv score ~/photos --fail-under 0.3              for CI
   visdiv score --config my.yaml                       all datasets of a file
-  visdiv score photos --config my.yaml                one of them
+  visdiv score photos --config my.yaml                one of them; ./photos is the folder
 
 [bold]Exit codes[/]
 
@@ -136,7 +138,7 @@ def score(
                     continue
                 evaluations.append(evaluation)
                 if json_output:
-                    print(json.dumps(_as_json(evaluation)), flush=True)
+                    print_json(evaluation_as_json(evaluation))
                 _print_failures(embedded.index)
         finally:
             if evaluations and not json_output:
@@ -165,6 +167,7 @@ def _targets(path: str | None, settings: "Settings") -> "list[tuple[str, SourceS
         raise VisdivError("the name of the source to score is empty")
     from visdiv_assets.workflows.project import dataset_at
 
+    tell_which(path, settings)
     return [dataset_at(path, settings)]
 
 
@@ -192,28 +195,6 @@ def _embedder(configured: "EmbedderSettings", decoding: "Decoding") -> "SSCDEmbe
         )
     finally:
         progress.stop()
-
-
-def _as_json(evaluation: "Evaluation") -> dict[str, object]:
-    return {
-        "dataset": evaluation.dataset,
-        "n_images": evaluation.n_images,
-        "n_failed": evaluation.n_failed,
-        "dimension": evaluation.dimension,
-        "n_listed": evaluation.n_listed,
-        "corrected_score": evaluation.corrected_score,
-        "corrected_low": evaluation.corrected_low,
-        "corrected_high": evaluation.corrected_high,
-        "corrected_effective_rank": evaluation.corrected_effective_rank,
-        "corrected_participation_ratio": evaluation.corrected_participation_ratio,
-        "effective_rank": evaluation.effective_rank,
-        "participation_ratio": evaluation.participation_ratio,
-        "diversity_score": evaluation.diversity_score,
-        "rating": evaluation.rating,
-        "stars": evaluation.stars,
-        "model_id": evaluation.model_id,
-        "seconds": round(evaluation.seconds, 3),
-    }
 
 
 def _precision_of(registered: "DatasetSettings | None") -> float | None:

@@ -3,7 +3,6 @@
 Here: arguments, the table of neighbours. Not here: the search (`workflows/similar.py`).
 """
 
-import json
 from typing import Annotated
 
 import typer
@@ -16,11 +15,13 @@ from visdiv_assets.cli.console import (
     Json,
     Sheet,
     clear_errors,
+    dataset_called,
     open_project,
     out,
+    print_json,
     say,
     visible,
-    write_file,
+    write_picture,
 )
 from visdiv_assets.errors import VisdivError
 
@@ -53,7 +54,7 @@ def similar(
         from visdiv_assets.workflows.similar import decoded, query_from, query_in, similar_images
 
         project = open_project(config)
-        dataset = project.dataset_at(name)
+        dataset = dataset_called(name, project)
         query, data = query_in(dataset.evaluation, project.store, image), b""
         if query is None:
             data = _read_image(image, dataset.name)
@@ -67,9 +68,9 @@ def similar(
                 pictures = pictures_of(dataset.source, [image], dataset.decoding)
                 own = next((picture.pixels for _, _, picture in pictures), None)
             png = neighbours_sheet(own, image, found, dataset.source, dataset.decoding)
-            write_file(sheet, png)
+            write_picture(sheet, png)
     if json_output:
-        print(json.dumps([each._asdict() for each in found]))
+        print_json([each._asdict() for each in found])
         return
     table = Table()
     table.add_column("similarity", justify="right", no_wrap=True)

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from visdiv_assets.similarity.exact import Positions
+from visdiv_assets.spectral.threads import exact_torch
 
 
 class TorchProcessor:
@@ -34,10 +35,6 @@ class TorchProcessor:
 
     def candidates(self, left: torch.Tensor, right: torch.Tensor, floor: np.float32) -> Positions:
         """Compute one product on the device, and return only positions."""
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
+        with exact_torch(self.device.type):
             above = (left @ right.T > float(floor)).flatten().nonzero().flatten().cpu().numpy()
-        finally:
-            torch.set_float32_matmul_precision(precision)
         return above // len(right), above % len(right)

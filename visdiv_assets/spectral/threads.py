@@ -1,15 +1,62 @@
-"""Linear algebra on one thread, for bit-identical results on any number of cores.
+"""Settings of the whole process that results depend on: changed for as long as they are needed.
 
-Not here: which results need it.
+Here: linear algebra on one thread, PyTorch without its faster and less exact modes; both leave the
+process as it was, also where several threads need them at once.
+Not here: which results need them.
 """
 
 import functools
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from threadpoolctl import ThreadpoolController
 
 
-def one_blas_thread() -> AbstractContextManager[object]:
+class WhileNeeded:
+    """A change to the whole process, made by the first that needs it and undone after the last.
+
+    If each saved and restored for itself, the first to end would undo the change under the others,
+    and the last would restore what it found: the change.
+
+    Args:
+        change: makes the change, and returns what undoes it.
+
+    Example:
+        >>> said = []
+        >>> def change():
+        ...     said.append("changed")
+        ...     return lambda: said.append("undone")
+        >>> needed = WhileNeeded(change)
+        >>> with needed():
+        ...     with needed():
+        ...         said.append("used")
+        >>> said
+        ['changed', 'used', 'undone']
+    """
+
+    def __init__(self, change: Callable[[], Callable[[], object]]) -> None:
+        self._change = change
+        self._lock = threading.Lock()
+        self._users = 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """The change holds within a `with` block."""
+        with self._lock:
+            if not self._users:
+                self._undo = self._change()
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    self._undo()
+
+
+def one_blas_thread() -> AbstractContextManager[None]:
     """Limit NumPy's products and decompositions to one thread within a `with` block.
 
     LAPACK's last bits depend on the number of threads.
@@ -20,11 +67,70 @@ def one_blas_thread() -> AbstractContextManager[object]:
         ...     np.linalg.eigvalsh(np.eye(2)).tolist()
         [1.0, 1.0]
     """
-    limited: AbstractContextManager[object] = _controller().limit(limits=1, user_api="blas")
-    return limited
+    return _one_blas_thread()
+
+
+def exact_torch(device_type: str) -> AbstractContextManager[None]:
+    """PyTorch computes float32 in full, and the same every time, within a `with` block.
+
+    By default, GPUs convolve in TF32, which has only 10 bits of mantissa, and a program may allow
+    it, or bfloat16, for products as well. cuDNN's trials pick other convolutions every time.
+
+    Args:
+        device_type: `cuda` or `cpu`; the settings of the other are left alone.
+    """
+    return _exact_cuda() if device_type == "cuda" else _exact_cpu()
+
+
+def _limit_blas() -> Callable[[], object]:
+    limits = _controller().limit(limits=1, user_api="blas")
+    undo: Callable[[], object] = limits.restore_original_limits
+    return undo
 
 
 @functools.cache
 def _controller() -> ThreadpoolController:
     """Cached, since scanning a process's libraries takes longer than a small decomposition."""
     return ThreadpoolController()
+
+
+def _changed(values: list[tuple[object, str, object]]) -> Callable[[], object]:
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in values]
+
+    def put(settings: list[tuple[object, str, object]]) -> None:
+        for owner, name, value in settings:
+            setattr(owner, name, value)
+
+    put(values)
+    return functools.partial(put, before)
+
+
+def _make_cuda_exact() -> Callable[[], object]:
+    from torch.backends import cuda, cudnn
+
+    return _changed(
+        [
+            # Of each operation: the older switches for all of them cannot be read once a program
+            # has used these.
+            (cudnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
+            (cuda.matmul, "fp32_precision", "ieee"),
+            (cudnn, "deterministic", True),
+            (cudnn, "benchmark", False),
+        ]
+    )
+
+
+def _make_cpu_exact() -> Callable[[], object]:
+    from torch.backends import mkldnn
+
+    return _changed(
+        [
+            (mkldnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
+            (mkldnn.matmul, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
+        ]
+    )
+
+
+_one_blas_thread = WhileNeeded(_limit_blas)
+_exact_cuda = WhileNeeded(_make_cuda_exact)
+_exact_cpu = WhileNeeded(_make_cpu_exact)

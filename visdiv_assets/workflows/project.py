@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.preprocess import Decoding
-from visdiv_assets.errors import VisdivError
+from visdiv_assets.embedding.runtimes import check_gpus
+from visdiv_assets.errors import VisdivError, never_evaluated
 from visdiv_assets.settings.model import DatasetSettings, EmbedderSettings, Settings, SourceSettings
 from visdiv_assets.settings.reading import absolute_path
 from visdiv_assets.sources.opening import open_source
@@ -51,15 +52,20 @@ class Project:
     def dataset_at(self, called: str) -> "EvaluatedDataset":
         """A dataset by its name or by where it is, and its newest evaluation.
 
+        A registered name comes first, then a place, then the name of results whose dataset is not
+        registered: it was removed, or the name was made from its place.
+
         Raises:
             VisdivError: there is no such dataset, or it was never evaluated.
         """
         latest = {each.dataset: each for each in self.warehouse.latest_evaluations()}
         name, source = dataset_at(called, self.settings)
+        if name not in latest and called in latest:
+            name, source = called, SourceSettings.model_construct(uri="")  # nobody knows
         if name not in latest:
             if not scheme_of(called) and not absolute_path(called).exists():
                 self.settings.dataset(called)  # says which there are
-            raise VisdivError(f"{called} has never been evaluated; run `visdiv score {called}`")
+            raise never_evaluated(called)
         configured = self.settings.datasets.get(name)
         if configured is None:
             configured = DatasetSettings.model_construct(source=source)
@@ -86,7 +92,13 @@ class EvaluatedDataset:
 
     @cached_property
     def source(self) -> Source:
-        """Where its images are."""
+        """Where its images are.
+
+        Raises:
+            VisdivError: it is not registered, and only its results are known.
+        """
+        if not self.settings.source.uri:
+            raise VisdivError(f"{self.name} is not registered, so its images cannot be found")
         return open_source(self.settings.source)
 
     @cached_property
@@ -100,9 +112,15 @@ class EvaluatedDataset:
 
     @property
     def device(self) -> str:
-        """Where its rows are compared."""
+        """Where its rows are compared.
+
+        Raises:
+            VisdivError: the settings name a GPU that does not exist.
+        """
         embedder = self.project.settings.embedder_of(self.name)
-        return device_for(embedder, self.evaluation.n_images)
+        device = device_for(embedder, self.evaluation.n_images)
+        check_gpus([device])
+        return device
 
 
 def decoding_of(settings: Settings, dataset: str) -> Decoding:
@@ -142,18 +160,31 @@ def device_for(embedder: EmbedderSettings, n_rows: int) -> str:
 
 
 def dataset_at(path: str, settings: Settings) -> tuple[str, SourceSettings]:
-    """Name and source of what a user calls a dataset: a registered name, a path or a URI."""
+    """Name and source of what a user calls a dataset: a registered name, a path or a URI.
+
+    A registered name comes first: `birds` is the dataset, `./birds` the folder.
+    """
     path = path.removeprefix("file://")
     if scheme_of(path):
         return dataset_name_for(path), SourceSettings.model_construct(uri=path)
-    folder = absolute_path(path)
-    if path in settings.datasets and not folder.exists():
+    if path in settings.datasets:
         return path, settings.datasets[path].source
+    folder = absolute_path(path)
     for name, dataset in settings.datasets.items():
         if os.path.realpath(dataset.source.uri) == os.path.realpath(folder):
             return name, dataset.source
     # Not validated, since the path may hold bytes that are not Unicode.
     return dataset_name_for(folder), SourceSettings.model_construct(uri=str(folder))
+
+
+def which_was_taken(called: str, settings: Settings) -> str | None:
+    """A sentence about what a dataset's name could have meant as well; None if nothing."""
+    dataset, place = settings.datasets.get(called), absolute_path(called)
+    if dataset is None or not os.path.lexists(place):
+        return None
+    if os.path.realpath(dataset.source.uri) == os.path.realpath(place):
+        return None
+    return f"{called} is taken as the dataset of that name; ./{called} names the file or folder"
 
 
 def dataset_name_for(place: str | Path) -> str:

@@ -162,6 +162,8 @@ def test_auto_on_a_gpu_means_the_official_weights_which_can_run_there(monkeypatc
         raise VisdivError("stop here")
 
     monkeypatch.setattr("visdiv_assets.embedding.embedder.find_weights", find)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for device in ("cpu", "auto", "cuda", ["cuda:0", "cuda:1"]):
         with pytest.raises(VisdivError, match="stop here"):
             SSCDEmbedder(device=device)
