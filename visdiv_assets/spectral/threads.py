@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import OpenBLASController, ThreadpoolController
 
 
 class WhileNeeded:
@@ -56,7 +56,8 @@ class WhileNeeded:
                     self._undo()
 
 
-def one_blas_thread() -> AbstractContextManager[None]:
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
     """Limit NumPy's products and decompositions to one thread within a `with` block.
 
     LAPACK's last bits depend on the number of threads.
@@ -67,7 +68,8 @@ def one_blas_thread() -> AbstractContextManager[None]:
         ...     np.linalg.eigvalsh(np.eye(2)).tolist()
         [1.0, 1.0]
     """
-    return _one_blas_thread()
+    with _one_blas_thread(), _blas(openmp=True).limit(limits=1, user_api="blas"):
+        yield
 
 
 def exact_torch(device_type: str) -> AbstractContextManager[None]:
@@ -83,15 +85,36 @@ def exact_torch(device_type: str) -> AbstractContextManager[None]:
 
 
 def _limit_blas() -> Callable[[], object]:
-    limits = _controller().limit(limits=1, user_api="blas")
-    undo: Callable[[], object] = limits.restore_original_limits
+    _take_control()
+    limits = _blas(openmp=False).limit(limits=1, user_api="blas")
+
+    def undo() -> None:
+        _take_control()
+        limits.restore_original_limits()
+        _take_control()  # leaves it to whoever comes next
+
     return undo
 
 
+def _take_control() -> None:
+    """Let this thread set the number: threadpoolctl ignores all threads but one, while that lives.
+
+    That one may be any thread of the program, or one of ours that came first and has left.
+    """
+    if hasattr(OpenBLASController, "clear_controlling_thread"):  # since threadpoolctl 3.7
+        OpenBLASController.clear_controlling_thread(force=True)
+
+
 @functools.cache
-def _controller() -> ThreadpoolController:
-    """Cached, since scanning a process's libraries takes longer than a small decomposition."""
-    return ThreadpoolController()
+def _blas(*, openmp: bool) -> ThreadpoolController:
+    """The libraries whose number each thread has for itself, or the others.
+
+    Cached, since scanning a process's libraries takes longer than a small decomposition.
+    """
+    libraries = ThreadpoolController().select(user_api="blas")
+    layers = {each.get("threading_layer") for each in libraries.info()}
+    chosen = [layer for layer in layers if (layer == "openmp") == openmp]
+    return libraries.select(threading_layer=chosen)
 
 
 def _changed(values: list[tuple[object, str, object]]) -> Callable[[], object]:
