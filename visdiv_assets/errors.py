@@ -1,7 +1,7 @@
 """The error type for problems that a user can fix.
 
-Here: the one exception whose message is shown to users without a traceback, and the sentence that
-most commands may end with.
+Here: the one exception whose message is shown to users without a traceback, and words that
+such sentences share.
 Not here: programming errors; those stay ValueError, TypeError and so on.
 """
 
@@ -22,3 +22,13 @@ def never_evaluated(dataset: str) -> VisdivError:
     return VisdivError(
         f"{dataset} has never been evaluated; run `visdiv score {shlex.quote(dataset)}`"
     )
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number of things, as a sentence has it.
+
+    Example:
+        >>> counted(1, "image"), counted(2500, "image"), counted(0, "copy", "copies")
+        ('1 image', '2,500 images', '0 copies')
+    """
+    return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from visdiv_assets.cli.console import (
     EXIT_ERROR,
+    MOST,
     Config,
     Json,
     clear_errors,
@@ -24,7 +25,7 @@ commands = typer.Typer(no_args_is_help=True, help="List alerts, or send a test a
 
 @commands.command("list")
 def list_alerts(
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="The newest N.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=MOST, metavar="N", help="The newest N.")] = 20,
     json_output: Json = False,
     config: Config = None,
 ) -> None:

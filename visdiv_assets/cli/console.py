@@ -43,8 +43,18 @@ Config = Annotated[
 ]
 
 
+# More than any store holds, and still a number that every library takes.
+MOST = 1_000_000_000
+
 # What Pillow writes a picture as, by the end of its file's name.
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+
+def not_nan(value: float | None) -> float | None:
+    """Refuse the one number that is neither below nor above a limit."""
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter("nan is not a number")
+    return value
 
 
 def _check_picture(path: Path | None) -> Path | None:
@@ -81,8 +91,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", met
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
-    """What is wrong with the input, in one sentence; what was done survives Ctrl-C."""
+def clear_errors(interrupted: str = "interrupted; run the command again") -> Iterator[None]:
+    """What is wrong with the input, in one sentence; on Ctrl-C, what became of the work."""
     try:
         yield
     except VisdivError as error:
@@ -94,7 +104,7 @@ def clear_errors() -> Iterator[None]:
         print_error(f"{error.filename or 'the store'}: {error.strerror or error}")
         raise typer.Exit(EXIT_ERROR) from None
     except KeyboardInterrupt:
-        err.print("interrupted; finished embeddings are kept, run the same command to continue")
+        err.print(interrupted)
         raise typer.Exit(EXIT_INTERRUPTED) from None
 
 

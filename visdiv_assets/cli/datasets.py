@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from visdiv_assets.cli.console import (
+    MOST,
     AnyDataset,
     Chart,
     Config,
@@ -23,6 +24,7 @@ from visdiv_assets.cli.console import (
     dataset_called,
     err,
     evaluation_as_json,
+    not_nan,
     open_project,
     out,
     print_json,
@@ -64,7 +66,13 @@ def add(
     source: Annotated[str, typer.Argument(help="Where its images are.", metavar="SOURCE")],
     threshold: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, metavar="SCORE", help="Alert below this. Default: 0.30."),
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            callback=not_nan,
+            metavar="SCORE",
+            help="Alert below this. Default: 0.30.",
+        ),
     ] = None,
     watch: Annotated[
         bool, typer.Option("--watch/--no-watch", help="Score it again when it changes.")
@@ -76,16 +84,21 @@ def add(
         Literal["training", "benchmark"],
         typer.Option(help="A benchmark's images must not appear in other datasets."),
     ] = "training",
+    missing_ok: Annotated[
+        bool,
+        typer.Option("--missing-ok", help="Register it though it is not there yet.", metavar=""),
+    ] = False,
     config: Config = None,
 ) -> None:
     """Register a dataset, so that Dagster scores it automatically.
 
-    Comments in the file are kept.
+    Comments in the file are kept. Files and folders must be there; buckets and servers
+    are not asked.
     """
     with clear_errors():
         from visdiv_assets.settings.editing import add_dataset
         from visdiv_assets.settings.reading import absolute_path
-        from visdiv_assets.sources.opening import open_source
+        from visdiv_assets.sources.opening import check_exists, open_source
         from visdiv_assets.sources.uris import scheme_of
 
         path = _settings_file(config)
@@ -96,10 +109,18 @@ def add(
             **({} if role == "training" else {"role": role}),
         }
         # A relative folder is relative to where the command runs; in the file, to the file.
-        place = source if scheme_of(source) else str(absolute_path(source))
-        open_source(place)
+        local = not scheme_of(source.removeprefix("file://"))
+        place = str(absolute_path(source.removeprefix("file://"))) if local else source
+        found = open_source(place)
+        if local and not missing_ok:
+            try:
+                check_exists(found)
+            except VisdivError as error:
+                raise VisdivError(f"{error}; --missing-ok registers it all the same") from None
         add_dataset(path, name, place, **options)
     out.print(f"{name} is registered in {path}", markup=False, soft_wrap=True)
+    if not local:
+        err.print(f"nobody has looked there yet; visdiv score {name} does", markup=False)
 
 
 @commands.command("list")
@@ -174,7 +195,7 @@ def history(
     name: AnyDataset,
     plot: Chart = None,
     limit: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Print this many, the newest.")
+        int, typer.Option(min=1, max=MOST, metavar="N", help="Print this many, the newest.")
     ] = 20,
     json_output: Json = False,
     config: Config = None,
@@ -237,7 +258,8 @@ def history(
 def failures(
     name: AnyDataset,
     limit: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Print this many; 0 for all of them.")
+        int,
+        typer.Option(min=0, max=MOST, metavar="N", help="Print this many; 0 for all of them."),
     ] = 20,
     paths: Annotated[
         bool,

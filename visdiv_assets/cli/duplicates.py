@@ -23,6 +23,7 @@ from visdiv_assets.cli.console import (
     clear_errors,
     dataset_called,
     err,
+    not_nan,
     open_project,
     out,
     print_json,
@@ -32,7 +33,7 @@ from visdiv_assets.cli.console import (
     write_picture,
 )
 from visdiv_assets.cli.progress import by_steps
-from visdiv_assets.errors import VisdivError
+from visdiv_assets.errors import VisdivError, counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,6 +52,7 @@ Threshold = Annotated[
     typer.Option(
         min=0.0,
         max=1.0,
+        callback=not_nan,
         metavar="T",
         help="Cosine similarity, 0 to 1. Default: as in the settings.",
     ),
@@ -136,7 +138,9 @@ def duplicates(
         return
     _print_duplicates(found)
     if export is not None:
-        say(f"the {found.n_exact + found.n_near:,} redundant images are listed in {export}")
+        redundant = found.n_exact + found.n_near
+        told = counted(redundant, "redundant image is", "redundant images are")
+        say(f"the {told} listed in {export}")
     if sheet is not None:
         say(f"saved {sheet}" if found.clusters else "there is nothing to draw")
 
@@ -241,7 +245,8 @@ def _print_duplicates(found: "Duplicates") -> None:
 
     dataset = found.evaluation.dataset
     of = f" of {found.evaluation.n_listed:,}" if found.evaluation.is_sample else ""
-    say(f"{dataset}: {found.n_images:,} images{of}, {found.n_distinct:,} different contents")
+    contents = counted(found.n_distinct, "different content")
+    say(f"{dataset}: {counted(found.n_images, 'image')}{of}, {contents}")
     table = Table()
     table.add_column("redundant")
     for heading in ("images", "share of all"):
@@ -273,7 +278,7 @@ def _print_duplicates(found: "Duplicates") -> None:
         chains = sum(each.smallest < found.threshold for each in found.near_clusters)
         if chains and not found.split:
             say(
-                f"{_plural(chains, 'cluster is a chain', 'clusters are chains')}: "
+                f"{counted(chains, 'cluster is a chain', 'clusters are chains')}: "
                 "not all their images are alike; --split divides them"
             )
     if found.n_exact + found.n_near:
@@ -292,10 +297,6 @@ def _print_recall(method: str, recall: float | None) -> None:
     if method != "exact":
         share = "an unknown share" if recall is None else f"{recall:.1%}, as measured,"
         say(f"An index was used; it finds {share} of all pairs.")
-
-
-def _plural(count: int, one: str, many: str) -> str:
-    return f"1 {one}" if count == 1 else f"{count:,} {many}"
 
 
 def _fair(score: "Score") -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from visdiv_assets.cli.console import (
+    EXIT_INTERRUPTED,
     AnyDataset,
     Chart,
     Config,
@@ -141,7 +142,8 @@ def _axes_as_json(found: "DatasetAxes", said: Sequence[str]) -> dict[str, object
 def augment(
     name: AnyDataset,
     sample: Annotated[
-        int, typer.Option(metavar="N", help="Images to try them on, 53 to 2,000.")
+        int,
+        typer.Option(min=53, max=2000, metavar="N", help="Images to try them on, 53 to 2,000."),
     ] = 200,
     only: Annotated[
         str | None,
@@ -181,7 +183,8 @@ def augment(
         except KeyboardInterrupt:
             if not json_output and measured:
                 _print_effects(measured)
-            raise
+            err.print(_given_up(len(measured), len(augmentations), json_output))
+            raise typer.Exit(EXIT_INTERRUPTED) from None
         record_augmentations(measured, evaluation, project.store, project.warehouse)
         if sheet:
             write_picture(sheet, contact_sheet_png(augmentations_sheet(images, measured)))
@@ -195,6 +198,15 @@ def augment(
     _print_effects(measured)
     for sentence in said:
         out.print(sentence, markup=False)
+
+
+def _given_up(done: int, total: int, json_output: bool) -> str:
+    """What an interrupted measurement leaves: nothing is recorded before all are measured."""
+    shown = "" if json_output or not done else ", which are shown above"
+    return (
+        f"interrupted after {done:,} of {total:,} augmentations{shown}; nothing was recorded, and "
+        "the same command begins anew"
+    )
 
 
 def _print_effects(measured: "Sequence[Measured]") -> None:

@@ -35,6 +35,11 @@ from visdiv_assets.cli.console import (
 )
 from visdiv_assets.errors import VisdivError
 
+WHERE_THE_DEMO_IS = (
+    "the demo's photographs come with the source code: git clone "
+    "https://github.com/visdiv/visdiv_assets, and run `make demo` there"
+)
+
 app = typer.Typer(
     name="visdiv",
     no_args_is_help=True,
@@ -90,10 +95,10 @@ def demo(config: Config = None) -> None:
 
         path = config or find_settings()
         if path is None:
-            raise VisdivError(
-                "there is no visdiv.yaml here; run the demo in a checkout of the project"
-            )
+            raise VisdivError(f"there is no visdiv.yaml here; {WHERE_THE_DEMO_IS}")
         settings = load_settings(path)
+        if not {"demo_photos", "demo_tracking"} <= set(settings.datasets):
+            raise VisdivError(f"the demo's datasets are not in {path}; {WHERE_THE_DEMO_IS}")
         with err.status("starting Dagster") as status:
             from visdiv_assets.cli.demo import PHOTOS, TRACKING, run_demo  # dagster: 3 seconds
 

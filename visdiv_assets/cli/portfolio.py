@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from visdiv_assets.cli.console import (
+    MOST,
     AnyDataset,
     AnyDatasets,
     Config,
@@ -116,6 +117,7 @@ def mix(
         int | None,
         typer.Option(
             min=2,
+            max=MOST,
             metavar="N",
             help="Size of the mixture in images; no dataset gives more than it has.",
         ),

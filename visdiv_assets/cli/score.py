@@ -17,6 +17,7 @@ from visdiv_assets.cli.console import (
     clear_errors,
     err,
     evaluation_as_json,
+    not_nan,
     open_project,
     print_error,
     print_evaluations,
@@ -25,7 +26,7 @@ from visdiv_assets.cli.console import (
     visible,
 )
 from visdiv_assets.cli.progress import of_images, progress_bar
-from visdiv_assets.errors import VisdivError
+from visdiv_assets.errors import VisdivError, counted
 
 if TYPE_CHECKING:
     from visdiv_assets.embedding.embedder import SSCDEmbedder
@@ -74,6 +75,7 @@ def score(
         typer.Option(
             min=0.0001,
             max=0.5,
+            callback=not_nan,
             help="Score a random sample, just large enough to know the corrected score to "
             "within plus or minus this.",
             metavar="HALF-WIDTH",
@@ -88,6 +90,7 @@ def score(
         typer.Option(
             min=0.0,
             max=1.0,
+            callback=not_nan,
             help="Exit with code 3 if a score is below this, or cannot be told.",
             metavar="SCORE",
         ),
@@ -98,7 +101,9 @@ def score(
     Embeddings are kept, so a second run embeds only new images. You can stop it
     with Ctrl-C and continue later.
     """
-    with clear_errors():
+    with clear_errors(
+        "interrupted; finished embeddings are kept, run the same command to continue"
+    ):
         from visdiv_assets.sources.opening import open_source
         from visdiv_assets.workflows.evaluate import evaluate
         from visdiv_assets.workflows.project import decoding_of
@@ -204,8 +209,7 @@ def _precision_of(registered: "DatasetSettings | None") -> float | None:
 def _print_failures(index: "EmbeddingIndex") -> None:
     if not index.n_failed:
         return
-    images = "1 image" if index.n_failed == 1 else f"{index.n_failed:,} images"
-    err.print(f"{images} could not be embedded:")
+    err.print(f"{counted(index.n_failed, 'image')} could not be embedded:")
     shown = FAILURES_SHOWN if err.is_terminal else index.n_failed
     for image_id, reason in index.failures()[:shown]:
         err.print(Text(f"  {visible(image_id)}: {visible(reason)}"), soft_wrap=True)

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from visdiv_assets.cli.console import (
+    MOST,
     AnyDataset,
     Config,
     Json,
@@ -17,6 +18,7 @@ from visdiv_assets.cli.console import (
     clear_errors,
     dataset_called,
     err,
+    not_nan,
     open_project,
     print_json,
     visible,
@@ -50,7 +52,7 @@ commands = typer.Typer()
 )
 def select(
     name: AnyDataset,
-    k: Annotated[int, typer.Option("-k", metavar="K", help="How many images.")],
+    k: Annotated[int, typer.Option("-k", min=1, max=MOST, metavar="K", help="How many images.")],
     method: Annotated[
         SelectionMethod, typer.Option(metavar="METHOD", help="See below.")
     ] = "k-centre",
@@ -69,6 +71,7 @@ def select(
         typer.Option(
             min=0.0,
             max=0.99,
+            callback=not_nan,
             metavar="SHARE",
             help="Leave out this share of the images, the most isolated ones.",
         ),

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from visdiv_assets.cli.console import (
+    MOST,
     AnyDataset,
     Config,
     Json,
@@ -41,7 +42,9 @@ def similar(
     image: Annotated[
         str, typer.Argument(help="An image's id in the dataset, or an image file.", metavar="IMAGE")
     ],
-    k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="How many to find.")] = 10,
+    k: Annotated[
+        int, typer.Option("-k", min=1, max=MOST, metavar="N", help="How many to find.")
+    ] = 10,
     sheet: Sheet = None,
     json_output: Json = False,
     config: Config = None,

@@ -25,7 +25,7 @@ from visdiv_assets.embedding.runtimes import (
     valid_devices,
 )
 from visdiv_assets.embedding.weights import DEFAULT_CHECKPOINT, OnDownload, Weights, find_weights
-from visdiv_assets.errors import VisdivError
+from visdiv_assets.errors import VisdivError, counted
 from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.sources.opening import open_source
 
@@ -193,5 +193,7 @@ class SSCDEmbedder:
             failed = len(image_ids) - len(vectors)
             logger.warning("%d of %d images cannot be embedded", failed, len(image_ids))
         if not vectors:
-            raise VisdivError(f"none of the {len(image_ids)} images in {path} can be decoded")
+            raise VisdivError(
+                f"none of the {counted(len(image_ids), 'image')} in {path} can be decoded"
+            )
         return np.stack(vectors)

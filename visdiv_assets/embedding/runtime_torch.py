@@ -19,7 +19,7 @@ from visdiv_assets.embedding.preprocess import IMAGE_SIDE, Pixels
 from visdiv_assets.embedding.runtime import Vectors
 from visdiv_assets.embedding.weights import Weights
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.spectral.threads import exact_torch
+from visdiv_assets.similarity.exact_torch import exact_torch
 
 logger = logging.getLogger(__name__)
 

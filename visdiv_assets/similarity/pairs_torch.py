@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from visdiv_assets.similarity.exact import Positions
-from visdiv_assets.spectral.threads import exact_torch
+from visdiv_assets.similarity.exact_torch import exact_torch
 
 
 class TorchProcessor:

@@ -1,14 +1,14 @@
 """Settings of the whole process that results depend on: changed for as long as they are needed.
 
-Here: linear algebra on one thread, PyTorch without its faster and less exact modes; both leave the
-process as it was, also where several threads need them at once.
-Not here: which results need them.
+Here: such changes, and linear algebra on one thread; the process is left as it was, also where
+several threads need a change at once.
+Not here: which results need them, PyTorch's settings (`similarity/exact_torch.py`).
 """
 
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 from threadpoolctl import OpenBLASController, ThreadpoolController
 
@@ -72,18 +72,6 @@ def one_blas_thread() -> Iterator[None]:
         yield
 
 
-def exact_torch(device_type: str) -> AbstractContextManager[None]:
-    """PyTorch computes float32 in full, and the same every time, within a `with` block.
-
-    By default, GPUs convolve in TF32, which has only 10 bits of mantissa, and a program may allow
-    it, or bfloat16, for products as well. cuDNN's trials pick other convolutions every time.
-
-    Args:
-        device_type: `cuda` or `cpu`; the settings of the other are left alone.
-    """
-    return _exact_cuda() if device_type == "cuda" else _exact_cpu()
-
-
 def _limit_blas() -> Callable[[], object]:
     _take_control()
     limits = _blas(openmp=False).limit(limits=1, user_api="blas")
@@ -117,43 +105,4 @@ def _blas(*, openmp: bool) -> ThreadpoolController:
     return libraries.select(threading_layer=chosen)
 
 
-def _changed(values: list[tuple[object, str, object]]) -> Callable[[], object]:
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in values]
-
-    def put(settings: list[tuple[object, str, object]]) -> None:
-        for owner, name, value in settings:
-            setattr(owner, name, value)
-
-    put(values)
-    return functools.partial(put, before)
-
-
-def _make_cuda_exact() -> Callable[[], object]:
-    from torch.backends import cuda, cudnn
-
-    return _changed(
-        [
-            # Of each operation: the older switches for all of them cannot be read once a program
-            # has used these.
-            (cudnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
-            (cuda.matmul, "fp32_precision", "ieee"),
-            (cudnn, "deterministic", True),
-            (cudnn, "benchmark", False),
-        ]
-    )
-
-
-def _make_cpu_exact() -> Callable[[], object]:
-    from torch.backends import mkldnn
-
-    return _changed(
-        [
-            (mkldnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
-            (mkldnn.matmul, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
-        ]
-    )
-
-
 _one_blas_thread = WhileNeeded(_limit_blas)
-_exact_cuda = WhileNeeded(_make_cuda_exact)
-_exact_cpu = WhileNeeded(_make_cpu_exact)

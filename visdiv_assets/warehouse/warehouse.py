@@ -191,8 +191,11 @@ class Warehouse:
             folder.mkdir(parents=True, exist_ok=True)
             for table in EXPORTED:
                 partial = folder / f".tmp-{uuid.uuid4().hex}"
-                connection.table(table).write_parquet(str(partial))
-                partial.replace(folder / f"{table}.parquet")
+                try:
+                    connection.table(table).write_parquet(str(partial))
+                    partial.replace(folder / f"{table}.parquet")
+                finally:
+                    partial.unlink(missing_ok=True)
 
     def latest_evaluations(self) -> list[Evaluation]:
         """The newest evaluation of each dataset, in order of dataset names.

@@ -5,6 +5,7 @@ Not here: what is done with them.
 """
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ from visdiv_assets.sources.uris import scheme_of, without_secrets
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.records import Evaluation
 from visdiv_assets.warehouse.warehouse import Warehouse
+
+logger = logging.getLogger(__name__)
 
 # With fewer rows, importing torch takes longer than comparing them on the CPU.
 WORTH_A_GPU = 20_000
@@ -64,7 +67,10 @@ class Project:
             name, source = called, SourceSettings.model_construct(uri="")  # nobody knows
         if name not in latest:
             if not scheme_of(called) and not absolute_path(called).exists():
-                self.settings.dataset(called)  # says which there are
+                try:
+                    self.settings.dataset(called)
+                except VisdivError as unknown:  # it says which there are
+                    raise VisdivError(f"{called} has never been evaluated, and {unknown}") from None
             raise never_evaluated(called)
         configured = self.settings.datasets.get(name)
         if configured is None:
@@ -210,7 +216,7 @@ def dataset_name_for(place: str | Path) -> str:
 def record(
     dataset: str, findings: Mapping[str, pa.Table], store: Store, warehouse: Warehouse
 ) -> None:
-    """Replace what the tables of the warehouse say of a dataset, and export them.
+    """Replace what the tables of the warehouse say of a dataset, and export them if possible.
 
     Args:
         dataset: whose findings they are.
@@ -220,4 +226,23 @@ def record(
     """
     for table, rows in findings.items():
         warehouse.replace_rows(table, dataset, rows)
-    warehouse.export(store.root / "exports")
+    export(store, warehouse)
+
+
+def export(store: Store, warehouse: Warehouse) -> None:
+    """Replace the exports of what was recorded.
+
+    It stays recorded where that fails, and everything is exported each time: so a failure is only
+    told, and the next success makes up for it.
+    """
+    folder = store.root / "exports"
+    try:
+        warehouse.export(folder)
+    except (VisdivError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        logger.warning(
+            "the results are recorded, but cannot be exported to %s (%s); the next command that "
+            "records results exports these, too",
+            folder,
+            reason,
+        )

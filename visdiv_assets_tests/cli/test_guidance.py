@@ -82,7 +82,7 @@ def test_without_a_source_the_axes_can_be_told_but_not_drawn(visdiv, birds):
     Path("visdiv.yaml").write_text("store: store\n")
     assert "No single contrast" in visdiv("axes", "birds").stdout
     result = visdiv("axes", "birds", "--sheet", "axes.png", code=1)
-    assert "there is no dataset 'birds' in the settings" in result.stderr
+    assert "birds is not registered, so its images cannot be found" in result.stderr
 
 
 # --- augment ---

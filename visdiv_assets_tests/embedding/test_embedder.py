@@ -68,7 +68,7 @@ def test_extract_leaves_out_what_cannot_be_decoded_and_says_so(embedder, folder,
 
 def test_extract_refuses_a_folder_of_nothing_but_damaged_images(embedder, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"")
-    with pytest.raises(VisdivError, match=r"none of the 1 images in .* can be decoded"):
+    with pytest.raises(VisdivError, match=r"none of the 1 image in .* can be decoded"):
         embedder.extract(tmp_path)
 
 

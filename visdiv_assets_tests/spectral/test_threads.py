@@ -6,7 +6,8 @@ import pytest
 import torch
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-from visdiv_assets.spectral.threads import exact_torch, one_blas_thread
+from visdiv_assets.similarity.exact_torch import exact_torch
+from visdiv_assets.spectral.threads import one_blas_thread
 
 
 def blas_threads():
