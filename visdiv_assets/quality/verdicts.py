@@ -181,7 +181,7 @@ def judge_embeddings(
             f"{n_listed:,}"
         )
     if n_rows != n_images:
-        problems.append(f"the vectors are {n_rows:,}, for {counted(n_images, 'image')}")
+        problems.append(f"there are {n_rows:,} vectors for {counted(n_images, 'image')}")
     if not norm_error <= NORM_TOLERANCE:
         problems.append(f"the norm of a vector differs from 1 by {norm_error:.3g}")
     if problems:

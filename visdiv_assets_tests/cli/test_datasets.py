@@ -152,7 +152,7 @@ def test_add_refuses_in_a_sentence_and_leaves_the_file_as_it_was(visdiv, argumen
     visdiv("init")
     visdiv("add", "--missing-ok", "birds", "x")
     before = CONFIG.read_bytes()
-    result = visdiv("add", *arguments, code=1)
+    result = visdiv("add", "--missing-ok", *arguments, code=1)
     assert result.stderr.startswith("error: ")
     assert problem in result.stderr
     assert CONFIG.read_bytes() == before
