@@ -73,5 +73,7 @@ lock: ## pin all dependencies anew (needs uv)
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --output-file constraints.txt
 
-clean: ## remove the environment, the demo's results and the built documentation
-	rm -rf $(VENV) .visdiv site
+# Not .visdiv: it holds the results of all datasets in visdiv.yaml, and nothing builds those again.
+clean: ## remove the environment and what was built; results stay
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache \
+	  .import_linter_cache

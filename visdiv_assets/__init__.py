@@ -4,6 +4,7 @@ Names are loaded on first use, so importing the package stays fast.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,9 +46,22 @@ __all__ = [
 ]
 
 
+def refuse_windows() -> None:
+    """Raise VisdivError on Windows, which has neither flock nor limits for a process."""
+    from visdiv_assets.errors import VisdivError
+
+    if sys.platform == "win32":
+        raise VisdivError(
+            "visdiv_assets runs on Linux and macOS; on Windows, use it in the Windows Subsystem "
+            "for Linux (WSL)"
+        )
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name != "VisdivError":
+        refuse_windows()
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -68,7 +68,7 @@ def test_a_dataset_is_scored_watched_and_told_of_without_touching_the_ui(tmp_pat
         )
         with dagster_dev(tmp_path):
             # Registered, it becomes a partition and is scored; 60 photographs are diverse enough.
-            visdiv(tmp_path, "add", "pictures", "pictures")
+            visdiv(tmp_path, "add", "pictures", "pictures", "--missing-ok")
             wait_until("it is scored", lambda: evaluations() == 1)
             assert warehouse.history("pictures")[0].judged_score > 0.30
             assert "pictures" in visdiv(tmp_path, "list")

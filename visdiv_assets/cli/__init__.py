@@ -8,6 +8,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from visdiv_assets import refuse_windows
+from visdiv_assets.errors import VisdivError
+
 
 def _trusted(path: Sequence[str], argument: str, pythonpath: str) -> list[str]:
     """The folders of `sys.path` without the current one, in which a `json.py` of yours may lie.
@@ -23,3 +26,9 @@ def _trusted(path: Sequence[str], argument: str, pythonpath: str) -> list[str]:
 
 
 sys.path[:] = _trusted(sys.path, sys.argv[0], os.environ.get("PYTHONPATH", ""))
+
+# Before anything is imported that is not there.
+try:
+    refuse_windows()
+except VisdivError as error:
+    sys.exit(f"error: {error}")

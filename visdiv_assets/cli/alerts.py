@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from visdiv_assets.cli.console import EXIT_ERROR, Config, clear_errors, open_project, out, say
+from visdiv_assets.cli.console import (
+    EXIT_ERROR,
+    MOST,
+    Config,
+    Json,
+    clear_errors,
+    open_project,
+    out,
+    print_json,
+    say,
+)
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.secrets import redacted
 
@@ -17,7 +27,8 @@ commands = typer.Typer(no_args_is_help=True, help="List alerts, or send a test a
 
 @commands.command("list")
 def list_alerts(
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="The newest N.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=MOST, metavar="N", help="The newest N.")] = 20,
+    json_output: Json = False,
     config: Config = None,
 ) -> None:
     """List the newest alerts, and whether they were delivered."""
@@ -25,6 +36,25 @@ def list_alerts(
         from visdiv_assets.notify.messages import headline
 
         rows = open_project(config).warehouse.alerts(limit)
+    if json_output:
+        told = [
+            {
+                "created_at": alert.created_at.isoformat(),
+                "dataset": alert.dataset,
+                "condition": alert.condition,
+                "began": alert.began,
+                "reason": alert.reason,
+                "score": alert.diversity_score,
+                "previous_score": alert.previous_score,
+                "threshold": alert.threshold,
+                "targets": targets,
+                "delivered": delivered,
+                "error": error,
+            }
+            for alert, targets, delivered, error in rows
+        ]
+        print_json({"alerts": told})
+        return
     if not rows:
         out.print("there were no alerts")
         return

@@ -3,7 +3,10 @@
 Here: what all commands share. Not here: progress bars (`progress.py`), any command.
 """
 
-from collections.abc import Iterator, Sequence
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,8 +21,9 @@ from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.secrets import redacted
 
 if TYPE_CHECKING:
+    from visdiv_assets.settings.model import Settings
     from visdiv_assets.warehouse.records import Evaluation
-    from visdiv_assets.workflows.project import Project
+    from visdiv_assets.workflows.project import EvaluatedDataset, Project
 
 EXIT_ERROR = 1
 EXIT_BELOW = 3
@@ -40,13 +44,49 @@ Config = Annotated[
 ]
 
 
+# More than any store holds, and still a number that every library takes.
+MOST = 1_000_000_000
+
+# What Pillow writes a picture as, by the end of its file's name.
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+
+def not_nan(value: float | None) -> float | None:
+    """Refuse the one number that is neither below nor above a limit."""
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter("nan is not a number")
+    return value
+
+
+def _check_picture(path: Path | None) -> Path | None:
+    """Refuse a picture of no known kind before the work begins."""
+    if path is not None and path.suffix.lower() not in PICTURES:
+        raise typer.BadParameter(f"a picture must end in {', '.join(PICTURES)}; got {path}")
+    return path
+
+
 Name = Annotated[str, typer.Argument(help="Name of the dataset.", metavar="NAME")]
 AnyDataset = Annotated[
     str,
     typer.Argument(help="Name of a dataset, or a source that was scored.", metavar="NAME"),
 ]
+AnyDatasets = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[NAME]...", help="Default: all registered datasets."),
+]
 Sheet = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Draw them as a contact sheet (PNG).")
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        callback=_check_picture,
+        help="Draw them as a contact sheet: .png, .jpg or .webp.",
+    ),
+]
+Chart = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", callback=_check_picture, help="Also draw it: .png, .jpg or .webp."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", metavar="")]
 
@@ -64,8 +104,8 @@ class Ended(KeyboardInterrupt):
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
-    """What is wrong with the input, in one sentence; what was done survives Ctrl-C."""
+def clear_errors(interrupted: str = "interrupted; run the command again") -> Iterator[None]:
+    """What is wrong with the input, in one sentence; on Ctrl-C, what became of the work."""
     try:
         yield
     except VisdivError as error:
@@ -78,7 +118,7 @@ def clear_errors() -> Iterator[None]:
         raise typer.Exit(EXIT_ERROR) from None
     except KeyboardInterrupt as interrupt:
         with suppress(OSError):  # the terminal may be gone
-            err.print("interrupted; finished embeddings are kept, run the same command to continue")
+            err.print(interrupted)
         raise typer.Exit(
             interrupt.code if isinstance(interrupt, Ended) else EXIT_INTERRUPTED
         ) from None
@@ -87,6 +127,57 @@ def clear_errors() -> Iterator[None]:
 def print_error(message: str) -> None:
     """One sentence on stderr, as every error of the command begins."""
     err.print("[red]error:[/]", Text(visible(redacted(message))), soft_wrap=True)
+
+
+def print_json(value: object) -> None:
+    """One line of JSON on stdout, which any parser reads: NaN and infinity are null.
+
+    Secrets in it are not shown.
+    """
+    print(json.dumps(_fit(value), allow_nan=False), flush=True)
+
+
+def _fit(value: object) -> object:
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _fit(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_fit(each) for each in value]
+    return value
+
+
+def evaluation_as_json(evaluation: "Evaluation") -> dict[str, object]:
+    """An evaluation, by the same names in every command.
+
+    `score` is the one that the dataset is judged by, which `basis` names.
+    """
+    return {
+        "dataset": evaluation.dataset,
+        "evaluated_at": evaluation.evaluated_at.isoformat(),
+        "score": evaluation.judged_score,
+        "basis": evaluation.basis,
+        "corrected_score": evaluation.corrected_score,
+        "corrected_low": evaluation.corrected_low,
+        "corrected_high": evaluation.corrected_high,
+        "corrected_effective_rank": evaluation.corrected_effective_rank,
+        "corrected_participation_ratio": evaluation.corrected_participation_ratio,
+        "plain_score": evaluation.diversity_score,
+        "diversity_score": evaluation.diversity_score,  # its name in the table evaluations
+        "effective_rank": evaluation.effective_rank,
+        "participation_ratio": evaluation.participation_ratio,
+        "rating": evaluation.rating,
+        "stars": evaluation.stars,
+        "n_images": evaluation.n_images,
+        "n_failed": evaluation.n_failed,
+        "n_flat": evaluation.n_flat,
+        "n_listed": evaluation.n_listed,
+        "dimension": evaluation.dimension,
+        "model_id": evaluation.model_id,
+        "seconds": round(evaluation.seconds, 3),
+    }
 
 
 def say(text: str) -> None:
@@ -151,6 +242,39 @@ def write_file(path: Path, content: bytes) -> None:
         path.write_bytes(content)
     except OSError as error:
         raise VisdivError(f"cannot write {path}: {error.strerror}") from error
+
+
+def dataset_called(called: str, project: "Project") -> "EvaluatedDataset":
+    """The dataset that a user names, the same one in every command, and its newest evaluation.
+
+    Raises:
+        VisdivError: there is no such dataset, or it was never evaluated.
+    """
+    tell_which(called, project.settings)
+    return project.dataset_at(called)
+
+
+def tell_which(called: str, settings: "Settings") -> None:
+    """Say so where a name is that of a dataset and of a folder."""
+    from visdiv_assets.workflows.project import which_was_taken
+
+    if told := which_was_taken(called, settings):
+        err.print(told, markup=False, soft_wrap=True)
+
+
+def write_picture(path: Path, png: bytes) -> None:
+    """Write a PNG as what the end of the file's name says; VisdivError where that cannot be."""
+    kind = PICTURES[path.suffix.lower()]
+    if kind != "PNG":
+        from PIL import Image
+
+        with Image.open(io.BytesIO(png)) as picture, io.BytesIO() as file:
+            try:
+                picture.convert("RGB").save(file, kind, quality=92)
+            except OSError as error:  # JPEG ends at 65,535 pixels, WebP at 16,383
+                raise VisdivError(f"cannot draw {path} as {kind}: {error}; use .png") from error
+            png = file.getvalue()
+    write_file(path, png)
 
 
 def open_project(config: Path | None) -> "Project":

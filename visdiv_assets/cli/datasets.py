@@ -4,6 +4,7 @@ Here: arguments and tables. Not here: editing the file (`settings/editing.py`), 
 (`warehouse/`).
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,15 +13,25 @@ from rich.table import Table
 from rich.text import Text
 
 from visdiv_assets.cli.console import (
+    MOST,
+    AnyDataset,
+    Chart,
     Config,
+    Json,
     Name,
     clear_errors,
     compact_table,
+    dataset_called,
     err,
+    evaluation_as_json,
+    not_nan,
     open_project,
     out,
+    print_json,
     score_text,
+    tell_which,
     visible,
+    write_picture,
 )
 from visdiv_assets.errors import VisdivError
 
@@ -55,7 +66,13 @@ def add(
     source: Annotated[str, typer.Argument(help="Where its images are.", metavar="SOURCE")],
     threshold: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, metavar="SCORE", help="Alert below this. Default: 0.30."),
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            callback=not_nan,
+            metavar="SCORE",
+            help="Alert below this. Default: 0.30.",
+        ),
     ] = None,
     watch: Annotated[
         bool, typer.Option("--watch/--no-watch", help="Score it again when it changes.")
@@ -67,16 +84,21 @@ def add(
         Literal["training", "benchmark"],
         typer.Option(help="A benchmark's images must not appear in other datasets."),
     ] = "training",
+    missing_ok: Annotated[
+        bool,
+        typer.Option("--missing-ok", help="Register it though it is not there yet.", metavar=""),
+    ] = False,
     config: Config = None,
 ) -> None:
     """Register a dataset, so that Dagster scores it automatically.
 
-    Comments in the file are kept.
+    Comments in the file are kept. Files and folders must be there; buckets and servers
+    are not asked.
     """
     with clear_errors():
         from visdiv_assets.settings.editing import add_dataset
         from visdiv_assets.settings.reading import absolute_path
-        from visdiv_assets.sources.opening import open_source
+        from visdiv_assets.sources.opening import check_exists, open_source
         from visdiv_assets.sources.uris import scheme_of
 
         path = _settings_file(config)
@@ -87,14 +109,22 @@ def add(
             **({} if role == "training" else {"role": role}),
         }
         # A relative folder is relative to where the command runs; in the file, to the file.
-        place = source if scheme_of(source) else str(absolute_path(source))
-        open_source(place)
+        local = not scheme_of(source.removeprefix("file://"))
+        place = str(absolute_path(source.removeprefix("file://"))) if local else source
+        found = open_source(place)
+        if local and not missing_ok:
+            try:
+                check_exists(found)
+            except VisdivError as error:
+                raise VisdivError(f"{error}; --missing-ok registers it all the same") from None
         add_dataset(path, name, place, **options)
     out.print(f"{name} is registered in {path}", markup=False, soft_wrap=True)
+    if not local:
+        err.print(f"nobody has looked there yet; visdiv score {name} does", markup=False)
 
 
 @commands.command("list")
-def list_datasets(config: Config = None) -> None:
+def list_datasets(json_output: Json = False, config: Config = None) -> None:
     """List the registered datasets and their newest scores."""
     with clear_errors():
         from visdiv_assets.settings.secrets import redacted
@@ -102,6 +132,21 @@ def list_datasets(config: Config = None) -> None:
         project = open_project(config)
         settings = project.settings
         latest = {each.dataset: each for each in project.warehouse.latest_evaluations()}
+    if json_output:
+        print_json(
+            {
+                "datasets": [
+                    {
+                        "dataset": name,
+                        "source": redacted(dataset.source.uri),
+                        "threshold": dataset.threshold,
+                        "evaluation": evaluation_as_json(latest[name]) if name in latest else None,
+                    }
+                    for name, dataset in settings.datasets.items()
+                ]
+            }
+        )
+        return
     if not settings.datasets:
         err.print("no datasets are registered; visdiv add NAME SOURCE adds one")
         return
@@ -147,24 +192,27 @@ def remove(name: Name, config: Config = None) -> None:
 """
 )
 def history(
-    name: Name,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also draw it, as a PNG.")
-    ] = None,
+    name: AnyDataset,
+    plot: Chart = None,
     limit: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Print this many, the newest.")
+        int, typer.Option(min=1, max=MOST, metavar="N", help="Print this many, the newest.")
     ] = 20,
+    json_output: Json = False,
     config: Config = None,
 ) -> None:
     """Print a dataset's evaluations, oldest first, and a sparkline of the scores."""
     with clear_errors():
-        evaluations = open_project(config).warehouse.history(name)
-        if not evaluations:
-            raise VisdivError(f"there are no evaluations of {name!r}")
+        project = open_project(config)
+        name = dataset_called(name, project).name
+        evaluations = project.warehouse.history(name)
         if plot is not None:
             from visdiv_assets.report.charts import history_png
 
-            plot.write_bytes(history_png(name, evaluations))
+            write_picture(plot, history_png(name, evaluations))
+    if json_output:
+        shown = evaluations[-limit:]
+        print_json({"dataset": name, "evaluations": [evaluation_as_json(each) for each in shown]})
+        return
     table = compact_table()
     table.add_column("evaluated (UTC)", no_wrap=True)
     for heading in ("images", "failed", "score", "95 %"):
@@ -208,9 +256,10 @@ def history(
 """
 )
 def failures(
-    name: Name,
+    name: AnyDataset,
     limit: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Print this many; 0 for all of them.")
+        int,
+        typer.Option(min=0, max=MOST, metavar="N", help="Print this many; 0 for all of them."),
     ] = 20,
     paths: Annotated[
         bool,
@@ -218,17 +267,26 @@ def failures(
             "--paths", help="Print only the names of the images, one per line.", metavar=""
         ),
     ] = False,
+    json_output: Json = False,
     config: Config = None,
 ) -> None:
     """List the images that could not be embedded, with reasons."""
     with clear_errors():
         from visdiv_assets.quality.verdicts import count_reasons
         from visdiv_assets.settings.secrets import redacted
+        from visdiv_assets.workflows.project import dataset_at
 
-        warehouse = open_project(config).warehouse
-        failed = warehouse.failures(name)
-        if not failed and not warehouse.history(name):
-            raise VisdivError(f"{name!r} has never been evaluated")
+        project = open_project(config)
+        tell_which(name, project.settings)
+        # Where no image can be embedded, there are failures without an evaluation.
+        of_place, _ = dataset_at(name, project.settings)
+        failed = project.warehouse.failures(of_place)
+        name = of_place if failed else project.dataset_at(name).name
+        failed = failed or project.warehouse.failures(name)
+    if json_output:
+        listed = [dataclasses.asdict(image) for image in failed[: limit or None]]
+        print_json({"dataset": name, "n_failed": len(failed), "failures": listed})
+        return
     if paths:
         for image in failed:
             print(visible(image.image_id))

@@ -19,7 +19,7 @@ from visdiv_assets.embedding.decoders import Decoders
 from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.preprocess import Decoding
 from visdiv_assets.embedding.weights import find_weights
-from visdiv_assets.errors import VisdivError
+from visdiv_assets.errors import VisdivError, counted
 from visdiv_assets.settings.model import Settings
 from visdiv_assets.settings.secrets import redacted
 from visdiv_assets.store.store import Store
@@ -117,18 +117,14 @@ def _store(root: Path) -> Iterator[Finding]:
     for model_id in store.model_ids():
         names, index = store.segment_names(model_id), store.key_index(model_id)
         damaged = len(names) - len(index.segments)
-        detail = f"{model_id}: {_count(len(index), 'image')} in {_count(len(names), 'segment')}"
+        detail = f"{model_id}: {counted(len(index), 'image')} in {counted(len(names), 'segment')}"
         if damaged:
             detail += f", {damaged:,} of them damaged; their images will be embedded again"
         yield Finding(not damaged, "embeddings", detail)
     warehouse = Warehouse(root / "visdiv.duckdb")
     try:
         latest = warehouse.latest_evaluations()
-        detail = f"{_count(len(latest), 'dataset')} scored, schema {warehouse.schema_version()}"
+        detail = f"{counted(len(latest), 'dataset')} scored, schema {warehouse.schema_version()}"
         yield Finding(True, "results", detail)
     except VisdivError as error:
         yield Finding(False, "results", str(error))
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

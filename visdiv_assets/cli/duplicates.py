@@ -21,15 +21,19 @@ from visdiv_assets.cli.console import (
     Json,
     Sheet,
     clear_errors,
+    dataset_called,
     err,
+    not_nan,
     open_project,
     out,
+    print_json,
     say,
     visible,
     write_file,
+    write_picture,
 )
 from visdiv_assets.cli.progress import by_steps
-from visdiv_assets.errors import VisdivError
+from visdiv_assets.errors import VisdivError, counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,6 +52,7 @@ Threshold = Annotated[
     typer.Option(
         min=0.0,
         max=1.0,
+        callback=not_nan,
         metavar="T",
         help="Cosine similarity, 0 to 1. Default: as in the settings.",
     ),
@@ -103,11 +108,11 @@ def duplicates(
 
         _check_list(export)
         project = open_project(config)
-        dataset = project.dataset_at(name)
+        dataset = dataset_called(name, project)
         if against:
             if split:
                 raise VisdivError("--split works on one dataset; it cannot be used with --against")
-            others = [project.dataset_at(other) for other in dict.fromkeys(against)]
+            others = [dataset_called(other, project) for other in dict.fromkeys(against)]
             if dataset.name in [other.name for other in others]:
                 raise VisdivError(f"--against needs other datasets; leave out {name}")
             wanted = dataset.settings.near_duplicates.threshold
@@ -127,13 +132,15 @@ def duplicates(
         if export is not None:
             _write_list(export, found.to_drop())
         if sheet is not None and found.clusters:
-            write_file(sheet, duplicates_sheet(found, dataset.source, dataset.decoding))
+            write_picture(sheet, duplicates_sheet(found, dataset.source, dataset.decoding))
     if json_output:
-        print(json.dumps(_as_json(found)))
+        print_json(_as_json(found))
         return
     _print_duplicates(found)
     if export is not None:
-        say(f"the {found.n_exact + found.n_near:,} redundant images are listed in {export}")
+        redundant = found.n_exact + found.n_near
+        told = counted(redundant, "redundant image is", "redundant images are")
+        say(f"the {told} listed in {export}")
     if sheet is not None:
         say(f"saved {sheet}" if found.clusters else "there is nothing to draw")
 
@@ -160,7 +167,7 @@ def leakage(
 
         _check_list(export)
         project = open_project(config)
-        dataset = project.dataset_at(name)
+        dataset = dataset_called(name, project)
         if not benchmarks_of(project.settings, dataset.name):
             if dataset.settings.role == "benchmark":
                 raise VisdivError(
@@ -199,9 +206,9 @@ def _tell_overlaps(
         _write_list(export, pa.concat_tables(listed or [overlaps[0].images]))
     if sheet is not None and found:
         places = {each.name: (each.source, each.decoding) for each in [dataset, *others]}
-        write_file(sheet, overlaps_sheet(found, places))
+        write_picture(sheet, overlaps_sheet(found, places))
     if json_output:
-        print(json.dumps([_overlap_as_json(each) for each in overlaps]))
+        print_json([_overlap_as_json(each) for each in overlaps])
         return
     table = Table()
     table.add_column("in", overflow="fold")
@@ -238,7 +245,8 @@ def _print_duplicates(found: "Duplicates") -> None:
 
     dataset = found.evaluation.dataset
     of = f" of {found.evaluation.n_listed:,}" if found.evaluation.is_sample else ""
-    say(f"{dataset}: {found.n_images:,} images{of}, {found.n_distinct:,} different contents")
+    contents = counted(found.n_distinct, "different content")
+    say(f"{dataset}: {counted(found.n_images, 'image')}{of}, {contents}")
     table = Table()
     table.add_column("redundant")
     for heading in ("images", "share of all"):
@@ -270,11 +278,11 @@ def _print_duplicates(found: "Duplicates") -> None:
         chains = sum(each.smallest < found.threshold for each in found.near_clusters)
         if chains and not found.split:
             say(
-                f"{_plural(chains, 'cluster is a chain', 'clusters are chains')}: "
+                f"{counted(chains, 'cluster is a chain', 'clusters are chains')}: "
                 "not all their images are alike; --split divides them"
             )
     if found.evaluation.n_flat:
-        flat = _plural(found.evaluation.n_flat, "picture is", "pictures are")
+        flat = counted(found.evaluation.n_flat, "picture is", "pictures are")
         say(f"{flat} one flat colour, and look alike for that reason alone: look at the files")
     if found.n_exact + found.n_near:
         plain = f"{_plain(found.after)} instead of {_plain(found.before)}"
@@ -294,10 +302,6 @@ def _print_recall(method: str, recall: float | None) -> None:
         say(f"An index was used; it finds {share} of all pairs.")
 
 
-def _plural(count: int, one: str, many: str) -> str:
-    return f"1 {one}" if count == 1 else f"{count:,} {many}"
-
-
 def _fair(score: "Score") -> str:
     return "too few to tell" if score.corrected is None else f"{score.corrected.score:.4f}"
 
@@ -308,6 +312,11 @@ def _plain(score: "Score") -> str:
 
 def _as_json(found: "Duplicates") -> dict[str, Any]:
     from visdiv_assets.workflows.catalogue import as_text
+
+    scores = {"before": found.before, "after": found.after}
+    plain = {when: each.plain for when, each in scores.items()}
+    fair = {when: each.corrected and each.corrected.score for when, each in scores.items()}
+    judged = plain if found.evaluation.basis == "plain" else fair
 
     return {
         "dataset": found.evaluation.dataset,
@@ -331,10 +340,13 @@ def _as_json(found: "Duplicates") -> dict[str, Any]:
             }
             for each in found.clusters
         ],
-        "score": found.before.plain,
-        "score_without": found.after.plain,
-        "corrected_score": found.before.corrected and found.before.corrected.score,
-        "corrected_without": found.after.corrected and found.after.corrected.score,
+        "score": judged["before"],
+        "score_without": judged["after"],
+        "basis": found.evaluation.basis,
+        "corrected_score": fair["before"],
+        "corrected_without": fair["after"],
+        "plain_score": plain["before"],
+        "plain_without": plain["after"],
         "method": found.method,
         "recall": found.recall,
     }

@@ -4,10 +4,8 @@ Here: arguments, progress, tables. Not here: any computation (`workflows/`, modu
 same names).
 """
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,15 +13,20 @@ from rich.table import Table
 from rich.text import Text
 
 from visdiv_assets.cli.console import (
+    EXIT_INTERRUPTED,
+    AnyDataset,
+    Chart,
     Config,
     Json,
-    Name,
+    Sheet,
     clear_errors,
+    dataset_called,
     err,
     open_project,
     out,
+    print_json,
     visible,
-    write_file,
+    write_picture,
 )
 from visdiv_assets.cli.progress import counted
 from visdiv_assets.errors import VisdivError
@@ -50,12 +53,9 @@ commands = typer.Typer()
 """
 )
 def axes(
-    name: Name,
+    name: AnyDataset,
     count: Annotated[int, typer.Option("-n", min=1, max=50, metavar="N", help="Axes to show.")] = 5,
-    sheet: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.png", help="Draw the images at both ends of each axis."),
-    ] = None,
+    sheet: Sheet = None,
     json_output: Json = False,
     config: Config = None,
 ) -> None:
@@ -66,17 +66,19 @@ def axes(
         from visdiv_assets.workflows.axes import axes_of, axes_sheet, record_axes
 
         project = open_project(config)
-        [evaluation] = project.warehouse.newest_evaluations([name])
-        dataset = project.dataset(name) if sheet else None
+        dataset = dataset_called(name, project)
+        evaluation = dataset.evaluation
+        if sheet:
+            _ = dataset.source  # refused before the work begins
         with err.status("looking"):
             found = axes_of(evaluation, project.store, count=count)
             record_axes(found, project.store, project.warehouse)
-            if sheet and dataset:
+            if sheet:
                 rows = axes_sheet(found, dataset.source, dataset.decoding)
-                write_file(sheet, contact_sheet_png(rows))
+                write_picture(sheet, contact_sheet_png(rows))
     said = describe(found.axes)
     if json_output:
-        print(json.dumps(_axes_as_json(found, said)))
+        print_json(_axes_as_json(found, said))
         return
     _print_axes(found)
     for sentence in said:
@@ -115,7 +117,7 @@ def _axes_as_json(found: "DatasetAxes", said: Sequence[str]) -> dict[str, object
                 "sides": {
                     side: {
                         "images": [found.image_ids[int(row)] for row in end.rows],
-                        "likeness": _or_none(end.likeness),
+                        "likeness": end.likeness,
                         "share_of_images": end.beyond,
                         "slice": placed.name if (placed := axis.slice_at(side)) else None,
                     }
@@ -138,20 +140,17 @@ def _axes_as_json(found: "DatasetAxes", said: Sequence[str]) -> dict[str, object
 """
 )
 def augment(
-    name: Name,
+    name: AnyDataset,
     sample: Annotated[
-        int, typer.Option(metavar="N", help="Images to try them on, 53 to 2,000.")
+        int,
+        typer.Option(min=53, max=2000, metavar="N", help="Images to try them on, 53 to 2,000."),
     ] = 200,
     only: Annotated[
         str | None,
         typer.Option(metavar="A,B,…", help="Only these; crop includes crop-mild. Default: all."),
     ] = None,
-    sheet: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw examples of each augmentation.")
-    ] = None,
-    chart: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw the changes with intervals.")
-    ] = None,
+    sheet: Sheet = None,
+    chart: Chart = None,
     json_output: Json = False,
     config: Config = None,
 ) -> None:
@@ -173,7 +172,7 @@ def augment(
 
         augmentations = CATALOGUE if only is None else chosen(only.split(","))
         project = open_project(config)
-        dataset = project.dataset(name)
+        dataset = dataset_called(name, project)
         evaluation, embedder = dataset.evaluation, dataset.embedder()
         images = sample_images(evaluation, project.store, dataset.source, dataset.decoding, sample)
         measured: list[Measured] = []
@@ -184,20 +183,30 @@ def augment(
         except KeyboardInterrupt:
             if not json_output and measured:
                 _print_effects(measured)
-            raise
+            err.print(_given_up(len(measured), len(augmentations), json_output))
+            raise typer.Exit(EXIT_INTERRUPTED) from None
         record_augmentations(measured, evaluation, project.store, project.warehouse)
         if sheet:
-            write_file(sheet, contact_sheet_png(augmentations_sheet(images, measured)))
+            write_picture(sheet, contact_sheet_png(augmentations_sheet(images, measured)))
         effects = {each.augmentation.name: each.effect for each in measured}
         if chart:
-            write_file(chart, effects_png(effects))
+            write_picture(chart, effects_png(effects))
     said = advise(effects)
     if json_output:
-        print(json.dumps(_effects_as_json(evaluation, measured, said)))
+        print_json(_effects_as_json(evaluation, measured, said))
         return
     _print_effects(measured)
     for sentence in said:
         out.print(sentence, markup=False)
+
+
+def _given_up(done: int, total: int, json_output: bool) -> str:
+    """What an interrupted measurement leaves: nothing is recorded before all are measured."""
+    shown = "" if json_output or not done else ", which are shown above"
+    return (
+        f"interrupted after {done:,} of {total:,} augmentations{shown}; nothing was recorded, and "
+        "the same command begins anew"
+    )
 
 
 def _print_effects(measured: "Sequence[Measured]") -> None:
@@ -245,9 +254,9 @@ def _effects_as_json(
         "augmentations": [
             {
                 "augmentation": each.augmentation.name,
-                "change": _or_none(each.effect.change),
-                "low": _or_none(each.effect.low),
-                "high": _or_none(each.effect.high),
+                "change": each.effect.change,
+                "low": each.effect.low,
+                "high": each.effect.high,
                 "similarity": each.effect.similarity,
                 "verdict": verdict(each.effect, sure=each.augmentation.name in sure),
             }
@@ -266,7 +275,7 @@ def _effects_as_json(
 """
 )
 def acquire(
-    name: Name,
+    name: AnyDataset,
     others: Annotated[
         list[str] | None,
         typer.Argument(
@@ -283,12 +292,13 @@ def acquire(
 
         project = open_project(config)
         store, warehouse = project.store, project.warehouse
+        name = dataset_called(name, project).name
         chosen = _others(name, others, project)
         with err.status("searching"):
             evaluation, found = acquisitions_of(name, chosen, store, warehouse)
             record_acquisitions(evaluation, found, store, warehouse)
     if json_output:
-        print(json.dumps({"dataset": name, "others": [_acquisition_as_json(e) for e in found]}))
+        print_json({"dataset": name, "others": [_acquisition_as_json(e) for e in found]})
         return
     table = Table()
     table.add_column("dataset", overflow="fold")
@@ -320,14 +330,15 @@ def _others(name: str, others: list[str] | None, project: "Project") -> list[str
     datasets = project.settings.datasets
     benchmarks = {key for key, each in datasets.items() if each.role == "benchmark"}
     if others:
-        for other in others:
+        named = [dataset_called(other, project).name for other in others]
+        for other in named:
             if other == name:
                 raise VisdivError(f"{name} cannot be added to itself")
             if other in benchmarks:
                 raise VisdivError(
                     f"{other} is a benchmark, so its images must not be added to others"
                 )
-        return list(others)
+        return named
     latest = {each.dataset: each for each in project.warehouse.latest_evaluations()}
     own = latest.get(name)
     return [
@@ -346,13 +357,9 @@ def _acquisition_as_json(each: "Acquisition") -> dict[str, object]:
         "share": each.share,
         "add": each.n_images,
         "available": each.n_available,
-        "corrected_score": _or_none(each.corrected.score),
-        "corrected_low": _or_none(each.corrected.low),
-        "corrected_high": _or_none(each.corrected.high),
-        "change": _or_none(each.gain),
+        "corrected_score": each.corrected.score,
+        "corrected_low": each.corrected.low,
+        "corrected_high": each.corrected.high,
+        "change": each.gain,
         "sure": each.sure,
     }
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -30,15 +30,22 @@ from visdiv_assets.cli.console import (
     EXIT_ERROR,
     Config,
     Ended,
+    Json,
     clear_errors,
     err,
     out,
     print_error,
     print_evaluations,
+    print_json,
     visible,
 )
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.secrets import guard_logs, redacted, redacted_traceback
+
+WHERE_THE_DEMO_IS = (
+    "the demo's photographs come with the source code: git clone "
+    "https://github.com/visdiv/visdiv_assets, and run `make demo` there"
+)
 
 app = typer.Typer(
     name="visdiv",
@@ -95,10 +102,10 @@ def demo(config: Config = None) -> None:
 
         path = config or find_settings()
         if path is None:
-            raise VisdivError(
-                "there is no visdiv.yaml here; run the demo in a checkout of the project"
-            )
+            raise VisdivError(f"there is no visdiv.yaml here; {WHERE_THE_DEMO_IS}")
         settings = load_settings(path)
+        if not {"demo_photos", "demo_tracking"} <= set(settings.datasets):
+            raise VisdivError(f"the demo's datasets are not in {path}; {WHERE_THE_DEMO_IS}")
         with err.status("starting Dagster") as status:
             from visdiv_assets.cli.demo import PHOTOS, TRACKING, run_demo  # dagster: 3 seconds
 
@@ -121,7 +128,7 @@ def demo(config: Config = None) -> None:
 
 
 @commands.command()
-def doctor(config: Config = None) -> None:
+def doctor(json_output: Json = False, config: Config = None) -> None:
     """Check installation, devices, codecs, model and store.
 
     Exit code 1 when something is wrong.
@@ -134,8 +141,10 @@ def doctor(config: Config = None) -> None:
             from visdiv_assets.cli.doctor import examine  # torch: seconds
 
             findings = examine(settings)
+    if json_output:
+        print_json({"findings": [finding._asdict() for finding in findings]})
     width = max(len(finding.subject) for finding in findings)
-    for finding in findings:
+    for finding in [] if json_output else findings:
         mark = "[green]ok     [/]" if finding.ok else "[red]problem[/]"
         detail = Text(f" {finding.subject:<{width}}  {visible(finding.detail)}")
         out.print(mark, detail, sep="", soft_wrap=True)

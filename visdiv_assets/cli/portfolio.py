@@ -4,6 +4,7 @@ Here: arguments and tables. Not here: what they compute (`workflows/`, modules o
 names).
 """
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +12,18 @@ import typer
 from rich.table import Table
 
 from visdiv_assets.cli.console import (
+    MOST,
+    AnyDataset,
+    AnyDatasets,
     Config,
-    Name,
+    Json,
     clear_errors,
+    dataset_called,
     err,
+    evaluation_as_json,
     open_project,
     out,
+    print_json,
     visible,
 )
 from visdiv_assets.errors import VisdivError
@@ -24,6 +31,7 @@ from visdiv_assets.errors import VisdivError
 if TYPE_CHECKING:
     from visdiv_assets.spectral.corrected import CorrectedScore
     from visdiv_assets.warehouse.records import Evaluation
+    from visdiv_assets.workflows.drift import DatasetDrift
     from visdiv_assets.workflows.project import Project
 
 commands = typer.Typer()
@@ -37,10 +45,8 @@ commands = typer.Typer()
 """
 )
 def compare(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Default: all registered datasets."),
-    ] = None,
+    names: AnyDatasets = None,
+    json_output: Json = False,
     config: Config = None,
 ) -> None:
     """Rank datasets next to published ones, and show which differences are more than chance."""
@@ -49,6 +55,14 @@ def compare(
         from visdiv_assets.workflows.compare import leaderboard
 
         ranked, differences = leaderboard(_newest(names, open_project(config)))
+    if json_output:
+        print_json(
+            {
+                "datasets": [evaluation_as_json(each) for each in ranked],
+                "differences": [asdict(each) for each in differences],
+            }
+        )
+        return
     table = Table()
     table.add_column("dataset", overflow="fold")
     for heading in ("score", "95 %", "images", "plain"):
@@ -98,18 +112,17 @@ def compare(
 """
 )
 def mix(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Default: all registered datasets."),
-    ] = None,
+    names: AnyDatasets = None,
     budget: Annotated[
         int | None,
         typer.Option(
             min=2,
+            max=MOST,
             metavar="N",
             help="Size of the mixture in images; no dataset gives more than it has.",
         ),
     ] = None,
+    json_output: Json = False,
     config: Config = None,
 ) -> None:
     """Find the most diverse mixture of datasets."""
@@ -120,6 +133,24 @@ def mix(
         evaluations = _newest(names, project)
         with err.status("searching"):
             plan = plan_mixture(evaluations, project.store, budget=budget)
+    if json_output:
+        parts = zip(evaluations, plan.weights.tolist(), plan.adds.tolist(), strict=True)
+        print_json(
+            {
+                **_fair_as_json(plan.corrected),
+                "even": _fair_as_json(plan.even),
+                "datasets": [
+                    {
+                        "weight": weight,
+                        "n_images_wanted": round(weight * budget) if budget else None,
+                        "plain_score_lost_without": adds,
+                        "evaluation": evaluation_as_json(each),
+                    }
+                    for each, weight, adds in parts
+                ],
+            }
+        )
+        return
     table = Table()
     table.add_column("dataset", overflow="fold")
     for heading in ("own score", "weight", "images", "without it"):
@@ -143,19 +174,33 @@ def mix(
   visdiv slices birds               by folder, or as `slices` in the settings says
 """
 )
-def slices(name: Name, config: Config = None) -> None:
+def slices(name: AnyDataset, json_output: Json = False, config: Config = None) -> None:
     """Show how diverse each part of a dataset is, and what it adds to the whole."""
     with clear_errors():
         from visdiv_assets.workflows.slices import slices_of
 
         project = open_project(config)
-        [evaluation] = project.warehouse.newest_evaluations([name])
+        evaluation = dataset_called(name, project).evaluation
         parts = slices_of(evaluation, project.store)
-        if not parts:
+        if not parts and not json_output:
             raise VisdivError(
                 f"{name} has only one part; sort its images into folders, or name a "
                 "column of its source with slices: {column: NAME}"
             )
+    if json_output:
+        told = [
+            {
+                "slice": part.name,
+                "n_images": part.n,
+                "share": part.share,
+                **_fair_as_json(part.corrected),
+                "plain_change_if_left_out": part.left_out,
+                "plain_change_if_doubled": part.doubled,
+            }
+            for part in parts
+        ]
+        print_json({"evaluation": evaluation_as_json(evaluation), "slices": told})
+        return
     table = Table()
     table.add_column("slice", overflow="fold")
     for heading in ("images", "share", "its score", "95 %", "left out", "doubled"):
@@ -187,7 +232,7 @@ def slices(name: Name, config: Config = None) -> None:
 """
 )
 def drift(
-    name: Name,
+    name: AnyDataset,
     against: Annotated[
         str | None, typer.Option(metavar="NAME", help="Compare with another dataset instead.")
     ] = None,
@@ -197,6 +242,7 @@ def drift(
     unpin: Annotated[
         bool, typer.Option("--unpin", help="Compare with the evaluation before again.", metavar="")
     ] = False,
+    json_output: Json = False,
     config: Config = None,
 ) -> None:
     """Measure how far a dataset has moved, and whether that is more than chance."""
@@ -205,38 +251,44 @@ def drift(
 
         project = open_project(config)
         store, warehouse = project.store, project.warehouse
-        [newest] = warehouse.newest_evaluations([name])
         if pin and unpin:
             raise VisdivError("use either --pin or --unpin")
+        newest = dataset_called(name, project).evaluation
+        name = newest.dataset
         if pin:
             warehouse.pin_baseline(name, newest.evaluation_id, datetime.now(UTC))
-            out.print(f"the drift of {name} is measured from {newest.evaluated_at:%Y-%m-%d %H:%M}")
+            told = f"the drift of {name} is measured from {newest.evaluated_at:%Y-%m-%d %H:%M}"
+            (err if json_output else out).print(told, markup=False)
             return
         if unpin:
             warehouse.unpin_baseline(name)
-            out.print(f"the drift of {name} is measured from the evaluation before")
+            told = f"the drift of {name} is measured from the evaluation before"
+            (err if json_output else out).print(told, markup=False)
             return
         if against is None:
             found = drift_of(name, store, warehouse)
         else:
-            [other] = warehouse.newest_evaluations([against])
+            other = dataset_called(against, project).evaluation
             found = DatasetDrift(newest, other, drift_between(other, newest, store))
+    if json_output:
+        print_json({"dataset": name, "drift": None if found is None else _drift_as_json(found)})
+        return
     if found is None:
         out.print(f"{name} has no earlier evaluation of the same model", markup=False)
         return
-    told = found.drift
+    measured = found.drift
     before = f"{found.before.dataset} of {found.before.evaluated_at:%Y-%m-%d %H:%M}"
     out.print(f"{name} against {before} (UTC):", markup=False)
-    angles = ", ".join(f"{angle:.0f}°" for angle in told.angles)
+    angles = ", ".join(f"{angle:.0f}°" for angle in measured.angles)
     for what, value in (
-        ("distance of the means", f"{told.centroid:.4f}"),
-        ("Fréchet distance", f"{told.frechet:.4f}"),
+        ("distance of the means", f"{measured.centroid:.4f}"),
+        ("squared Fréchet distance", f"{measured.frechet:.4f}"),
         ("angles between leading subspaces", angles),
-        ("Fréchet distance of a sample", f"{max(told.sampled, 0.0):.4f}"),
-        ("the same by chance, at most", f"{told.by_chance:.4f}"),
+        ("squared Fréchet, of a sample", f"{max(measured.sampled, 0.0):.4f}"),
+        ("the same by chance, at most", f"{measured.by_chance:.4f}"),
     ):
         out.print(f"  {what:<33} {value}")
-    out.print("more than chance" if told.large else "no more than chance", style="bold")
+    out.print("more than chance" if measured.large else "no more than chance", style="bold")
 
 
 def _times(ratio: float) -> str:
@@ -255,6 +307,29 @@ def _fair(score: "CorrectedScore") -> str:
     return f"{score.score:.3f} ({score.low:.3f} to {score.high:.3f})"
 
 
+def _fair_as_json(score: "CorrectedScore") -> dict[str, object]:
+    """NaN, where too few images tell, becomes null."""
+    return {
+        "corrected_score": score.score,
+        "corrected_low": score.low,
+        "corrected_high": score.high,
+    }
+
+
+def _drift_as_json(found: "DatasetDrift") -> dict[str, object]:
+    measured = found.drift
+    return {
+        "now": evaluation_as_json(found.now),
+        "before": evaluation_as_json(found.before),
+        "centroid_distance": measured.centroid,
+        "squared_frechet_distance": measured.frechet,
+        "angles": measured.angles.tolist(),
+        "sampled_squared_frechet_distance": max(measured.sampled, 0.0),
+        "by_chance": measured.by_chance,
+        "more_than_chance": measured.large,
+    }
+
+
 def _signed(change: float) -> str:
     if change != change:  # NaN: nothing would be left
         return ""
@@ -265,8 +340,9 @@ def _signed(change: float) -> str:
 def _newest(names: list[str] | None, project: "Project") -> "list[Evaluation]":
     """The newest evaluations of those named, or of all that are registered."""
     if names:
-        return project.warehouse.newest_evaluations(names)
+        called = [dataset_called(name, project).evaluation for name in names]
+        return list({each.dataset: each for each in called}.values())
     evaluated = project.evaluated()
     if not evaluated:
-        raise VisdivError("no registered dataset has been evaluated yet; run `visdiv score`")
+        raise VisdivError("no registered dataset has ever been evaluated; run `visdiv score`")
     return evaluated

@@ -4,7 +4,6 @@ Here: arguments, the table or JSON of scores, images that failed. Not here: eval
 (`workflows/evaluate.py`).
 """
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,13 +16,17 @@ from visdiv_assets.cli.console import (
     Config,
     clear_errors,
     err,
+    evaluation_as_json,
+    not_nan,
     open_project,
     print_error,
     print_evaluations,
+    print_json,
+    tell_which,
     visible,
 )
 from visdiv_assets.cli.progress import of_images, progress_bar
-from visdiv_assets.errors import VisdivError
+from visdiv_assets.errors import VisdivError, counted
 from visdiv_assets.settings.secrets import redacted
 
 if TYPE_CHECKING:
@@ -48,11 +51,11 @@ commands = typer.Typer()
     epilog="""[bold]Examples[/]
 
   visdiv score ~/photos                               score a folder
-  visdiv score ~/photos --json | jq .corrected_score  for scripts
+  visdiv score ~/photos --json | jq .score            for scripts
   visdiv score s3://bucket/all/ --precision 0.01      a large set, from a sample
   visdiv score ~/photos --fail-under 0.3              for CI
   visdiv score --config my.yaml                       all datasets of a file
-  visdiv score photos --config my.yaml                one of them
+  visdiv score photos --config my.yaml                one of them; ./photos is the folder
 
 [bold]Exit codes[/]
 
@@ -74,6 +77,7 @@ def score(
         typer.Option(
             min=0.0001,
             max=0.5,
+            callback=not_nan,
             help="Score a random sample, just large enough to know the corrected score to "
             "within plus or minus this.",
             metavar="HALF-WIDTH",
@@ -88,6 +92,7 @@ def score(
         typer.Option(
             min=0.0,
             max=1.0,
+            callback=not_nan,
             help="Exit with code 3 if a score is below this, or cannot be told.",
             metavar="SCORE",
         ),
@@ -98,7 +103,9 @@ def score(
     Embeddings are kept, so a second run embeds only new images. You can stop it
     with Ctrl-C and continue later.
     """
-    with clear_errors():
+    with clear_errors(
+        "interrupted; finished embeddings are kept, run the same command to continue"
+    ):
         from visdiv_assets.sources.names import left_out_of
         from visdiv_assets.sources.opening import open_source
         from visdiv_assets.workflows.evaluate import evaluate
@@ -143,8 +150,8 @@ def score(
                 evaluations.append(evaluation)
                 left_out = left_out_of(opened)
                 if json_output:
-                    shown = {**_as_json(evaluation), "left_out": left_out.as_dict()}
-                    print(json.dumps(shown), flush=True)
+                    shown = {**evaluation_as_json(evaluation), "left_out": left_out.as_dict()}
+                    print_json(shown)
                 _print_left_out(name, left_out)
                 _print_failures(embedded.index)
                 _print_flat(embedded.index)
@@ -175,6 +182,7 @@ def _targets(path: str | None, settings: "Settings") -> "list[tuple[str, SourceS
         raise VisdivError("the name of the source to score is empty")
     from visdiv_assets.workflows.project import dataset_at
 
+    tell_which(path, settings)
     return [dataset_at(path, settings)]
 
 
@@ -204,29 +212,6 @@ def _embedder(configured: "EmbedderSettings", decoding: "Decoding") -> "SSCDEmbe
         progress.stop()
 
 
-def _as_json(evaluation: "Evaluation") -> dict[str, object]:
-    return {
-        "dataset": evaluation.dataset,
-        "n_images": evaluation.n_images,
-        "n_failed": evaluation.n_failed,
-        "n_flat": evaluation.n_flat,
-        "dimension": evaluation.dimension,
-        "n_listed": evaluation.n_listed,
-        "corrected_score": evaluation.corrected_score,
-        "corrected_low": evaluation.corrected_low,
-        "corrected_high": evaluation.corrected_high,
-        "corrected_effective_rank": evaluation.corrected_effective_rank,
-        "corrected_participation_ratio": evaluation.corrected_participation_ratio,
-        "effective_rank": evaluation.effective_rank,
-        "participation_ratio": evaluation.participation_ratio,
-        "diversity_score": evaluation.diversity_score,
-        "rating": evaluation.rating,
-        "stars": evaluation.stars,
-        "model_id": evaluation.model_id,
-        "seconds": round(evaluation.seconds, 3),
-    }
-
-
 def _precision_of(registered: "DatasetSettings | None") -> float | None:
     return registered.sample.precision if registered and registered.sample else None
 
@@ -241,8 +226,7 @@ def _print_left_out(name: str, left_out: "LeftOut", but_in: str = "") -> None:
 def _print_failures(index: "EmbeddingIndex") -> None:
     if not index.n_failed:
         return
-    images = "1 image" if index.n_failed == 1 else f"{index.n_failed:,} images"
-    err.print(f"{images} could not be embedded:")
+    err.print(f"{counted(index.n_failed, 'image')} could not be embedded:")
     shown = FAILURES_SHOWN if err.is_terminal else index.n_failed
     for image_id, reason in index.failures()[:shown]:
         err.print(Text(f"  {visible(image_id)}: {visible(redacted(reason))}"), soft_wrap=True)

@@ -3,7 +3,6 @@
 Here: arguments, files, tables. Not here: any computation (`workflows/select.py`).
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,13 +10,19 @@ import typer
 from rich.table import Table
 
 from visdiv_assets.cli.console import (
+    MOST,
+    AnyDataset,
     Config,
     Json,
+    Sheet,
     clear_errors,
+    dataset_called,
     err,
+    not_nan,
     open_project,
+    print_json,
     visible,
-    write_file,
+    write_picture,
 )
 from visdiv_assets.cli.progress import counted
 from visdiv_assets.errors import VisdivError
@@ -46,8 +51,8 @@ commands = typer.Typer()
 """
 )
 def select(
-    name: Annotated[str, typer.Argument(help="Name of the dataset.", metavar="NAME")],
-    k: Annotated[int, typer.Option("-k", metavar="K", help="How many images.")],
+    name: AnyDataset,
+    k: Annotated[int, typer.Option("-k", min=1, max=MOST, metavar="K", help="How many images.")],
     method: Annotated[
         SelectionMethod, typer.Option(metavar="METHOD", help="See below.")
     ] = "k-centre",
@@ -66,6 +71,7 @@ def select(
         typer.Option(
             min=0.0,
             max=0.99,
+            callback=not_nan,
             metavar="SHARE",
             help="Leave out this share of the images, the most isolated ones.",
         ),
@@ -74,9 +80,7 @@ def select(
         Path | None,
         typer.Option("--out", metavar="FILE", help="Write the ids to this file, one per line."),
     ] = None,
-    sheet: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the first 64, as a PNG.")
-    ] = None,
+    sheet: Sheet = None,
     json_output: Json = False,
     config: Config = None,
 ) -> None:
@@ -88,12 +92,13 @@ def select(
         from visdiv_assets.workflows.select import core_set_sheet, select_core_set
 
         project = open_project(config)
-        if sheet is not None and name not in project.settings.datasets:
-            raise VisdivError(f"{name} is not registered, so its images cannot be found and drawn")
+        dataset = dataset_called(name, project)
+        if sheet is not None:
+            _ = dataset.source  # refused before the work begins
         wanted, unwanted = _ids(include), _ids(exclude)
         with counted("choosing") as on_progress:
             found = select_core_set(
-                name,
+                dataset.name,
                 project.store,
                 project.warehouse,
                 k,
@@ -106,10 +111,9 @@ def select(
         if list_file is not None:
             _write_ids(list_file, found.image_ids)
         if sheet is not None:
-            dataset = project.dataset(name)
-            write_file(sheet, core_set_sheet(found, dataset.source, dataset.decoding))
+            write_picture(sheet, core_set_sheet(found, dataset.source, dataset.decoding))
     if json_output:
-        print(json.dumps(_as_json(found)))
+        print_json(_as_json(found, dataset.evaluation.basis))
         return
     if list_file is None:
         for image_id in found.image_ids:
@@ -162,16 +166,22 @@ def _print_scores(found: "CoreSet") -> None:
     )
 
 
-def _as_json(found: "CoreSet") -> dict[str, object]:
+def _as_json(found: "CoreSet", basis: str) -> dict[str, object]:
     plain, fair = found.random_plain(), found.random_corrected()
+    is_plain = basis == "plain"
+    judged = plain if is_plain else fair
     return {
         "dataset": found.dataset,
         "method": found.method,
         "k": len(found.image_ids),
         "n_distinct": found.n_distinct,
-        "score": found.scores.plain,
-        "random_score": plain and plain[0],
-        "random_score_spread": plain and plain[1],
+        "score": found.scores.plain if is_plain else found.scores.corrected,
+        "basis": basis,
+        "random_score": judged and judged[0],
+        "random_score_spread": judged and judged[1],
+        "plain_score": found.scores.plain,
+        "random_plain_score": plain and plain[0],
+        "random_plain_score_spread": plain and plain[1],
         "corrected_score": found.scores.corrected,
         "random_corrected_score": fair and fair[0],
         "random_corrected_score_spread": fair and fair[1],

@@ -3,7 +3,6 @@
 Here: arguments, the table of neighbours. Not here: the search (`workflows/similar.py`).
 """
 
-import json
 from typing import Annotated
 
 import typer
@@ -11,16 +10,19 @@ from rich.table import Table
 from rich.text import Text
 
 from visdiv_assets.cli.console import (
+    MOST,
     AnyDataset,
     Config,
     Json,
     Sheet,
     clear_errors,
+    dataset_called,
     open_project,
     out,
+    print_json,
     say,
     visible,
-    write_file,
+    write_picture,
 )
 from visdiv_assets.errors import VisdivError
 
@@ -40,7 +42,9 @@ def similar(
     image: Annotated[
         str, typer.Argument(help="An image's id in the dataset, or an image file.", metavar="IMAGE")
     ],
-    k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="How many to find.")] = 10,
+    k: Annotated[
+        int, typer.Option("-k", min=1, max=MOST, metavar="N", help="How many to find.")
+    ] = 10,
     sheet: Sheet = None,
     json_output: Json = False,
     config: Config = None,
@@ -53,7 +57,7 @@ def similar(
         from visdiv_assets.workflows.similar import decoded, query_from, query_in, similar_images
 
         project = open_project(config)
-        dataset = project.dataset_at(name)
+        dataset = dataset_called(name, project)
         query, data = query_in(dataset.evaluation, project.store, image), b""
         if query is None:
             data = _read_image(image, dataset.name)
@@ -67,9 +71,9 @@ def similar(
                 pictures = pictures_of(dataset.source, [image], dataset.decoding)
                 own = next((picture.pixels for _, _, picture in pictures), None)
             png = neighbours_sheet(own, image, found, dataset.source, dataset.decoding)
-            write_file(sheet, png)
+            write_picture(sheet, png)
     if json_output:
-        print(json.dumps([each._asdict() for each in found]))
+        print_json([each._asdict() for each in found])
         return
     table = Table()
     table.add_column("similarity", justify="right", no_wrap=True)

@@ -17,13 +17,15 @@ from visdiv_assets.embedding.pipeline import embed_stream
 from visdiv_assets.embedding.preprocess import DecodeError, Decoding, Pixels
 from visdiv_assets.embedding.runtime import Runtime, Vectors
 from visdiv_assets.embedding.runtimes import (
+    check_gpus,
     device_names,
     load_runtime,
     resolve_precision,
     runtime_name,
+    valid_devices,
 )
 from visdiv_assets.embedding.weights import DEFAULT_CHECKPOINT, OnDownload, Weights, find_weights
-from visdiv_assets.errors import VisdivError
+from visdiv_assets.errors import VisdivError, counted
 from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.sources.opening import open_source
 
@@ -74,10 +76,9 @@ class SSCDEmbedder:
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be positive; got {batch_size}")
-        wants_gpu = any(
-            name.startswith("cuda") for name in ([device] if isinstance(device, str) else device)
-        )
-        if weights == "auto" and wants_gpu:
+        names = valid_devices(device)
+        if weights == "auto" and any(name.startswith("cuda") for name in names):
+            check_gpus(names)  # before weights are downloaded for one that is not there
             weights = DEFAULT_CHECKPOINT  # the installed int8 model runs on the CPU only
         self.weights: Weights = find_weights(str(weights), on_download=on_download)
         self._devices = device_names(self.weights, device)
@@ -192,5 +193,7 @@ class SSCDEmbedder:
             failed = len(image_ids) - len(vectors)
             logger.warning("%d of %d images cannot be embedded", failed, len(image_ids))
         if not vectors:
-            raise VisdivError(f"none of the {len(image_ids)} images in {path} can be decoded")
+            raise VisdivError(
+                f"none of the {counted(len(image_ids), 'image')} in {path} can be decoded"
+            )
         return np.stack(vectors)

@@ -19,6 +19,7 @@ from visdiv_assets.embedding.preprocess import IMAGE_SIDE, Pixels
 from visdiv_assets.embedding.runtime import Vectors
 from visdiv_assets.embedding.weights import Weights
 from visdiv_assets.errors import VisdivError
+from visdiv_assets.similarity.exact_torch import exact_torch
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ class TorchRuntime:
 
     Every call runs the full batch size, padded with black images, so that a vector does not
     depend on how many images are left for the last batch. cuDNN's benchmark mode is off: the
-    convolutions that it picks differ between processes and GPUs, and so would the last bits.
+    convolutions that it picks differ between processes and GPUs, and so would the last bits. Such
+    settings of the whole process hold only while a batch is computed.
 
     Args:
         weights: the weights to load.
@@ -69,10 +71,6 @@ class TorchRuntime:
         self.description = f"PyTorch {torch.__version__}, {precision} on " + ", ".join(
             map(str, places)
         )
-        if gpu:
-            # By default, GPUs convolve in TF32, which has only 10 bits of mantissa.
-            torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cudnn.deterministic = True
         models = [_load(weights, DTYPES[precision]) for _ in places]
         graphs = (
             cuda_graphs and weights.format != "torchscript"
@@ -177,7 +175,7 @@ class _Worker:
         shape = (batch_size, IMAGE_SIDE, IMAGE_SIDE, 3)
         self._host = torch.zeros(shape, dtype=torch.uint8, pin_memory=gpu)
         self._host_array = self._host.numpy()
-        with torch.inference_mode(), self._on_stream():
+        with exact_torch(device.type), torch.inference_mode(), self._on_stream():
             self._pixels = self._host.to(device)  # on the CPU, the same tensor
             for _ in range(WARM_UP if gpu else 1):
                 self._vectors = model(self._pixels)
@@ -209,7 +207,7 @@ class _Worker:
         if self._stream is not None and isinstance(pixels, Tensor) and pixels.is_cuda:
             # The pixels were produced on the caller's current stream.
             self._stream.wait_stream(torch.cuda.current_stream(pixels.device))
-        with self._on_stream():
+        with exact_torch(self.device.type), self._on_stream():
             if isinstance(pixels, Tensor):
                 self._pixels[:count].copy_(pixels)
                 self._pixels[count:].zero_()
@@ -234,8 +232,8 @@ class _FromPixels(nn.Module):
         self.model = model
         self.dtype = dtype
         # Buffers, since nothing may be copied to the GPU while a graph is recorded.
-        self.mean = nn.Buffer(torch.tensor(IMAGENET_MEAN).view(3, 1, 1) * 255)
-        self.std = nn.Buffer(torch.tensor(IMAGENET_STD).view(3, 1, 1) * 255)
+        self.mean = nn.Buffer(torch.tensor(IMAGENET_MEAN, dtype=torch.float32).view(3, 1, 1) * 255)
+        self.std = nn.Buffer(torch.tensor(IMAGENET_STD, dtype=torch.float32).view(3, 1, 1) * 255)
 
     def forward(self, pixels: Tensor) -> Tensor:
         # Pixels in this order are torch's channels-last format, without a copy.
@@ -269,13 +267,13 @@ def resolve_devices(names: Sequence[str]) -> list[torch.device]:
         names = [f"cuda:{number}" for number in range(available)] or ["cpu"]
     devices = []
     for name in names:
-        place = torch.device(name)
-        if place.type == "cuda" and (place.index or 0) >= available:
+        number = int(name.partition(":")[2] or 0) if name.startswith("cuda") else None
+        if number is not None and number >= available:
             raise VisdivError(
                 f"the device {name} does not exist: PyTorch {torch.__version__} finds "
                 f"{available or 'no'} CUDA device{'' if available == 1 else 's'}"
             )
-        devices.append(place)
+        devices.append(torch.device(name))
     return devices
 
 

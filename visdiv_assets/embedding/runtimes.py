@@ -67,6 +67,21 @@ def device_names(weights: Weights, device: str | Sequence[str]) -> list[str]:
     Raises:
         VisdivError: the list is empty, or a device is invalid or cannot run these weights.
     """
+    names = valid_devices(device)
+    if weights.format == "onnx" and any(name.startswith("cuda") for name in names):
+        raise VisdivError(
+            f"{weights.checkpoint} runs on the CPU only; for {', '.join(names)} set weights to "
+            "an official checkpoint such as sscd_disc_mixup"
+        )
+    return names
+
+
+def valid_devices(device: str | Sequence[str]) -> list[str]:
+    """The devices in a setting, whatever the weights.
+
+    Raises:
+        VisdivError: the list is empty, or a device is invalid.
+    """
     names = [device] if isinstance(device, str) else list(device)
     if not names:
         raise VisdivError("the list of devices is empty")
@@ -75,12 +90,19 @@ def device_names(weights: Weights, device: str | Sequence[str]) -> list[str]:
             raise VisdivError(f"{name!r} is not a device; use auto, cpu, cuda or cuda:N")
     if "auto" in names and len(names) > 1:
         raise VisdivError("the device auto cannot be combined with others")
-    if weights.format == "onnx" and any(name.startswith("cuda") for name in names):
-        raise VisdivError(
-            f"{weights.checkpoint} runs on the CPU only; for {', '.join(names)} set weights to "
-            "an official checkpoint such as sscd_disc_mixup"
-        )
     return names
+
+
+def check_gpus(names: Sequence[str]) -> None:
+    """Ask PyTorch whether the GPUs among these devices exist.
+
+    Raises:
+        VisdivError: one of them does not.
+    """
+    if gpus := [name for name in names if name.startswith("cuda")]:
+        from visdiv_assets.embedding.runtime_torch import resolve_devices
+
+        resolve_devices(gpus)
 
 
 def load_runtime(

@@ -15,7 +15,7 @@ BEGAN = {
     Condition.BELOW_THRESHOLD: "fell below its threshold",
     Condition.DROPPED: "dropped out of its usual range",
     Condition.NOT_EVALUATED: "could not be evaluated",
-    Condition.STALE: "has never been evaluated for more than 26 hours",
+    Condition.STALE: "has not been evaluated for more than 26 hours",
 }
 ENDED = {
     Condition.BELOW_THRESHOLD: "has recovered",

@@ -7,6 +7,7 @@ Here: which conditions hold after an evaluation, and the likely reason. Not here
 from dataclasses import dataclass
 from enum import StrEnum
 
+from visdiv_assets.errors import counted
 from visdiv_assets.quality.verdicts import Verdict
 
 
@@ -80,10 +81,12 @@ def likely_reason(now: Facts, before: Facts | None) -> str:
     copies = now.n_images - now.n_distinct
     if copies:
         earlier = "" if before is None else f" (before: {before.n_images - before.n_distinct:,})"
-        parts.append(f"{copies:,} of {now.n_images:,} images are exact copies of others{earlier}")
+        are = "is an exact copy" if copies == 1 else "are exact copies"
+        parts.append(f"{copies:,} of {counted(now.n_images, 'image')} {are} of others{earlier}")
     if before is not None and now.n_images != before.n_images:
         change = now.n_images - before.n_images
-        parts.append(f"{abs(change):,} {'more' if change > 0 else 'fewer'} images than before")
+        more = "more" if change > 0 else "fewer"
+        parts.append(f"{counted(abs(change), f'{more} image')} than before")
     if now.n_failed and (before is None or now.n_failed > before.n_failed):
-        parts.append(f"{now.n_failed:,} images could not be embedded")
+        parts.append(f"{counted(now.n_failed, 'image')} could not be embedded")
     return "; ".join(parts) or "the images became more similar to each other"

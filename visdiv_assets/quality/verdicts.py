@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
+from visdiv_assets.errors import counted
+
 GOOD_SCORE = 0.40
 DROP_WARM_UP = 5
 DROP_HISTORY = 30
@@ -79,8 +81,9 @@ def judge_score(score: float | None, threshold: float) -> Verdict:
         return Verdict(
             passed=False,
             severity="WARN",
-            finding=f"the diversity score {score:.3f} is above the threshold {threshold:.2f} but "
-            f'below {GOOD_SCORE:.2f}, where the rating "Good" starts',
+            finding=f"the diversity score {score:.3f} is {'at' if score == threshold else 'above'} "
+            f'the threshold {threshold:.2f} but below {GOOD_SCORE:.2f}, where the rating "Good" '
+            "starts",
             advice="augment the images or add more varied sources",
             measured=measured,
         )
@@ -149,7 +152,7 @@ def judge_failures(n_images: int, n_failed: int) -> Verdict:
     """
     total = n_images + n_failed
     rate = n_failed / total if total else 0.0
-    finding = f"{n_failed:,} of {total:,} images ({rate:.1%}) could not be embedded"
+    finding = f"{n_failed:,} of {counted(total, 'image')} ({rate:.1%}) could not be embedded"
     return Verdict(
         passed=rate <= FAILURES_WARN,
         severity="ERROR" if rate > FAILURES_ERROR else "WARN",
@@ -197,10 +200,11 @@ def judge_embeddings(
     problems = []
     if n_images + n_failed != n_listed:
         problems.append(
-            f"the index lists {n_images + n_failed:,} images, but the manifest lists {n_listed:,}"
+            f"the index lists {counted(n_images + n_failed, 'image')}, but the manifest lists "
+            f"{n_listed:,}"
         )
     if n_rows != n_images:
-        problems.append(f"there are {n_rows:,} vectors for {n_images:,} images")
+        problems.append(f"there are {n_rows:,} vectors for {counted(n_images, 'image')}")
     if not norm_error <= NORM_TOLERANCE:
         problems.append(f"the norm of a vector differs from 1 by {norm_error:.3g}")
     if problems:
@@ -210,7 +214,9 @@ def judge_embeddings(
             advice="run `visdiv doctor`, then materialise sscd_embeddings again",
             measured=measured,
         )
-    return Verdict(True, f"{n_rows:,} finite unit vectors, one per image", measured=measured)
+    return Verdict(
+        True, f"{counted(n_rows, 'finite unit vector')}, one per image", measured=measured
+    )
 
 
 def judge_count(n_images: int, least: int = ENOUGH_IMAGES) -> Verdict:
@@ -224,7 +230,7 @@ def judge_count(n_images: int, least: int = ENOUGH_IMAGES) -> Verdict:
     return Verdict(
         passed=enough,
         severity="WARN",
-        finding=f"{n_images:,} images" + ("" if enough else f", fewer than {least:,}"),
+        finding=counted(n_images, "image") + ("" if enough else f", fewer than {least:,}"),
         advice=""
         if enough
         else "plain scores of so few images are biased low; do not compare them with others",
@@ -285,11 +291,11 @@ def judge_drift(
         return Verdict(True, "there is no earlier evaluation of the same model to compare with")
     measured: Measured = {
         "distance of the means": centroid,
-        "Fréchet distance": frechet,
-        "Fréchet distance of a sample": sampled,
+        "squared Fréchet distance": frechet,
+        "squared Fréchet distance of a sample": sampled,
         "the same by chance, at most": by_chance,
     }
-    finding = f"the Fréchet distance to the baseline is {frechet:.4f}"
+    finding = f"the squared Fréchet distance to the baseline is {frechet:.4f}"
     if sampled <= by_chance:
         return Verdict(True, f"{finding}, no more than chance explains", measured=measured)
     return Verdict(
@@ -323,7 +329,7 @@ def judge_near_duplicates(
     return Verdict(
         passed=few,
         severity="WARN",
-        finding=f"{rate:.1%} of {n_images:,} images repeat others"
+        finding=f"{rate:.1%} of {counted(n_images, 'image')} repeat others"
         + ("" if few else f", more than {warn_rate:.1%}")
         + f": {n_exact:,} exact copies, {n_near:,} near-duplicates (similarity ≥ {threshold:.2f})",
         advice="" if few else "`visdiv duplicates` lists and shows them, and which ones to keep",

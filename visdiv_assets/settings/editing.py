@@ -4,12 +4,14 @@ Here: the initial file, adding and removing datasets, the JSON Schema for editor
 Not here: what settings mean (`model.py`).
 """
 
+import fcntl
 import io
 import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,7 @@ def create(path: Path) -> None:
     """
     try:
         with path.open("x", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # it is empty until it is closed
             file.write(TEMPLATE)
     except FileExistsError:
         raise VisdivError(f"{path} already exists; it was not changed") from None
@@ -85,8 +88,6 @@ def add_dataset(path: Path, name: str, source: str, **options: Any) -> None:
     Raises:
         VisdivError: the name is taken, or the result would not be valid. The file is unchanged.
     """
-    if name in load_settings(path).datasets:
-        raise VisdivError(f"the dataset {name!r} already exists")
     if not source.isprintable():  # unquoted, some characters would be lost
         source = DoubleQuotedScalarString(source)
     entry = {"source": source, **options}
@@ -96,7 +97,10 @@ def add_dataset(path: Path, name: str, source: str, **options: Any) -> None:
             content["datasets"] = CommentedMap()
         content["datasets"][name] = CommentedMap(entry)
 
-    _edit(path, change, lambda text: _with_entry(text, name, entry))
+    with _turn(path):
+        if name in load_settings(path).datasets:
+            raise VisdivError(f"the dataset {name!r} already exists")
+        _edit(path, change, lambda text: _with_entry(text, name, entry))
 
 
 def remove_dataset(path: Path, name: str) -> None:
@@ -107,12 +111,13 @@ def remove_dataset(path: Path, name: str) -> None:
     Raises:
         VisdivError: there is no such dataset.
     """
-    load_settings(path).dataset(name)
 
     def change(content: dict[str, Any]) -> None:
         del content["datasets"][name]
 
-    _edit(path, change, lambda text: _without_entry(text, name))
+    with _turn(path):
+        load_settings(path).dataset(name)
+        _edit(path, change, lambda text: _without_entry(text, name))
 
 
 def json_schema() -> str:
@@ -133,6 +138,26 @@ def _or_empty(field: dict[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in field.items() if key not in about}
     kinds = [kind for kind in rest.get("anyOf", [rest]) if kind != {"type": "null"}]
     return {**about, "anyOf": [*kinds, {"type": "null"}]}
+
+
+@contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """Wait until no other command edits the file: each must see what the one before wrote.
+
+    The file itself is locked, so that no lock file lies beside it. Whoever got the lock of a file
+    that was replaced in the meantime waits for the new one.
+    """
+    target = path.resolve()
+    while True:
+        try:
+            file = target.open("r+b")
+        except OSError as error:
+            raise VisdivError(f"cannot edit the settings file {path}: {error.strerror}") from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if target.exists() and os.path.samestat(os.fstat(file.fileno()), target.stat()):
+                yield
+                return
 
 
 def _edit(
@@ -159,6 +184,8 @@ def _edit(
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
             file.write(edited)
+            file.flush()
+            os.fsync(file.fileno())
         try:
             load_settings(partial)
         except VisdivError as error:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from visdiv_assets.similarity.exact import Positions
+from visdiv_assets.similarity.exact_torch import exact_torch
 from visdiv_assets.similarity.levels import Needed
 
 
@@ -37,12 +38,8 @@ class TorchProcessor:
         self, left: torch.Tensor, right: torch.Tensor, needed: Needed, slack: np.float32
     ) -> Positions:
         """Compute one product on the device, and return only positions."""
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
+        with exact_torch(self.device.type):
             products = left @ right.T
-        finally:
-            torch.set_float32_matmul_precision(precision)
         enough = products > float(needed.least - slack)
         if needed.left is not None and needed.right is not None:
             open_at = torch.full_like(products, torch.inf)

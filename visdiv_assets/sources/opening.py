@@ -60,6 +60,8 @@ def open_source(source: str | SourceSettings) -> Source:
         raise VisdivError(f"cannot open {without_secrets(uri)[:200]!r}: {reason}") from None
     if ONE_SLASH.search(uri) and not is_folder:  # as a path, errors would show its login
         raise VisdivError(f"{redacted(uri)} is not a valid address; write it with two slashes")
+    if not scheme_of(uri) and is_image_name(uri) and Path(uri).is_file():
+        raise VisdivError(f"{uri} is a single image; name its folder, or a list of images")
     if is_folder:
         if any((Path(uri) / name).is_file() for name in (STATE, SPLITS)):
             return ArrowSource(open_place(uri, {}), "", _selection(source))
@@ -86,6 +88,24 @@ def open_source(source: str | SourceSettings) -> Source:
     if isinstance(place, BucketPlace):
         return BucketSource(place, include, source.exclude)
     return DirectorySource(folder if chosen else uri, include, source.exclude)
+
+
+def check_exists(source: Source) -> None:
+    """Look for the folder or the files of a source on this machine; what is in them is not read.
+
+    Raises:
+        VisdivError: there are none.
+    """
+    if isinstance(source, DirectorySource):
+        if not source.path.exists():
+            raise VisdivError(f"no such file or directory: {source.path}")
+        if not source.path.is_dir():
+            raise VisdivError(f"{source.path} is not a directory")
+    elif isinstance(source, ListSource):
+        if not Path(source.uri).is_file():
+            raise VisdivError(f"no such file: {source.uri}")
+    else:
+        source.fingerprint()  # raises if there are no files
 
 
 def _container(folder: str, name: str, source: SourceSettings) -> Source | None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from visdiv_assets.spectral.moments import BLOCK_ROWS, FloatArray, check_embeddings
+from visdiv_assets.spectral.moments import BLOCK_ROWS, FloatArray, Shift, check_embeddings
 from visdiv_assets.spectral.sample import Sample, row_keys
 from visdiv_assets.spectral.spectrum import effective_rank, participation_ratio
 from visdiv_assets.spectral.threads import one_blas_thread
@@ -105,15 +105,14 @@ def corrected_score(embeddings: NDArray[Any]) -> CorrectedScore:
     check_embeddings(rows)
     if len(rows) < 2:
         raise ValueError(f"a diversity score needs at least 2 embeddings; got {len(rows)}")
-    # Sums of small numbers keep more digits; see `score.py`.
-    origin = rows.min(axis=0).astype(np.float64)
+    shift = Shift.of(rows)
     blocks = range(0, len(rows), BLOCK_ROWS)
     keys = np.concatenate([row_keys(rows[start : start + BLOCK_ROWS]) for start in blocks])
     order = np.argsort(keys, kind="stable")
     sample: Sample | None = None
     for start in blocks:
         chosen = order[start : start + BLOCK_ROWS]
-        part = Sample.of(rows[chosen] - origin, keys=keys[chosen])
+        part = Sample.of(shift.apply(rows[chosen]), keys=keys[chosen])
         sample = part if sample is None else sample + part
     assert sample is not None
     return corrected(sample)

@@ -6,7 +6,7 @@ Not here: eigenvalues (`spectrum.py`), scores (`score.py`), where rows come from
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,13 @@ FloatArray = NDArray[np.float64]
 
 # Rows converted to float64 at a time: 8,192 × 512 × 8 bytes = 32 MiB.
 BLOCK_ROWS = 8192
+
+# Sums of squares below this have lost digits, or all of them: a square below 2⁻¹⁰²² has fewer
+# than 53 bits, and one below 2⁻¹⁰⁷⁴ is 0.
+SMALLEST_SQUARES = 2.0**-900
+
+# Vectors whose largest number is within these powers of 2 have squares with all their digits.
+SAFE_POWERS = range(-400, 400)
 
 
 def check_embeddings(embeddings: NDArray[Any], *, dimension: int | None = None) -> None:
@@ -44,6 +51,47 @@ def check_embeddings(embeddings: NDArray[Any], *, dimension: int | None = None) 
         if not finite.all():
             row = start + int(np.argmin(finite))
             raise ValueError(f"embeddings contain NaN or infinity (first in row {row})")
+
+
+class Shift(NamedTuple):
+    """A translation and a scaling of rows by a power of 2, neither of which changes diversity.
+
+    After the translation, sums keep more digits, equal rows are exactly 0, and the minimum does
+    not depend on the order of the rows. Rows that differ by so much or so little that squares
+    would leave float64 are scaled; all others are not.
+
+    Attributes:
+        origin: shape (D,), the least number of each column.
+        power: of 2, with which differences are multiplied.
+
+    Example:
+        >>> import numpy as np
+        >>> rows = np.array([[0.0, 1.0], [2.0**900, 1.0]])
+        >>> Shift.of(rows).apply(rows).tolist()
+        [[0.0, 0.0], [0.5, 0.0]]
+    """
+
+    origin: FloatArray
+    power: int
+
+    @classmethod
+    def of(cls, rows: NDArray[Any]) -> "Shift":
+        """The shift for a finite (N, D) matrix with N ≥ 1."""
+        lowest, highest = (each.astype(np.float64) for each in (rows.min(axis=0), rows.max(axis=0)))
+        with np.errstate(over="ignore"):
+            spread = float((highest - lowest).max())
+        _, power = np.frexp(min(spread, np.finfo(np.float64).max))
+        return cls(lowest, 0 if not spread or power in SAFE_POWERS else -int(power))
+
+    def apply(self, rows: NDArray[Any]) -> FloatArray:
+        """Some of these rows, shifted, in float64."""
+        if not self.power:
+            return np.asarray(rows - self.origin, dtype=np.float64)
+        if self.power > -1000:
+            return np.asarray(np.ldexp(rows - self.origin, self.power), dtype=np.float64)
+        # Their difference may itself exceed float64.
+        quarters = np.ldexp(rows, -2) - np.ldexp(self.origin, -2)
+        return np.asarray(np.ldexp(quarters, self.power + 2), dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +135,8 @@ class Moments:
             counts: shape (N,), integers, how often each row occurs; None means once each.
 
         Raises:
-            ValueError: `rows` is not a finite (N, D) matrix, or `counts` does not match it.
+            ValueError: `rows` is not a finite (N, D) matrix, its squares exceed float64 or vanish
+                in it, or `counts` does not match it.
         """
         if rows.ndim != 2 or not rows.size or rows.dtype.kind not in "iuf":
             check_embeddings(rows)
@@ -100,28 +149,34 @@ class Moments:
         dimension = rows.shape[1]
         total, outer = np.zeros(dimension), np.zeros((dimension, dimension))
         buffer = np.empty((min(BLOCK_ROWS, len(rows)), dimension))
-        for start in range(0, len(rows), BLOCK_ROWS):
-            given = rows[start : start + BLOCK_ROWS]
-            block = buffer[: len(given)]
-            block[...] = given
-            # NaN and infinity show up in the sum; checking each number takes a sixth more time.
-            with np.errstate(invalid="ignore", over="ignore"):
+        # What leaves float64 shows up in the sums below.
+        with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+            for start in range(0, len(rows), BLOCK_ROWS):
+                given = rows[start : start + BLOCK_ROWS]
+                block = buffer[: len(given)]
+                block[...] = given
+                # NaN and infinity show up in the sum; checking each number takes a sixth more time.
                 sums = block.sum(axis=0)
-            if not np.isfinite(sums).all():
-                check_embeddings(rows)
-            if counts is not None:
-                times = counts[start : start + BLOCK_ROWS]
-                if not times.all():
-                    block, times = block[times > 0], times[times > 0]
-                    sums = block.sum(axis=0)
-                # First every row once, since BLAS multiplies a matrix with itself in half the
-                # time, and then the copies.
-                more = np.flatnonzero(times > 1)
-                copies, weights = block[more], (times[more] - 1).astype(np.float64)
-                total += weights @ copies
-                outer += (copies * weights[:, None]).T @ copies
-            total += sums
-            outer += block.T @ block
+                if not np.isfinite(sums).all():
+                    check_embeddings(rows)
+                if counts is not None:
+                    times = counts[start : start + BLOCK_ROWS]
+                    if not times.all():
+                        block, times = block[times > 0], times[times > 0]
+                        sums = block.sum(axis=0)
+                    # First every row once, since BLAS multiplies a matrix with itself in half the
+                    # time, and then the copies.
+                    more = np.flatnonzero(times > 1)
+                    copies, weights = block[more], (times[more] - 1).astype(np.float64)
+                    total += weights @ copies
+                    outer += (copies * weights[:, None]).T @ copies
+                total += sums
+                outer += block.T @ block
+        squares = float(np.trace(outer))
+        if not np.isfinite(squares):
+            raise ValueError("embeddings are too large: their squares exceed float64")
+        if squares < SMALLEST_SQUARES and np.any(rows if counts is None else rows[counts > 0]):
+            raise ValueError("embeddings are too small: their squares vanish in float64")
         return cls(n, total, outer)
 
     @classmethod
@@ -170,9 +225,13 @@ class Moments:
         """Centred sample covariance, `ddof = 1`, shape (D, D), exactly symmetric.
 
         Raises:
-            ValueError: n < 2.
+            ValueError: n < 2, or the moments exceed float64.
         """
         if self.n < 2:
             raise ValueError(f"a covariance needs at least 2 vectors; got {self.n}")
-        centred = self.outer - np.outer(self.total, self.total) / self.n
-        return (centred + centred.T) / (2 * (self.n - 1))
+        with np.errstate(invalid="ignore", over="ignore"):
+            centred = self.outer - np.outer(self.total, self.total) / self.n
+            covariance: FloatArray = (centred + centred.T) / (2 * (self.n - 1))
+        if not np.isfinite(covariance).all():
+            raise ValueError("the moments exceed float64, or are not numbers")
+        return covariance

@@ -4,13 +4,13 @@ Here: `sqrt(ER/D · PR/D)` from moments or from a matrix of embeddings, and the 
 Not here: corrections for few images, intervals, making embeddings.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visdiv_assets.spectral.moments import BLOCK_ROWS, FloatArray, Moments, check_embeddings
+from visdiv_assets.spectral.moments import BLOCK_ROWS, FloatArray, Moments, Shift, check_embeddings
 from visdiv_assets.spectral.spectrum import (
     effective_rank,
     participation_ratio,
@@ -58,6 +58,9 @@ def rate(score: float) -> Rating:
 def diversity_score(effective_rank: float, participation_ratio: float, dimension: int) -> float:
     """`sqrt(ER/D · PR/D)`, in [0, 1].
 
+    Raises:
+        ValueError: D < 1, or ER or PR outside [0, D].
+
     References:
         FineVision (HuggingFaceM4), section "How diverse are the datasets?".
 
@@ -67,6 +70,9 @@ def diversity_score(effective_rank: float, participation_ratio: float, dimension
     """
     if dimension < 1:
         raise ValueError(f"the dimension must be positive; got {dimension}")
+    for value in (effective_rank, participation_ratio):
+        if not 0 <= value <= dimension:
+            raise ValueError(f"ER and PR lie between 0 and the dimension, {dimension}; got {value}")
     return float(np.sqrt(effective_rank / dimension * participation_ratio / dimension))
 
 
@@ -127,7 +133,8 @@ def get_diversity_components(embeddings: NDArray[Any]) -> tuple[float, float]:
         >>> round(er, 12), round(pr, 12)
         (2.0, 2.0)
     """
-    measured = diversity(_moments_to_score(embeddings))
+    moments, _ = _moments_to_score(embeddings)
+    measured = diversity(moments)
     return measured.effective_rank, measured.participation_ratio
 
 
@@ -160,22 +167,34 @@ class DiversityCalculator:
             ValueError: not a matrix, a wrong dimension, NaN or infinity in it, or fewer than
                 2 rows. The message says which.
         """
-        return self.measure(embeddings).score
+        moments, _ = _moments_to_score(embeddings, self.dimension)
+        return diversity(moments).score
 
     def measure(self, embeddings: NDArray[Any]) -> Diversity:
-        """Score, effective rank, participation ratio and spectrum; raises as `calculate` does."""
-        return diversity(_moments_to_score(embeddings, self.dimension))
+        """Score, effective rank, participation ratio and spectrum.
+
+        Raises:
+            ValueError: as `calculate` does, or the eigenvalues exceed float64 or vanish in it.
+        """
+        moments, shift = _moments_to_score(embeddings, self.dimension)
+        measured = diversity(moments)
+        with np.errstate(over="ignore"):
+            eigenvalues = np.ldexp(measured.spectrum, -2 * shift.power)
+        if not np.isfinite(eigenvalues).all() or bool(measured.score) != bool(eigenvalues.any()):
+            raise ValueError("the variance of these embeddings leaves float64; scale them first")
+        return replace(measured, spectrum=eigenvalues)
 
 
-def _moments_to_score(embeddings: NDArray[Any], dimension: int | None = None) -> Moments:
+def _moments_to_score(
+    embeddings: NDArray[Any], dimension: int | None = None
+) -> tuple[Moments, Shift]:
     rows = np.asarray(embeddings)
     check_embeddings(rows, dimension=dimension)
     if len(rows) < 2:
         raise ValueError(f"a diversity score needs at least 2 embeddings; got {len(rows)}")
-    # A shift does not change diversity. After it, sums keep more digits, equal rows are exactly 0,
-    # and the minimum does not depend on the order of the rows.
-    origin = rows.min(axis=0).astype(np.float64)
-    return Moments.sum(
-        Moments.of(rows[start : start + BLOCK_ROWS] - origin)
+    shift = Shift.of(rows)
+    moments = Moments.sum(
+        Moments.of(shift.apply(rows[start : start + BLOCK_ROWS]))
         for start in range(0, len(rows), BLOCK_ROWS)
     )
+    return moments, shift

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from visdiv_assets.spectral.moments import FloatArray, Moments
+from visdiv_assets.spectral.moments import SMALLEST_SQUARES, FloatArray, Moments
 from visdiv_assets.spectral.threads import one_blas_thread
 
 
@@ -20,7 +20,7 @@ def spectrum(moments: Moments) -> FloatArray:
     λ are then 0. Runs on one thread, because LAPACK's last bits depend on the number of threads.
 
     Raises:
-        ValueError: fewer than 2 vectors.
+        ValueError: fewer than 2 vectors, or moments that exceed float64 or vanish in it.
 
     Example:
         >>> import numpy as np
@@ -28,7 +28,10 @@ def spectrum(moments: Moments) -> FloatArray:
         [2.0, 0.0]
     """
     covariance = moments.covariance()
-    second_moment = float(np.trace(moments.outer)) / moments.n
+    squares = float(np.trace(moments.outer))
+    if squares < SMALLEST_SQUARES and (moments.total.any() or moments.outer.any()):
+        raise ValueError("the moments are too small: their digits vanish in float64")
+    second_moment = squares / moments.n
     rounding = np.finfo(np.float64).eps * moments.dimension * second_moment
     if float(np.trace(covariance)) <= rounding:
         return np.zeros(moments.dimension)
@@ -43,8 +46,12 @@ def _shares(eigenvalues: NDArray[Any]) -> FloatArray:
     values = np.asarray(eigenvalues, dtype=np.float64)
     if values.ndim != 1 or not np.isfinite(values).all() or (values < 0).any():
         raise ValueError("eigenvalues must be a vector of finite, non-negative numbers")
-    total = values.sum()
-    return values / total if total > 0 else np.empty(0)
+    if not values.any():
+        return np.empty(0)
+    _, power = np.frexp(values.max())
+    values = np.ldexp(values, -power)  # so that the sum is within float64
+    shares: FloatArray = values / values.sum()
+    return shares
 
 
 def effective_rank(eigenvalues: NDArray[Any]) -> float:

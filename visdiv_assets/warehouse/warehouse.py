@@ -19,7 +19,7 @@ import filelock
 import pyarrow as pa
 import tenacity
 
-from visdiv_assets.errors import VisdivError
+from visdiv_assets.errors import VisdivError, never_evaluated
 from visdiv_assets.quality.conditions import State
 from visdiv_assets.spectral.moments import FloatArray
 from visdiv_assets.warehouse.alerts import (
@@ -191,8 +191,11 @@ class Warehouse:
             folder.mkdir(parents=True, exist_ok=True)
             for table in EXPORTED:
                 partial = folder / f".tmp-{uuid.uuid4().hex}"
-                connection.table(table).write_parquet(str(partial))
-                partial.replace(folder / f"{table}.parquet")
+                try:
+                    connection.table(table).write_parquet(str(partial))
+                    partial.replace(folder / f"{table}.parquet")
+                finally:
+                    partial.unlink(missing_ok=True)
 
     def latest_evaluations(self) -> list[Evaluation]:
         """The newest evaluation of each dataset, in order of dataset names.
@@ -212,7 +215,7 @@ class Warehouse:
         wanted = list(dict.fromkeys(names))
         for name in wanted:
             if name not in latest:
-                raise VisdivError(f"{name} has never been evaluated; run `visdiv score {name}`")
+                raise never_evaluated(name)
         return [latest[name] for name in wanted]
 
     def history(self, dataset: str) -> list[Evaluation]:

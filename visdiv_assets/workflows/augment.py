@@ -16,7 +16,7 @@ from visdiv_assets.embedding.pictures import pictures_of
 from visdiv_assets.embedding.pipeline import Embedder
 from visdiv_assets.embedding.preprocess import Decoding, Pixels
 from visdiv_assets.embedding.runtime import Vectors
-from visdiv_assets.errors import VisdivError
+from visdiv_assets.errors import VisdivError, counted
 from visdiv_assets.guidance.augmentation import (
     ENOUGH_IMAGES,
     Effect,
@@ -103,8 +103,9 @@ def sample_images(
     ]
     decoded.sort(key=lambda each: each[0])
     if len(decoded) < ENOUGH_IMAGES:
+        images = counted(len(decoded), "different image")
         raise VisdivError(
-            f"{evaluation.dataset} has {len(decoded)} different images that can be read; "
+            f"{evaluation.dataset} has {images} that can be read; "
             f"measuring augmentations needs {ENOUGH_IMAGES}"
         )
     keys, pixels = zip(*decoded, strict=True)

@@ -7,7 +7,7 @@ Not here: measuring drift between two samples (`guidance/drift.py`).
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from visdiv_assets.errors import VisdivError
+from visdiv_assets.errors import VisdivError, never_evaluated
 from visdiv_assets.guidance.drift import Drift, measure_drift
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.records import Evaluation
@@ -49,7 +49,7 @@ def drift_of(name: str, store: Store, warehouse: Warehouse) -> DatasetDrift | No
     """The drift of a dataset from its baseline; None where there is nothing to compare with."""
     history = warehouse.history(name)
     if not history:
-        raise VisdivError(f"{name} has never been evaluated; run `visdiv score {name}`")
+        raise never_evaluated(name)
     *earlier, newest = history
     before = baseline_of(newest, earlier, warehouse)
     if before is None:

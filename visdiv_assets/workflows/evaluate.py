@@ -18,7 +18,7 @@ import numpy as np
 from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.incremental import embed_manifest
 from visdiv_assets.embedding.pipeline import Embedder, OnProgress
-from visdiv_assets.errors import VisdivError
+from visdiv_assets.errors import VisdivError, counted
 from visdiv_assets.settings.model import Slices
 from visdiv_assets.sources.manifest import Manifest, list_images
 from visdiv_assets.sources.source import Source
@@ -32,6 +32,7 @@ from visdiv_assets.warehouse.records import Evaluation, FailedImage
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.judge import states_of
 from visdiv_assets.workflows.moments import accumulate_moments
+from visdiv_assets.workflows.project import export
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def embed_dataset(
     if not index.n_images:
         _, reason = index.failures()[0]
         raise VisdivError(
-            f"none of the {len(index.table)} images in {source.uri} can be decoded "
+            f"none of the {counted(len(index.table), 'image')} in {source.uri} can be decoded "
             f"(the first: {reason})"
         )
     return Embedded(index, n_new, chosen)
@@ -180,9 +181,8 @@ def score_dataset(
     """
     sample = store.read_sample(dataset, model_id, fingerprint)
     if sample.moments.n < 2:
-        raise VisdivError(
-            f"{dataset} has only {sample.moments.n} decodable image; diversity needs at least 2"
-        )
+        images = counted(sample.moments.n, "decodable image")
+        raise VisdivError(f"{dataset} has only {images}; diversity needs at least 2")
     measured = diversity(sample.moments)
     fair = corrected(sample)
     rating = None if fair.too_few else rate(fair.score)
@@ -220,7 +220,7 @@ def score_dataset(
     )
     warehouse.record(evaluation, measured.spectrum, states)
     store.name_latest(dataset, listed)
-    warehouse.export(store.root / "exports")
+    export(store, warehouse)
     return evaluation, measured
 
 

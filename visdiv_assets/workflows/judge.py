@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from visdiv_assets.errors import VisdivError
+from visdiv_assets.errors import VisdivError, never_evaluated
 from visdiv_assets.quality.conditions import (
     Condition,
     Facts,
@@ -53,7 +53,7 @@ def judge_dataset(
     """
     history = warehouse.history(dataset)
     if not history:
-        raise VisdivError(f"{dataset} has never been evaluated")
+        raise never_evaluated(dataset)
     *earlier, newest = history
     fingerprint, model_id = newest.manifest_fingerprint, newest.model_id
     index = store.read_index(dataset, model_id, fingerprint, ("row",))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from visdiv_assets.errors import VisdivError
+from visdiv_assets.errors import VisdivError, counted
 from visdiv_assets.guidance.mixtures import Mixture, best_mixture
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.records import Evaluation
@@ -35,7 +35,9 @@ def plan_mixture(
         )
     available = np.array([each.n_images for each in evaluations], dtype=np.float64)
     if budget is not None and available.sum() < budget:
-        raise VisdivError(f"the datasets have {available.sum():,.0f} images, not {budget:,}")
+        raise VisdivError(
+            f"the datasets have {counted(int(available.sum()), 'image')}, not {budget:,}"
+        )
     most = None if budget is None else available / budget
     names = [each.dataset for each in evaluations]
     return best_mixture(names, [store.read_sample(*each.where) for each in evaluations], most)

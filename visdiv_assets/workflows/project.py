@@ -5,6 +5,7 @@ Not here: what is done with them.
 """
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -16,7 +17,8 @@ import pyarrow as pa
 
 from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.preprocess import Decoding
-from visdiv_assets.errors import VisdivError
+from visdiv_assets.embedding.runtimes import check_gpus
+from visdiv_assets.errors import VisdivError, never_evaluated
 from visdiv_assets.settings.model import DatasetSettings, EmbedderSettings, Settings, SourceSettings
 from visdiv_assets.settings.reading import absolute_path
 from visdiv_assets.settings.secrets import redacted, without_secrets
@@ -26,6 +28,8 @@ from visdiv_assets.sources.uris import scheme_of
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.records import Evaluation
 from visdiv_assets.warehouse.warehouse import Warehouse
+
+logger = logging.getLogger(__name__)
 
 # With fewer rows, importing torch takes longer than comparing them on the CPU.
 WORTH_A_GPU = 20_000
@@ -52,15 +56,23 @@ class Project:
     def dataset_at(self, called: str) -> "EvaluatedDataset":
         """A dataset by its name or by where it is, and its newest evaluation.
 
+        A registered name comes first, then a place, then the name of results whose dataset is not
+        registered: it was removed, or the name was made from its place.
+
         Raises:
             VisdivError: there is no such dataset, or it was never evaluated.
         """
         latest = {each.dataset: each for each in self.warehouse.latest_evaluations()}
         name, source = dataset_at(called, self.settings)
+        if name not in latest and called in latest:
+            name, source = called, SourceSettings.model_construct(uri="")  # nobody knows
         if name not in latest:
             if not scheme_of(called) and not absolute_path(called).exists():
-                self.settings.dataset(called)  # says which there are
-            raise VisdivError(f"{called} has never been evaluated; run `visdiv score {called}`")
+                try:
+                    self.settings.dataset(called)
+                except VisdivError as unknown:  # it says which there are
+                    raise VisdivError(f"{called} has never been evaluated, and {unknown}") from None
+            raise never_evaluated(called)
         configured = self.settings.datasets.get(name)
         if configured is None:
             configured = DatasetSettings.model_construct(source=source)
@@ -87,7 +99,13 @@ class EvaluatedDataset:
 
     @cached_property
     def source(self) -> Source:
-        """Where its images are."""
+        """Where its images are.
+
+        Raises:
+            VisdivError: it is not registered, and only its results are known.
+        """
+        if not self.settings.source.uri:
+            raise VisdivError(f"{self.name} is not registered, so its images cannot be found")
         return open_source(self.settings.source)
 
     @cached_property
@@ -101,9 +119,15 @@ class EvaluatedDataset:
 
     @property
     def device(self) -> str:
-        """Where its rows are compared."""
+        """Where its rows are compared.
+
+        Raises:
+            VisdivError: the settings name a GPU that does not exist.
+        """
         embedder = self.project.settings.embedder_of(self.name)
-        return device_for(embedder, self.evaluation.n_images)
+        device = device_for(embedder, self.evaluation.n_images)
+        check_gpus([device])
+        return device
 
 
 def decoding_of(settings: Settings, dataset: str) -> Decoding:
@@ -143,18 +167,31 @@ def device_for(embedder: EmbedderSettings, n_rows: int) -> str:
 
 
 def dataset_at(path: str, settings: Settings) -> tuple[str, SourceSettings]:
-    """Name and source of what a user calls a dataset: a registered name, a path or a URI."""
+    """Name and source of what a user calls a dataset: a registered name, a path or a URI.
+
+    A registered name comes first: `birds` is the dataset, `./birds` the folder.
+    """
     path = path.removeprefix("file://")
     if scheme_of(path):
         return dataset_name_for(path), SourceSettings.model_construct(uri=path)
-    folder = absolute_path(path)
-    if path in settings.datasets and not folder.exists():
+    if path in settings.datasets:
         return path, settings.datasets[path].source
+    folder = absolute_path(path)
     for name, dataset in settings.datasets.items():
         if os.path.realpath(dataset.source.uri) == os.path.realpath(folder):
             return name, dataset.source
     # Not validated, since the path may hold bytes that are not Unicode.
     return dataset_name_for(folder), SourceSettings.model_construct(uri=str(folder))
+
+
+def which_was_taken(called: str, settings: Settings) -> str | None:
+    """A sentence about what a dataset's name could have meant as well; None if nothing."""
+    dataset, place = settings.datasets.get(called), absolute_path(called)
+    if dataset is None or not os.path.lexists(place):
+        return None
+    if os.path.realpath(dataset.source.uri) == os.path.realpath(place):
+        return None
+    return f"{called} is taken as the dataset of that name; ./{called} names the file or folder"
 
 
 def dataset_name_for(place: str | Path) -> str:
@@ -181,7 +218,7 @@ def dataset_name_for(place: str | Path) -> str:
 def record(
     dataset: str, findings: Mapping[str, pa.Table], store: Store, warehouse: Warehouse
 ) -> None:
-    """Replace what the tables of the warehouse say of a dataset, and export them.
+    """Replace what the tables of the warehouse say of a dataset, and export them if possible.
 
     Args:
         dataset: whose findings they are.
@@ -191,4 +228,23 @@ def record(
     """
     for table, rows in findings.items():
         warehouse.replace_rows(table, dataset, rows)
-    warehouse.export(store.root / "exports")
+    export(store, warehouse)
+
+
+def export(store: Store, warehouse: Warehouse) -> None:
+    """Replace the exports of what was recorded.
+
+    It stays recorded where that fails, and everything is exported each time: so a failure is only
+    told, and the next success makes up for it.
+    """
+    folder = store.root / "exports"
+    try:
+        warehouse.export(folder)
+    except (VisdivError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        logger.warning(
+            "the results are recorded, but cannot be exported to %s (%s); the next command that "
+            "records results exports these, too",
+            folder,
+            reason,
+        )

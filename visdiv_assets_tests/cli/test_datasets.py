@@ -94,7 +94,7 @@ def test_init_leaves_a_file_that_is_there_alone(visdiv):
 
 def test_add_registers_a_dataset_and_keeps_the_comments(visdiv):
     visdiv("init")
-    result = visdiv("add", "birds", "/data/birds")
+    result = visdiv("add", "birds", "/data/birds", "--missing-ok")
     assert result.stdout == "birds is registered in visdiv.yaml\n"
     dataset = load_settings(CONFIG).dataset("birds")
     assert dataset.source.uri == "/data/birds"
@@ -106,27 +106,29 @@ def test_add_registers_a_dataset_and_keeps_the_comments(visdiv):
 
 def test_add_writes_down_only_what_was_said(visdiv):
     visdiv("init")
-    visdiv("add", "birds", "x", "--threshold", "0.45", "--no-watch", "--no-schedule")
+    visdiv(
+        "add", "--missing-ok", "birds", "x", "--threshold", "0.45", "--no-watch", "--no-schedule"
+    )
     dataset = load_settings(CONFIG).dataset("birds")
     assert (dataset.threshold, dataset.watch, dataset.schedule) == (0.45, False, False)
-    visdiv("add", "cats", "x", "--watch", "--schedule")
+    visdiv("add", "--missing-ok", "cats", "x", "--watch", "--schedule")
     assert CONFIG.read_text(encoding="utf-8").count("watch: true  ") == 1  # of the example
 
 
 def test_a_benchmark_is_registered_as_one(visdiv):
     visdiv("init")
-    visdiv("add", "test_set", "x", "--role", "benchmark")
+    visdiv("add", "--missing-ok", "test_set", "x", "--role", "benchmark")
     assert load_settings(CONFIG).dataset("test_set").role == "benchmark"
-    visdiv("add", "birds", "x", "--role", "training")
+    visdiv("add", "--missing-ok", "birds", "x", "--role", "training")
     assert CONFIG.read_text(encoding="utf-8").count("role: ") == TEMPLATE.count("role: ") + 1
-    assert "bench" in visdiv("add", "cats", "x", "--role", "bench", code=2).output
+    assert "bench" in visdiv("add", "--missing-ok", "cats", "x", "--role", "bench", code=2).output
 
 
 def test_a_relative_source_is_relative_to_where_the_command_runs(visdiv, tmp_path, monkeypatch):
     visdiv("init")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    visdiv("add", "birds", "../pictures/birds", "--config", "../visdiv.yaml")
+    visdiv("add", "--missing-ok", "birds", "../pictures/birds", "--config", "../visdiv.yaml")
     assert load_settings(tmp_path / CONFIG).dataset("birds").source.uri == str(
         tmp_path / "pictures/birds"
     )
@@ -148,9 +150,9 @@ def test_a_source_that_is_a_url_stays_as_it_is(visdiv):
 )
 def test_add_refuses_in_a_sentence_and_leaves_the_file_as_it_was(visdiv, arguments, problem):
     visdiv("init")
-    visdiv("add", "birds", "x")
+    visdiv("add", "--missing-ok", "birds", "x")
     before = CONFIG.read_bytes()
-    result = visdiv("add", *arguments, code=1)
+    result = visdiv("add", "--missing-ok", *arguments, code=1)
     assert result.stderr.startswith("error: ")
     assert problem in result.stderr
     assert CONFIG.read_bytes() == before
@@ -208,7 +210,7 @@ def test_list_shows_the_newest_score_of_each_dataset_in_the_order_of_the_file(vi
 
 def test_remove_takes_a_dataset_out_and_keeps_its_history(visdiv, warehouse):
     visdiv("init")
-    visdiv("add", "birds", "x")
+    visdiv("add", "--missing-ok", "birds", "x")
     record(warehouse, 0.5, 0.6)
     before = warehouse.history("birds")
     result = visdiv("remove", "birds")
@@ -267,7 +269,7 @@ def test_history_draws_a_png(visdiv, warehouse, tmp_path):
 def test_history_that_cannot_be_drawn_is_an_error_that_names_the_file(visdiv, warehouse):
     record(warehouse, 0.1)
     result = visdiv("history", "birds", "--plot", "missing/birds.png", code=1)
-    assert result.stderr.startswith("error: missing/birds.png: ")
+    assert result.stderr.startswith("error: cannot write missing/birds.png: ")
 
 
 @pytest.mark.parametrize("plot", [(), ("--plot", "x.png")])
@@ -276,7 +278,8 @@ def test_history_of_an_unknown_dataset_is_an_error(visdiv, warehouse, plot):
     result = visdiv("history", "birds", *plot, code=1)
     assert (result.stdout, result.stderr) == (
         "",
-        "error: there are no evaluations of 'birds'\n",
+        "error: birds has never been evaluated, and there is no dataset 'birds' in the settings; "
+        "known datasets: none\n",
     )
     assert not Path("x.png").exists()
 

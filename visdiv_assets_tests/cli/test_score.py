@@ -135,6 +135,10 @@ def test_json_is_one_object_on_stdout_and_nothing_else(photos):
     kinds = {key: type(value) for key, value in result.items()}
     assert kinds == {
         "dataset": str,
+        "evaluated_at": str,
+        "score": type(None),
+        "basis": str,
+        "plain_score": float,
         "n_images": int,
         "n_failed": int,
         "n_listed": int,
@@ -248,11 +252,18 @@ def test_the_folder_of_a_registered_dataset_is_scored_under_its_name(config, pho
     assert scored(path, "--config", config) == [("mine", 4)]
 
 
-def test_a_folder_goes_before_a_dataset_of_the_same_name(config):
+def test_a_dataset_goes_before_a_folder_of_the_same_name_which_has_another(config):
     write_photos(Path("theirs"), 2)
     [(name, n_images)] = scored("theirs", "--config", config)
+    assert name == "theirs"
+    assert n_images != 2
+    [(name, n_images)] = scored("./theirs", "--config", config)
     assert name.startswith("theirs-")
     assert n_images == 2
+    told = visdiv("history", "theirs", "--config", config).stderr
+    assert told == (
+        "theirs is taken as the dataset of that name; ./theirs names the file or folder\n"
+    )
 
 
 def test_one_folder_has_one_name_however_it_is_written(photos):
@@ -580,7 +591,7 @@ def test_help_fits_a_terminal_of_80_columns(arguments):
     [
         (("--help",), "visdiv score ~/photos"),
         (("score", "--help"), "visdiv score ~/photos --fail-under 0.3"),
-        (("score", "--help"), "visdiv score ~/photos --json | jq .corrected_score"),
+        (("score", "--help"), "visdiv score ~/photos --json | jq .score"),
     ],
 )
 def test_help_shows_examples(arguments, example):

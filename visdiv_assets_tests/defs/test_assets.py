@@ -105,7 +105,7 @@ def test_undecodable_images_are_listed_in_the_ui_and_do_not_stop_the_run(project
 @pytest.mark.parametrize(
     ("dataset", "sentence"),
     [
-        ("texts", "none of the 1 images"),
+        ("texts", "none of the 1 image"),
         ("gone", "no such file or directory:"),
         ("unregistered", "there is no dataset 'unregistered' in the settings"),
     ],

@@ -400,7 +400,7 @@ def test_a_stale_dataset_is_told_and_its_check_fails_in_the_ui(world, monkeypatc
         world.alert()
         monkeypatch.undo()
         world.alert()
-        assert hook.titles == ["visdiv: photos has never been evaluated for more than 26 hours"]
+        assert hook.titles == ["visdiv: photos has not been evaluated for more than 26 hours"]
     records = world.instance.event_log_storage.get_asset_check_execution_history(
         dg.AssetCheckKey(dg.AssetKey("diversity_metrics"), "not_stale"), limit=1
     )

@@ -68,7 +68,7 @@ def test_extract_leaves_out_what_cannot_be_decoded_and_says_so(embedder, folder,
 
 def test_extract_refuses_a_folder_of_nothing_but_damaged_images(embedder, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"")
-    with pytest.raises(VisdivError, match=r"none of the 1 images in .* can be decoded"):
+    with pytest.raises(VisdivError, match=r"none of the 1 image in .* can be decoded"):
         embedder.extract(tmp_path)
 
 
@@ -162,6 +162,8 @@ def test_auto_on_a_gpu_means_the_official_weights_which_can_run_there(monkeypatc
         raise VisdivError("stop here")
 
     monkeypatch.setattr("visdiv_assets.embedding.embedder.find_weights", find)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for device in ("cpu", "auto", "cuda", ["cuda:0", "cuda:1"]):
         with pytest.raises(VisdivError, match="stop here"):
             SSCDEmbedder(device=device)

@@ -257,7 +257,7 @@ def test_a_dataset_that_nobody_evaluates_goes_stale_once(warehouse):
     assert note_stale(["birds"], warehouse, later + timedelta(hours=1)) == {}
     with webhook() as hook:
         deliver(warehouse, hook.url, now=later)
-        assert hook.titles == ["visdiv: birds has never been evaluated for more than 26 hours"]
+        assert hook.titles == ["visdiv: birds has not been evaluated for more than 26 hours"]
 
 
 def test_a_drop_is_told_but_its_end_is_not(warehouse):

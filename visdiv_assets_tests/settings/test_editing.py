@@ -3,6 +3,8 @@
 import difflib
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -361,6 +363,34 @@ def test_any_dataset_can_be_added_and_removed_without_a_trace(tmp_path, name, en
     assert path.read_text(encoding="utf-8") == before
 
 
+# --- several at once ---
+
+ADD = """
+import sys, time
+from pathlib import Path
+from visdiv_assets.settings.editing import add_dataset, remove_dataset
+go, path, name = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+while not go.exists():
+    time.sleep(0.001)
+add_dataset(path, name, "/data")
+if name == "d0":
+    remove_dataset(path, "birds")
+"""
+
+
+def test_commands_that_edit_at_once_lose_nothing_of_each_other(path, tmp_path_factory):
+    go = tmp_path_factory.mktemp("signal") / "go"
+    names = [f"d{number}" for number in range(12)]
+    started = [
+        subprocess.Popen([sys.executable, "-c", ADD, str(go), str(path), name]) for name in names
+    ]
+    go.touch()
+    assert [process.wait() for process in started] == [0] * len(names)
+    assert set(load_settings(path).datasets) == {"cats", "dogs", "007", *names}
+    assert "# Our datasets. Ask Kim before you change thresholds!" in path.read_text()
+    assert [each.name for each in path.parent.iterdir()] == ["visdiv.yaml"]
+
+
 # --- refusals ---
 
 
@@ -411,7 +441,7 @@ def test_a_file_that_is_not_valid_is_refused_and_left_alone(path, content):
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(VisdivError, match="cannot read the settings file"):
+    with pytest.raises(VisdivError, match="cannot edit the settings file"):
         add_dataset(tmp_path / "visdiv.yaml", "emus", "x")
     assert list(tmp_path.iterdir()) == []
 
