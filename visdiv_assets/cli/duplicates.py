@@ -32,6 +32,7 @@ from visdiv_assets.cli.console import (
     write_file,
     write_picture,
 )
+from visdiv_assets.cli.move_script import move_script
 from visdiv_assets.cli.progress import by_steps
 from visdiv_assets.errors import VisdivError, counted
 
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
     from visdiv_assets.workflows.project import EvaluatedDataset
 
 CLUSTERS_SHOWN = 10
-LISTS = (".csv", ".jsonl", ".txt")
+SCRIPT = ".sh"
+LISTS = (".csv", ".jsonl", ".txt", SCRIPT)
 
 commands = typer.Typer()
 
@@ -59,7 +61,11 @@ Threshold = Annotated[
 ]
 Export = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Write the images as .csv or .jsonl, or their ids as .txt."),
+    typer.Option(
+        metavar="FILE",
+        help="Write the images as .csv or .jsonl, their ids as .txt, or a script that moves them "
+        "as .sh.",
+    ),
 ]
 
 
@@ -68,14 +74,16 @@ Export = Annotated[
 
   visdiv duplicates birds --sheet birds.png    look at the largest clusters
   visdiv duplicates birds --export drop.txt    list the redundant images
+  visdiv duplicates birds --export move.sh     a script that moves them, and back
   visdiv duplicates birds --threshold 0.9      stricter
   visdiv duplicates birds --split              no chains
   visdiv duplicates birds --against cars       images that cars has, too
   visdiv duplicates ~/photos                   a folder that was scored
 
 Of each cluster, the largest picture is kept, then the least compressed,
-then the first by name. Results found with the thresholds in the settings
-are recorded in the tables duplicates and redundancy.
+then the first by name. A file and the links to it are one image. Results
+found with the thresholds in the settings are recorded in the tables
+duplicates and redundancy.
 """
 )
 def duplicates(
@@ -109,6 +117,7 @@ def duplicates(
         _check_list(export)
         project = open_project(config)
         dataset = dataset_called(name, project)
+        _check_script(export, dataset)
         if against:
             if split:
                 raise VisdivError("--split works on one dataset; it cannot be used with --against")
@@ -129,8 +138,9 @@ def duplicates(
             found = duplicates_of(
                 dataset, threshold=threshold, split=split, on_progress=on_progress
             )
+        going = found.to_drop()
         if export is not None:
-            _write_list(export, found.to_drop())
+            _write_list(export, going, dataset)
         if sheet is not None and found.clusters:
             write_picture(sheet, duplicates_sheet(found, dataset.source, dataset.decoding))
     if json_output:
@@ -138,8 +148,7 @@ def duplicates(
         return
     _print_duplicates(found)
     if export is not None:
-        redundant = found.n_exact + found.n_near
-        told = counted(redundant, "redundant image is", "redundant images are")
+        told = counted(len(going), "redundant image is", "redundant images are")
         say(f"the {told} listed in {export}")
     if sheet is not None:
         say(f"saved {sheet}" if found.clusters else "there is nothing to draw")
@@ -151,6 +160,7 @@ def duplicates(
   visdiv leakage birds                      into every dataset with role: benchmark
   visdiv leakage birds --sheet leaks.png    beside the images of the benchmark
   visdiv leakage birds --export leaks.csv
+  visdiv leakage birds --export move.sh     a script that moves them, and back
 """
 )
 def leakage(
@@ -168,6 +178,7 @@ def leakage(
         _check_list(export)
         project = open_project(config)
         dataset = dataset_called(name, project)
+        _check_script(export, dataset)
         if not benchmarks_of(project.settings, dataset.name):
             if dataset.settings.role == "benchmark":
                 raise VisdivError(
@@ -195,20 +206,23 @@ def _tell_overlaps(
     import pyarrow as pa
 
     from visdiv_assets.workflows.catalogue import as_text
+    from visdiv_assets.workflows.removal import removable
     from visdiv_assets.workflows.sheets import overlaps_sheet
 
     found = [each for each in overlaps if len(each.images)]
+    going = removable(dataset, {each.name: each for each in others}, overlaps)
     if export is not None:
         listed = [
-            each.images.add_column(1, "other", pa.array([each.other.dataset] * len(each.images)))
-            for each in found
+            images.add_column(1, "other", pa.array([each.other.dataset] * len(images)))
+            for each, images in zip(overlaps, going.images, strict=True)
         ]
-        _write_list(export, pa.concat_tables(listed or [overlaps[0].images]))
+        _write_list(export, pa.concat_tables(listed), dataset)
     if sheet is not None and found:
         places = {each.name: (each.source, each.decoding) for each in [dataset, *others]}
         write_picture(sheet, overlaps_sheet(found, places))
     if json_output:
-        print_json([_overlap_as_json(each) for each in overlaps])
+        shown = zip(overlaps, going.images, strict=True)
+        print_json([{**_overlap_as_json(o), "n_may_go": len(m)} for o, m in shown])
         return
     table = Table()
     table.add_column("in", overflow="fold")
@@ -234,6 +248,10 @@ def _tell_overlaps(
     )
     for each in overlaps:
         _print_recall(each.method, each.recall)
+    if going.n_same:
+        same = counted(going.n_same, "of them is a file", "of them are files")
+        say(f"{same} of the others too, by links or overlapping folders; none may be removed.")
+    _say_changed(going.n_changed, dataset.name)
     if export is not None:
         say(f"the images are listed in {export}")
     if sheet is not None:
@@ -247,6 +265,8 @@ def _print_duplicates(found: "Duplicates") -> None:
     of = f" of {found.evaluation.n_listed:,}" if found.evaluation.is_sample else ""
     contents = counted(found.n_distinct, "different content")
     say(f"{dataset}: {counted(found.n_images, 'image')}{of}, {contents}")
+    if found.n_links:
+        say(f"{counted(found.n_links, 'more name is a link', 'more names are links')} to them.")
     table = Table()
     table.add_column("redundant")
     for heading in ("images", "share of all"):
@@ -293,7 +313,17 @@ def _print_duplicates(found: "Duplicates") -> None:
         else:
             fair = f"{_fair(found.after)} instead of {_fair(found.before)}"
             say(f"Without them the score is {fair}; plain, {plain}.")
+    _say_changed(found.n_changed, dataset)
     _print_recall(found.method, found.recall)
+
+
+def _say_changed(count: int, dataset: str) -> None:
+    if count:
+        changed = counted(count, "redundant image is", "redundant images are")
+        say(
+            f"{changed} not to be removed: they, or what is kept for them, changed or went since "
+            f"the evaluation; run `visdiv score {dataset}`"
+        )
 
 
 def _print_recall(method: str, recall: float | None) -> None:
@@ -328,6 +358,8 @@ def _as_json(found: "Duplicates") -> dict[str, Any]:
         "n_exact": found.n_exact,
         "n_flat": found.evaluation.n_flat,
         "n_near": found.n_near,
+        "n_links": found.n_links,
+        "n_changed": found.n_changed,
         "rate": found.rate(),
         "near": {as_text(level): near for level, near in found.near.items()},
         "clusters": [
@@ -378,8 +410,34 @@ def _check_list(path: Path | None) -> None:
         raise VisdivError(f"a list must end in {', '.join(LISTS)}; got {path}")
 
 
-def _write_list(path: Path, images: "pa.Table") -> None:
-    """The images as a table, or their ids alone."""
+def _check_script(path: Path | None, dataset: "EvaluatedDataset") -> None:
+    """Refuse a script for what cannot be moved."""
+    from visdiv_assets.sources.places import local_place
+
+    if path is None or path.suffix.lower() != SCRIPT:
+        return
+    if local_place(dataset.source) is None:
+        raise VisdivError(
+            f"a script can only move files of a folder, and {dataset.source.uri} is none; "
+            f"export {', '.join(LISTS[:-1])}"
+        )
+
+
+def _write_list(path: Path, images: "pa.Table", dataset: "EvaluatedDataset") -> None:
+    """The images as a table, their ids alone, or a script that moves them."""
+    from visdiv_assets.sources.places import local_place
+    from visdiv_assets.sources.source import from_image_id
+
+    place = local_place(dataset.source)
+    if path.suffix.lower() == SCRIPT and place is not None:
+        script = Text(f"to move the images, sh {path} TARGET; to undo it, sh {path} --undo TARGET")
+        err.print(script, soft_wrap=True)
+        ids = dict.fromkeys(images["image_id"].to_pylist())
+        names = [str(place.path(from_image_id(each)).relative_to(place.root)) for each in ids]
+        write_file(path, move_script(place.root, names))
+        return
+    hint = "; --export move.sh writes a script that does both" if place else ""
+    err.print(f"move the images rather than delete them, so that you can undo it{hint}")
     suffix = path.suffix.lower()
     text = io.StringIO()
     if suffix == ".csv":

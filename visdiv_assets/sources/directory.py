@@ -42,7 +42,7 @@ class DirectorySource:
         self, path: str | Path, include: Sequence[str] = (), exclude: Sequence[str] = ()
     ) -> None:
         self.path = Path(path).absolute()
-        self._place = LocalPlace(self.path)
+        self.place = LocalPlace(self.path)
         self._names = ImageNames(include, exclude)
         self.left_out = LeftOut()
 
@@ -89,7 +89,7 @@ class DirectorySource:
     def read_all(self, image_ids: Iterable[str]) -> Iterator[Read]:
         """In the given order."""
         return read_concurrently(
-            lambda image_id: self._place.read(from_image_id(image_id)), image_ids, READERS
+            lambda image_id: self.place.read(from_image_id(image_id)), image_ids, READERS
         )
 
     def _files(self, left_out: LeftOut) -> Iterator[tuple[str, os.DirEntry[str]]]:

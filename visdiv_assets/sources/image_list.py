@@ -56,6 +56,11 @@ class ListSource:
         self.notes: list[str] = []
 
     @property
+    def place(self) -> Place:
+        """Where the images are."""
+        return self._root
+
+    @property
     def uri(self) -> str:
         """The URI of the list."""
         return f"{self._place.uri.rstrip('/')}/{self._name}"

@@ -12,6 +12,7 @@ import re
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol, TypeVar, cast
 from urllib.parse import unquote, urlsplit
@@ -48,6 +49,22 @@ class FileInfo(NamedTuple):
     """A file: its name relative to the place, its size in bytes, and a version (etag or time)."""
 
     name: str
+    size: int
+    version: str
+
+
+class FileState(NamedTuple):
+    """What a name in a local folder leads to.
+
+    Attributes:
+        file: device and inode, equal for all names of a file; its real path where there are none.
+        is_real: whether the name leads to it without a symbolic link.
+        size: in bytes.
+        version: as of `FileInfo`.
+    """
+
+    file: tuple[int, int] | str
+    is_real: bool
     size: int
     version: str
 
@@ -173,6 +190,25 @@ class LocalPlace:
             raise OSError("not a file")  # reading a pipe or a device might block forever
         return FileInfo(name, status.st_size, f"{status.st_mtime_ns:x}")
 
+    def state(self, name: str) -> FileState | None:
+        """What a name leads to now; None if there is no such file."""
+        try:
+            path = self.path(name)
+            status = path.stat()
+        except OSError:
+            return None
+        real = os.path.realpath(path)
+        return FileState(
+            (status.st_dev, status.st_ino) if status.st_ino else real,
+            real == os.path.normpath(self._real_root / name),
+            status.st_size,
+            f"{status.st_mtime_ns:x}",
+        )
+
+    @cached_property
+    def _real_root(self) -> Path:
+        return self.root.resolve()
+
     def read(self, name: str) -> bytes:
         """The whole content of a file."""
         with self.open(name) as file:
@@ -188,6 +224,12 @@ class LocalPlace:
         for name in glob.iglob(pattern, flags=GLOB_FLAGS, root_dir=str(self.root)):
             if (self.root / name).is_file():
                 yield str(name)
+
+
+def local_place(source: object) -> LocalPlace | None:
+    """The folder that the images of a source are files of; None if they are elsewhere."""
+    place = getattr(source, "place", None)
+    return place if isinstance(place, LocalPlace) else None
 
 
 class BucketPlace:

@@ -42,6 +42,7 @@ from visdiv_assets.workflows.catalogue import (
 )
 from visdiv_assets.workflows.clusters import Cluster, list_clusters, sizes_of_rows
 from visdiv_assets.workflows.project import EvaluatedDataset, record
+from visdiv_assets.workflows.removal import look_at
 
 BLOCK_ROWS = 8192
 
@@ -64,7 +65,11 @@ class Duplicates:
         n_distinct: different contents among the images.
         near: how many contents may go at each threshold, that of the dataset among them.
         clusters: the cluster of the most contents first.
-        images: the images of the clusters, cluster by cluster; columns as in DUPLICATES.
+        images: the images of the clusters, cluster by cluster; columns as in DUPLICATES. Further
+            names of a file that is kept are not among them.
+        may_go: which of them may be removed: not those that are kept, nor any that changed or are
+            gone since the evaluation, or whose kept one is.
+        n_links: names, links mostly, of files that have another name in the dataset.
         method: "exact" or "index".
         recall: share of all pairs that were found; None where an index was used and that could
             not be measured.
@@ -79,6 +84,8 @@ class Duplicates:
     near: Mapping[float, int]
     clusters: Sequence[Cluster]
     images: pa.Table
+    may_go: NDArray[np.bool_]
+    n_links: int
     method: str
     recall: float | None
     before: Score
@@ -86,8 +93,8 @@ class Duplicates:
 
     @property
     def n_images(self) -> int:
-        """Images that were looked at."""
-        return self.evaluation.n_images
+        """Images that were looked at; a file counts once, whatever names it has."""
+        return self.evaluation.n_images - self.n_links
 
     @property
     def n_exact(self) -> int:
@@ -109,12 +116,17 @@ class Duplicates:
         """The clusters that are more than copies of one content; the first of `clusters`."""
         return [each for each in self.clusters if each.n_contents > 1]
 
+    @property
+    def n_changed(self) -> int:
+        """Images that are redundant, but not to be removed before the next evaluation."""
+        return len(self.images) - len(self.clusters) - int(self.may_go.sum())
+
     def to_drop(self) -> pa.Table:
         """The images that may go, each with the one that is kept for it."""
         begin = np.array([each.begin for each in self.clusters], dtype=np.int64)
         kept = begin[self.images["cluster"].to_numpy() - 1]
         named = self.images.add_column(2, "kept", self.images["image_id"].take(pa.array(kept)))
-        return named.filter(pc.invert(named["keep"])).drop_columns(["keep", "medoid"])
+        return named.filter(pa.array(self.may_go)).drop_columns(["keep", "medoid"])
 
     def images_of(self, cluster: Cluster) -> pa.Table:
         """The images of a cluster: the one to keep, then the others, the most similar first."""
@@ -171,7 +183,8 @@ def find_duplicates(
     """Exact copies and near-duplicates in a dataset, and which image of each cluster to keep.
 
     Clusters are connected components of the pairs that reach the threshold. Kept is the largest
-    picture, of equally large ones the least compressed, of equal ones the first by name.
+    picture, of equally large ones the least compressed, of equal ones the first by name. A file
+    that has several names, such as links, is one image; its name without links is kept.
 
     Args:
         evaluation: whose images.
@@ -217,22 +230,25 @@ def find_duplicates(
             near[level] = sum(len(group) - 1 for parts in divided for group in parts)
             if level == threshold:
                 groups = [group for parts in divided for group in parts if len(group) > 1]
-    clusters, images = list_clusters(
-        catalogue, groups, sizes, step(on_progress, "measuring clusters")
+    listed = list_clusters(
+        catalogue,
+        groups,
+        sizes,
+        lambda places: look_at(source, index, places),
+        step(on_progress, "measuring clusters"),
     )
     sample = store.read_sample(*evaluation.where)
-    kept = np.ones(len(rows), dtype=np.bool_)
-    for group in groups:
-        kept[group[1:]] = False
-    left = sample_of_kept(sample, rows, catalogue.counts, kept)
+    left = sample_of_kept(sample, rows, catalogue.counts, listed.kept)
     return Duplicates(
         evaluation=evaluation,
         threshold=threshold,
         split=split,
         n_distinct=len(rows),
         near=near,
-        clusters=clusters,
-        images=images,
+        clusters=listed.clusters,
+        images=listed.images,
+        may_go=listed.may_go,
+        n_links=listed.n_links,
         method=found.method,
         recall=known_share(found.recall),
         before=_score(sample),
@@ -241,9 +257,9 @@ def find_duplicates(
 
 
 def sample_of_kept(
-    sample: Sample, rows: DatasetRows, counts: NDArray[np.int64], kept: NDArray[np.bool_]
+    sample: Sample, rows: DatasetRows, counts: NDArray[np.int64], kept: NDArray[np.int64]
 ) -> Sample:
-    """Moments and sample of a dataset of which some contents are kept, each once.
+    """Moments and sample of a dataset of which some images are kept.
 
     All others are taken away from the moments; since these are exact, what is left is to the last
     bit what would have been added up of the kept rows alone.
@@ -252,7 +268,7 @@ def sample_of_kept(
         sample: of the whole dataset.
         rows: its distinct rows.
         counts: how often each occurs, shape (N,).
-        kept: which of them are kept, shape (N,).
+        kept: how many images of each are kept, shape (N,).
     """
     moments, away = sample.moments, counts - kept
     taken = np.flatnonzero(away)
@@ -261,7 +277,7 @@ def sample_of_kept(
         moments = moments - Moments.of(rows[block], away[block])
     keys, left = sample_keys(rows.keys), np.flatnonzero(kept)
     first = left[np.argsort(keys[left], kind="stable")[:CAPACITY]]
-    chosen = Sample.of(rows[first], keys=keys[first])
+    chosen = Sample.of(rows[first], kept[first].astype(np.int64), keys[first])
     return Sample(moments, chosen.keys, chosen.rows, chosen.counts, chosen.capacity)
 
 

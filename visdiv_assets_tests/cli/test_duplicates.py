@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -136,7 +137,138 @@ def test_the_images_that_may_go_are_written_in_the_form_that_the_name_says(visdi
 
 def test_a_list_of_another_form_is_refused_before_the_work(visdiv, birds):
     result = visdiv("duplicates", "birds", "--export", "drop.xml", code=1)
-    assert "a list must end in .csv, .jsonl, .txt; got drop.xml" in result.stderr
+    assert "a list must end in .csv, .jsonl, .txt, .sh; got drop.xml" in result.stderr
+
+
+def make_links():
+    """Links to files and to a folder, before and behind them by name, and two hard links."""
+    for seed in range(6):
+        write_image(Path(f"birds/m/{seed}.png"), seed)
+    for link in ("birds/a link.png", "birds/z link.png"):
+        Path(link).symlink_to("m/0.png")
+    Path("birds/b").mkdir()
+    Path("birds/b/1.png").symlink_to("../m/1.png")
+    Path("birds/hard.png").hardlink_to("birds/m/2.png")
+    shutil.copy("birds/m/3.png", "birds/copy of 3.png")
+    Path("birds/n link.png").symlink_to("m/3.png")
+    score("birds")
+
+
+def exported(visdiv, *arguments, name="birds"):
+    visdiv("duplicates", name, *arguments, "--export", "drop.jsonl")
+    return [json.loads(line)["image_id"] for line in Path("drop.jsonl").read_text().splitlines()]
+
+
+def test_links_are_no_duplicates_and_no_picture_is_lost_with_what_is_listed(visdiv):
+    make_links()
+    pictures = {path.read_bytes() for path in Path("birds").rglob("*.png")}
+    listed = exported(visdiv)
+    assert listed == ["m/3.png", "n link.png"]  # a file with all its names; its copy is kept
+    for name in listed:
+        Path("birds", name).unlink()
+    left = list(Path("birds").rglob("*.png"))
+    assert all(path.exists() for path in left)
+    assert {path.read_bytes() for path in left} == pictures
+
+
+def test_links_are_told_and_count_as_one_image_with_their_file(visdiv):
+    make_links()
+    result = visdiv("duplicates", "birds")
+    assert result.stdout.startswith("birds: 7 images, 6 different contents\n")
+    assert "5 more names are links to them.\n" in result.stdout
+    assert cells(result)[0] == ["exact copies", "1", "14.3%"]
+
+
+def test_a_folder_with_links_only_repeats_nothing(visdiv):
+    write_image(Path("birds/1.png"), 1)
+    write_image(Path("birds/2.png"), 2)
+    Path("birds/3.png").symlink_to("1.png")
+    score("birds")
+    assert exported(visdiv) == []
+    found = json.loads(visdiv("duplicates", "birds", "--json").stdout)
+    assert (found["n_images"], found["n_exact"], found["rate"], found["n_links"]) == (2, 0, 0, 1)
+    assert found["score_without"] == found["score"]
+
+
+def test_a_copy_that_became_a_link_since_is_not_listed(visdiv, birds):
+    Path("birds/000.png").unlink()
+    Path("birds/000.png").symlink_to("large.png")
+    assert exported(visdiv) == [ODD]
+    assert "1 redundant image is not to be removed" in visdiv("duplicates", "birds").stdout
+
+
+@pytest.mark.parametrize("image", ["large.png", "000.png"])
+@pytest.mark.parametrize("change", ["changed", "gone"])
+def test_nothing_is_listed_of_a_cluster_whose_images_changed_since(visdiv, birds, image, change):
+    path = Path("birds", image)
+    if change == "gone" and image == "large.png":
+        visdiv("duplicates", "birds")  # its size is known from now on, so it stays first
+    path.unlink()
+    if change == "changed":
+        write_image(path, 77)
+    assert "000.png" not in exported(visdiv)
+
+
+def test_images_that_are_files_of_the_other_dataset_are_not_listed(visdiv, birds):
+    Path("test").mkdir()
+    Path("test/a.png").symlink_to("../birds/003.png")
+    Path("test/b.png").hardlink_to("birds/004.png")
+    shutil.copy("birds/005.png", "test/c.png")
+    score("test")
+    assert exported(visdiv, "--against", "test") == ["005.png"]
+    result = visdiv("duplicates", "birds", "--against", "test")
+    assert cells(result)[-1][:2] == ["test", "3"]
+    assert "2 of them are files of the others too, by links or overlapping" in result.stdout
+    assert exported(visdiv, "--against", "birds", name="test") == ["c.png"]
+    visdiv("leakage", "birds", "--export", "leaks.txt")
+    assert Path("leaks.txt").read_text() == "005.png\n"
+
+
+def test_a_folder_inside_the_other_has_nothing_to_remove(visdiv, birds):
+    Path("birds/part").mkdir()
+    for name in ("003.png", "004.png"):
+        shutil.move(f"birds/{name}", f"birds/part/{name}")
+    score("birds")
+    score("birds/part")
+    assert exported(visdiv, "--against", "birds/part") == []
+    assert exported(visdiv, "--against", "birds", name="birds/part") == []
+
+
+def test_a_file_that_a_third_dataset_links_to_is_not_listed(visdiv, birds):
+    Path("test").mkdir()
+    shutil.copy("birds/003.png", "test/a.png")
+    Path("cars").mkdir()
+    for name in ("test", "cars"):
+        write_image(Path(name, "own.png"), 88)
+    Path("cars/a.png").symlink_to("../birds/003.png")
+    score("test")
+    score("cars")
+    assert exported(visdiv, "--against", "test") == ["003.png"]
+    assert exported(visdiv, "--against", "test", "--against", "cars") == []
+
+
+def test_before_a_list_is_written_it_says_how_to_undo(visdiv, birds):
+    told = visdiv("duplicates", "birds", "--export", "drop.txt").stderr
+    assert "move the images rather than delete them, so that you can undo it" in told
+    told = visdiv("duplicates", "birds", "--export", "move.sh").stderr
+    assert "to undo it, sh move.sh --undo TARGET" in told
+
+
+def test_a_script_moves_what_may_go_and_moves_it_back(visdiv, birds):
+    before = {path: path.read_bytes() for path in Path("birds").iterdir()}
+    visdiv("duplicates", "birds", "--export", "move.sh")
+    subprocess.run(["sh", "move.sh", "away"], check=True)
+    assert {path.name for path in Path("away").iterdir()} == {"000.png", ODD}
+    assert len(list(Path("birds").iterdir())) == 12
+    subprocess.run(["sh", "move.sh", "--undo", "away"], check=True)
+    assert {path: path.read_bytes() for path in Path("birds").iterdir()} == before
+
+
+def test_a_script_is_refused_for_what_is_no_folder_before_the_work(visdiv, birds):
+    shutil.make_archive("birds", "zip", "birds")
+    score("birds.zip")
+    result = visdiv("duplicates", "birds.zip", "--export", "move.sh", code=1)
+    assert "a script can only move files of a folder" in result.stderr
 
 
 def test_a_list_that_cannot_be_written_is_an_error(visdiv, birds):
