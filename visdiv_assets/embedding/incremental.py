@@ -24,7 +24,7 @@ from visdiv_assets.embedding.pipeline import (
     embed_stream,
 )
 from visdiv_assets.embedding.preprocess import Decoding
-from visdiv_assets.sources.manifest import Manifest
+from visdiv_assets.sources.manifest import TEXT, Manifest
 from visdiv_assets.sources.source import Source
 from visdiv_assets.store.index import (
     INDEX_SCHEMA,
@@ -227,4 +227,4 @@ def _index_table(
 def _told(texts: Sequence[str], missing: NDArray[np.bool_]) -> pa.Array:
     """The texts at the positions of missing images, in order; null for the others."""
     at = np.cumsum(missing) - 1
-    return pa.array(texts, type=pa.string()).take(pa.array(at, mask=~missing))
+    return pa.array(texts, type=TEXT).take(pa.array(at, mask=~missing))

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.source import Item, Source
 
-METADATA = pa.map_(pa.string(), pa.string())
+# With offsets of 64 bits: those of 32 bits end at 2 GiB of text, which millions of ids exceed.
+TEXT = pa.large_string()
+METADATA = pa.map_(TEXT, TEXT)
 SCHEMA = pa.schema(
     [
-        ("image_id", pa.string()),
+        ("image_id", TEXT),
         ("size", pa.int64()),
-        ("version", pa.string()),
+        ("version", TEXT),
         ("metadata", METADATA),
     ]
 )
@@ -68,12 +70,13 @@ class Manifest:
         by = [(name, "ascending") for name in keys.column_names]
         if last_counts:
             by = [("image_id", "ascending"), ("at", "descending")]
-        order = keys.sort_by(by)
-        ids = order["image_id"].combine_chunks()
+        order = pc.sort_indices(keys, sort_keys=by)
+        ids = table["image_id"].take(order)
         if len(ids) > 1:
             first = pc.not_equal(ids[1:], ids[:-1])
-            order = order.filter(pa.concat_arrays([pa.array([True]), first]))
-        table = table.take(order["at"]).combine_chunks()
+            order = order.filter(pa.chunked_array([[True], *first.chunks]).combine_chunks())
+        del keys, ids  # of millions of images, these are gigabytes
+        table = table.take(order).combine_chunks()
         return cls(table, fingerprint or _fingerprint(table))
 
     def __len__(self) -> int:
@@ -145,10 +148,11 @@ def _fingerprint(table: pa.Table) -> str:
     digest = hashlib.blake2b(str(len(table)).encode(), digest_size=16)
     for name in ("image_id", "version"):
         for chunk in table[name].chunks:
-            digest.update(pc.binary_length(chunk).to_numpy().tobytes())
+            lengths = pc.binary_length(chunk).cast(pa.int32())  # as in columns of older versions
+            digest.update(lengths.to_numpy().tobytes())
         for chunk in table[name].chunks:
             start, stop = chunk.offset, chunk.offset + len(chunk)
-            offsets = np.frombuffer(chunk.buffers()[1], dtype=np.int32)
+            offsets = np.frombuffer(chunk.buffers()[1], dtype=np.int64)
             digest.update(memoryview(chunk.buffers()[2])[offsets[start] : offsets[stop]])
     for chunk in table["size"].chunks:
         digest.update(pc.fill_null(chunk, -1).to_numpy().tobytes())

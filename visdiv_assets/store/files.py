@@ -6,15 +6,20 @@ Not here: the layout of files (`store.py`).
 import errno
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.lib.format import header_data_from_array_1_0, write_array_header_1_0
+from numpy.typing import NDArray
 
 from visdiv_assets.errors import VisdivError
+from visdiv_assets.sources.manifest import METADATA, TEXT
 
 # Rows of a manifest or an index that are in memory at a time when it is read in pieces.
 PIECE_ROWS = 131_072
@@ -52,7 +57,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """A Parquet file, whole or some of its columns, with its checksums verified."""
     # `pq.read_table` would read a folder of that name as an empty dataset.
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        return file.read(None if columns is None else list(columns))
+        return _with_long_texts(file.read(None if columns is None else list(columns)))
 
 
 def read_pieces(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -60,7 +65,21 @@ def read_pieces(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
     # With `pre_buffer`, all data read would stay in memory.
     with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
         for batch in file.iter_batches(PIECE_ROWS, columns=list(columns)):
-            yield pa.Table.from_batches([batch])
+            yield _with_long_texts(pa.Table.from_batches([batch]))
+
+
+def _with_long_texts(table: pa.Table) -> pa.Table:
+    """The table with the types of text that manifests and indexes have now.
+
+    Older versions wrote text with offsets of 32 bits.
+    """
+    schema = table.schema
+    for at, field in enumerate(schema):
+        if field.type == pa.string():
+            schema = schema.set(at, field.with_type(TEXT))
+        elif field.type == pa.map_(pa.string(), pa.string()):
+            schema = schema.set(at, field.with_type(METADATA))
+    return table if schema.equals(table.schema) else table.cast(schema)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -70,6 +89,24 @@ def write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, file, row_group_size=PIECE_ROWS, write_page_checksum=True)
 
     write_atomically(path, write)
+
+
+def write_joined(file: IO[bytes], arrays: Mapping[str, tuple[int, Iterable[NDArray[Any]]]]) -> None:
+    """Write what `np.savez` would write of joined arrays, with one part of each in memory.
+
+    Args:
+        file: where to.
+        arrays: by name, the number of rows of the whole, and its parts, at least one, of one type.
+    """
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, (length, parts) in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                for at, part in enumerate(parts):
+                    if at == 0:
+                        header = {**header_data_from_array_1_0(part), "fortran_order": False}
+                        header["shape"] = (length, *part.shape[1:])
+                        write_array_header_1_0(member, header)
+                    member.write(np.ascontiguousarray(part).data)
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

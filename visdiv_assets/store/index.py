@@ -12,20 +12,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from visdiv_assets.sources.manifest import TEXT
+
 KEY_BYTES = 16
 Keys = NDArray[np.bytes_]
 """Content keys, dtype S16. NumPy strips trailing zero bytes from single elements."""
 
 INDEX_SCHEMA = pa.schema(
     [
-        ("image_id", pa.string()),
+        ("image_id", TEXT),
         ("size", pa.int64()),
-        ("version", pa.string()),
+        ("version", TEXT),
         ("content_key", pa.binary(KEY_BYTES)),
         ("segment", pa.dictionary(pa.int32(), pa.string())),
         ("row", pa.int32()),
-        ("reason", pa.string()),
-        ("exception", pa.string()),
+        ("reason", TEXT),
+        ("exception", TEXT),
         ("flat", pa.bool_()),
     ]
 )

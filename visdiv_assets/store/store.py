@@ -38,6 +38,7 @@ from visdiv_assets.store.files import (
     read_pieces,
     read_table,
     write_atomically,
+    write_joined,
     write_table,
 )
 from visdiv_assets.store.index import KEPT_COLUMNS, EmbeddingIndex, Keys, to_keys
@@ -373,17 +374,19 @@ class Store:
         if not parts:
             path.unlink(missing_ok=True)
             return
-        arrays: dict[str, Any] = {
-            "names": np.array(list(slices), dtype=np.str_),
-            "n": np.array([part.moments.n for part in parts], dtype=np.int64),
-            "total": np.stack([part.moments.total for part in parts]),
-            "outer": np.stack([part.moments.outer for part in parts]),
-            "sizes": np.array([len(part.keys) for part in parts], dtype=np.int64),
-            "sample_keys": np.concatenate([part.keys for part in parts]),
-            "sample_rows": np.concatenate([part.rows for part in parts]).astype(np.float16),
-            "sample_counts": np.concatenate([part.counts for part in parts]),
+        sizes = np.array([len(part.keys) for part in parts], dtype=np.int64)
+        n_rows = int(sizes.sum())
+        arrays: dict[str, tuple[int, Iterable[NDArray[Any]]]] = {
+            "names": (len(parts), [np.array(list(slices), dtype=np.str_)]),
+            "n": (len(parts), [np.array([part.moments.n for part in parts], dtype=np.int64)]),
+            "total": (len(parts), (part.moments.total[None] for part in parts)),
+            "outer": (len(parts), (part.moments.outer[None] for part in parts)),
+            "sizes": (len(parts), [sizes]),
+            "sample_keys": (n_rows, (part.keys for part in parts)),
+            "sample_rows": (n_rows, (part.rows.astype(np.float16) for part in parts)),
+            "sample_counts": (n_rows, (part.counts for part in parts)),
         }
-        write_atomically(path, lambda file: np.savez(file, **arrays))
+        write_atomically(path, lambda file: write_joined(file, arrays))
 
     def read_slices(self, dataset: str, model_id: str, fingerprint: str) -> dict[str, Sample]:
         """The slices of a dataset by name; empty if it has none. Raises as `read_moments`."""

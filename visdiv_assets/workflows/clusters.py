@@ -19,6 +19,7 @@ from visdiv_assets.similarity.clusters import (
     extent_of,
     similarities_to,
 )
+from visdiv_assets.sources.manifest import TEXT
 from visdiv_assets.sources.source import Source
 from visdiv_assets.workflows.catalogue import (
     Catalogue,
@@ -28,7 +29,7 @@ from visdiv_assets.workflows.removal import Names, kept_first, may_go
 DUPLICATES = pa.schema(
     [
         ("cluster", pa.int64()),
-        ("image_id", pa.string()),
+        ("image_id", TEXT),
         ("kind", pa.string()),
         ("keep", pa.bool_()),
         ("medoid", pa.bool_()),
@@ -37,7 +38,7 @@ DUPLICATES = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("bytes", pa.int64()),
-        ("content_key", pa.string()),
+        ("content_key", TEXT),
     ]
 )
 
@@ -203,7 +204,7 @@ def list_clusters(
             pa.array(sizes.width[rows][of].astype(np.int32), mask=unseen[of]),
             pa.array(sizes.height[rows][of].astype(np.int32), mask=unseen[of]),
             pa.array(sizes.bytes[rows][of], mask=unsized[of]),
-            pa.array(catalogue.keys_of(rows)).take(pa.array(of)),
+            pa.array(catalogue.keys_of(rows), TEXT).take(pa.array(of)),
         ],
         schema=DUPLICATES,
     )

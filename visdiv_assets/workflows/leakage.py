@@ -15,6 +15,7 @@ from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.model import Settings
 from visdiv_assets.similarity.exact import Pairs, Similarities
 from visdiv_assets.similarity.pairs import similar_pairs
+from visdiv_assets.sources.manifest import TEXT
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.records import Evaluation
 from visdiv_assets.warehouse.warehouse import Warehouse
@@ -30,8 +31,8 @@ from visdiv_assets.workflows.project import EvaluatedDataset, record
 
 MATCHES = pa.schema(
     [
-        ("image_id", pa.string()),
-        ("other_image_id", pa.string()),
+        ("image_id", TEXT),
+        ("other_image_id", TEXT),
         ("similarity", pa.float32()),
         ("exact", pa.bool_()),
     ]
@@ -202,7 +203,7 @@ def find_overlap(
     table = pa.table(
         [
             catalogue.ids.take(pa.array(images)),
-            pa.array(other_catalogue.ids_of(match[at]), pa.string()),
+            other_catalogue.ids.take(pa.array(others.first[match[at]])),
             pa.array(best[at]),
             pa.array(exact[at]),
         ],

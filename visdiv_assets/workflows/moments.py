@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.guidance.slices import by_column, by_folder, slices_of
 from visdiv_assets.settings.model import ColumnSlices, Slices
+from visdiv_assets.sources.manifest import TEXT
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.sample import CAPACITY, Sample
 from visdiv_assets.store.contents import EMPTY, Contents, split
@@ -168,7 +169,7 @@ class _SlicedIndex:
                 self.dataset, self.fingerprint, (IMAGE_ID, "metadata")
             )
             for table, metadata in _with_metadata(tables, listed):
-                said = _encoded(pc.map_lookup(metadata, slices.column, "last"))
+                said = _encoded(pc.map_lookup(metadata, pa.scalar(slices.column, TEXT), "last"))
                 told = ({slices.column: value} for value in said.dictionary.to_pylist())
                 yield table, by_column(told, slices.column), said.indices.to_numpy()
         else:

@@ -19,6 +19,7 @@ from visdiv_assets.errors import VisdivError
 from visdiv_assets.report.sheets import SheetRow, Thumbnail, contact_sheet_png
 from visdiv_assets.similarity.coreset import Method, covering_radius, select_diverse_samples
 from visdiv_assets.similarity.coreset_rows import OnProgress
+from visdiv_assets.sources.manifest import TEXT
 from visdiv_assets.sources.source import Source
 from visdiv_assets.spectral.corrected import corrected
 from visdiv_assets.spectral.sample import Sample
@@ -168,7 +169,7 @@ def _rows_named(
     wanted: Sequence[str], names: pa.ChunkedArray, row_of: NDArray[np.int64], dataset: str
 ) -> dict[int, str]:
     """The row of each image, and the name under which it is wanted first."""
-    places = pc.index_in(pa.array(wanted, pa.string()), value_set=names).to_pylist()
+    places = pc.index_in(pa.array(wanted, TEXT), value_set=names).to_pylist()
     rows: dict[int, str] = {}
     for image_id, place in zip(wanted, places, strict=True):
         if place is None:
@@ -194,7 +195,7 @@ def record_core_set(core_set: CoreSet, store: Store, warehouse: Warehouse) -> No
     table = pa.table(
         {
             "rank": pa.array(range(1, n + 1), pa.int32()),
-            "image_id": pa.array(core_set.image_ids, pa.string()),
+            "image_id": pa.array(core_set.image_ids, TEXT),
             "method": pa.array([core_set.method] * n, pa.string()),
             "selected_at": pa.array([datetime.now(UTC)] * n, pa.timestamp("us", "UTC")),
             "model_id": pa.array([core_set.model_id] * n, pa.string()),
