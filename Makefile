@@ -18,7 +18,7 @@ endif
 PYTHON ?= $(or $(call runs,python3.13),$(call runs,python3.12),$(call runs,python3.11),$(call runs,python3))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test test-slow wheel-test check format lint types layers docs lock clean
+.PHONY: help demo dev test test-slow campaigns wheel-test check format lint types layers docs lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,11 @@ test: $(VENV)/.installed ## the tests, without the slow ones
 
 test-slow: $(VENV)/.installed ## the tests that take minutes or gigabytes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 3 --dist worksteal
+
+# Takes hours; ROUNDS=20 plays so many of each, drawn with SEED.
+campaigns: $(VENV)/.installed ## kill and damage at random, and see whether anything is lost or wrong
+	$(BIN)/python -m visdiv_assets_tests.campaigns.kills --seed $(or $(SEED),0) $(ROUNDS:%=--rounds %)
+	$(BIN)/python -m visdiv_assets_tests.campaigns.damage --seed $(or $(SEED),0) $(ROUNDS:%=--rounds %)
 
 wheel-test: $(VENV)/.installed ## install the wheel under each supported Python, and use it
 	$(BIN)/python .ci/wheel_test.py

@@ -5,6 +5,7 @@ process writes, so connections are held only as long as a statement takes, and a
 retried.
 """
 
+import contextlib
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -353,7 +354,8 @@ class Warehouse:
                 migrate(connection, self.path)
                 yield connection
             except BaseException:
-                connection.rollback()
+                with contextlib.suppress(duckdb.Error):  # it would hide the error that matters
+                    connection.rollback()
                 raise
             connection.commit()
 
@@ -367,15 +369,26 @@ class Warehouse:
         )
         try:
             with self._turn(read_only=read_only):
+                self._refuse_empty()
                 connection = patiently(duckdb.connect, str(self.path), read_only=read_only)
                 try:
                     connection.execute("SET TimeZone = 'UTC'")
                     yield connection
                 finally:
                     connection.close()
-        except (duckdb.OperationalError, duckdb.FatalException) as error:
-            reason = str(error).splitlines()[0]
+        except duckdb.IntegrityError:  # the rows are wrong, not the file
+            raise
+        except duckdb.Error as error:  # damage raises any class, a wrong checksum just this one
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise VisdivError(f"cannot use the results database {self.path}: {reason}") from error
+
+    def _refuse_empty(self) -> None:
+        """An empty file held results; some versions of DuckDB would begin anew in it."""
+        if self.path.is_file() and not self.path.stat().st_size:
+            raise VisdivError(
+                f"the results database {self.path} is damaged: it is empty; put back a copy of it, "
+                "or delete it to begin anew"
+            )
 
     @contextmanager
     def _turn(self, *, read_only: bool) -> Iterator[None]:

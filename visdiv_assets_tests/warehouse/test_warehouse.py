@@ -184,7 +184,7 @@ def test_a_file_that_is_no_database_is_refused_and_unharmed(warehouse, content):
     warehouse.path.write_bytes(content)
     for use in (lambda: warehouse.record(make(), SPECTRUM), warehouse.latest_evaluations):
         with pytest.raises(
-            VisdivError, match=r"cannot use the results database .*visdiv\.duckdb: "
+            VisdivError, match=r"results database .*visdiv\.duckdb(: | is damaged: it is empty)"
         ):
             use()
     assert warehouse.path.read_bytes() == content
@@ -196,6 +196,35 @@ def test_a_truncated_file_is_refused(warehouse):
     warehouse.path.write_bytes(content[:12_288])
     with pytest.raises(VisdivError, match="cannot use the results"):
         warehouse.latest_evaluations()
+
+
+@pytest.mark.parametrize("start", [0, 4_096, 12_288, 40_960])
+def test_damage_that_duckdb_notices_is_one_sentence(warehouse, start):
+    warehouse.record(make(), SPECTRUM)
+    content = warehouse.path.read_bytes()
+    warehouse.path.write_bytes(content[:start] + bytes(40_960) + content[start + 40_960 :])
+    for use in (lambda: warehouse.record(make(evaluation_id="e2"), SPECTRUM), warehouse.latest_evaluations):
+        with pytest.raises(VisdivError, match=r"cannot use the results database .*visdiv\.duckdb"):
+            use()
+
+
+def test_an_emptied_file_is_not_taken_for_a_new_one(warehouse):
+    warehouse.record(make(), SPECTRUM)
+    warehouse.path.write_bytes(b"")
+    for use in (lambda: warehouse.record(make(evaluation_id="e2"), SPECTRUM), warehouse.latest_evaluations):
+        with pytest.raises(VisdivError, match="is empty; put back a copy of it, or delete it"):
+            use()
+    warehouse.path.unlink()
+    warehouse.record(make(), SPECTRUM)
+    assert warehouse.history("birds") == [make()]
+
+
+def test_what_a_killed_process_left_in_its_log_does_not_harm_a_new_file(warehouse):
+    warehouse.record(make(), SPECTRUM)
+    warehouse.path.with_name("visdiv.duckdb.wal").write_bytes(b"left over" * 100)
+    warehouse.path.unlink()
+    warehouse.record(make(), SPECTRUM)
+    assert warehouse.history("birds") == [make()]
 
 
 def test_a_folder_in_place_of_the_file_is_refused_at_once(tmp_path):
