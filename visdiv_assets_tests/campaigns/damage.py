@@ -78,8 +78,8 @@ SLOW_QUESTIONS = (
 )
 SCORE = "score --json"
 
-# These tell how things are: what is damaged or gone is a finding there, not an error.
-REPORTS = ("doctor",)
+# What is damaged or gone is a finding for one, and a reason to ask for a run for the other.
+REPORTS = ("doctor", "dagster dataset_change_sensor")
 # These list what DuckDB holds. Where its file is gone, nothing was ever evaluated.
 LISTS = ("list", "history birds", "failures birds", "alerts list", "compare")
 # These tell of earlier evaluations, which no new one brings back.
@@ -375,14 +375,20 @@ def _judged(question: str, answer: Answer, expected: Answer, role: str, kind: st
         return []
     if answer.code == 0:
         return [f"{where}another answer without a word: {_difference(answer, expected)}"]
-    lines = answer.stderr.splitlines()
+    # `score` says one for each dataset that it cannot score, and lists failed images as ever.
+    lines = [line for line in answer.stderr.splitlines() if not line.startswith("  ")]
     errors = [line for line in lines if line.startswith("error: ")]
-    failures = "could not be embedded:" in answer.stderr  # a list that `score` always shows
-    if answer.code != 1 or len(errors) != 1 or (len(lines) != 1 and not failures):
+    others = [line for line in lines if not line.startswith("error: ")]
+    few = 1 <= len(errors) <= (len(DATASETS) if question == SCORE else 1)
+    if question == SCORE:
+        others = [line for line in others if not line.endswith("could not be embedded:")]
+    if answer.code != 1 or not few or others:
         return [f"{where}exit code {answer.code}, and not one sentence:\n{answer.stderr}"]
-    if not _is_clear(errors[0], role):
-        return [f"{where}neither says what is damaged nor what to run: {errors[0]}"]
-    return []
+    return [
+        f"{where}neither says what is damaged nor what to run: {error}"
+        for error in errors
+        if not _is_clear(error, role)
+    ]
 
 
 def _is_part(text: str, whole: str) -> bool:

@@ -362,7 +362,9 @@ class Undisturbed:
 
     @functools.cache  # noqa: B019  # there is one for a campaign
     def _steps(self, kind: str) -> int:
-        return run_to_the_end(self.copy(self.folder / kind, kind), kind).steps
+        listener = run_to_the_end(self.copy(self.folder / kind, kind), kind)
+        assert listener.rows, "the model tells of no step, so that nothing is killed at one"
+        return listener.steps
 
     def copy(self, folder: Path, kind: str) -> Project:
         if kind != "score":

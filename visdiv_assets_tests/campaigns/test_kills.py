@@ -25,7 +25,6 @@ def undisturbed(tmp_path_factory):
         ("score", "SIGTERM", "group"),
         ("score", "SIGHUP", "process"),
         ("score", "SIGINT", "group"),
-        ("run", "SIGKILL", "process"),
         ("run", "SIGTERM", "process"),
     ],
 )

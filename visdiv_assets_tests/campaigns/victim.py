@@ -19,6 +19,9 @@ LISTENER, STORE = "CAMPAIGN_LISTENER", "CAMPAIGN_STORE"
 
 WATCHED = {"open", "os.rename", "os.remove"}
 
+# Held to the end of the process: what is not held is undone when it is collected.
+_for_good = contextlib.ExitStack()
+
 
 class _Connection(threading.local):
     """Of each thread its own, so that a thread that is held holds up no other."""
@@ -49,7 +52,7 @@ def install() -> None:
     """Watch this process from now on, to its end."""
     global _connection
     _connection = _Connection()
-    contextlib.ExitStack().enter_context(cheap_model(ReportingRuntime(batch_size=4)))
+    _for_good.enter_context(cheap_model(ReportingRuntime(batch_size=4)))
     store = os.environ[STORE]
 
     def watch(event: str, arguments: tuple[object, ...]) -> None:
