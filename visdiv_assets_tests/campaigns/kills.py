@@ -83,9 +83,10 @@ class Listener(socketserver.ThreadingTCPServer):
         """Count a step; the one to hold returns only when it may go on."""
         with self.lock:
             self.steps += 1
-            if step.startswith("model ") and not self.held.is_set():
-                self.rows += int(step.removeprefix("model "))
             mine = self.steps == self.hold_at
+            # Rows of the call that is held have not been handed on yet.
+            if step.startswith("model ") and not mine and not self.held.is_set():
+                self.rows += int(step.removeprefix("model "))
             if mine:
                 self.step, self.pid = step, pid
                 self.held.set()

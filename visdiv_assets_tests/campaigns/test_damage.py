@@ -9,9 +9,7 @@ SEED = 0
 
 # In the default run: one kind of damage to each kind of file, and the cheap questions.
 QUESTIONS = (
-    "list",
     "slices birds",
-    "drift birds",
     "duplicates birds --json",
     "similar birds a/004.png --json",
     "dagster dataset_change_sensor",
