@@ -437,7 +437,8 @@ def _write_list(path: Path, images: "pa.Table", dataset: "EvaluatedDataset") -> 
         write_file(path, move_script(place.root, names))
         return
     hint = "; --export move.sh writes a script that does both" if place else ""
-    err.print(f"move the images rather than delete them, so that you can undo it{hint}")
+    told = f"move the images rather than delete them, so that you can undo it{hint}"
+    err.print(told, soft_wrap=True)
     suffix = path.suffix.lower()
     text = io.StringIO()
     if suffix == ".csv":

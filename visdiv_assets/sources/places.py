@@ -58,13 +58,11 @@ class FileState(NamedTuple):
 
     Attributes:
         file: device and inode, equal for all names of a file; its real path where there are none.
-        is_real: whether the name leads to it without a symbolic link.
         size: in bytes.
         version: as of `FileInfo`.
     """
 
     file: tuple[int, int] | str
-    is_real: bool
     size: int
     version: str
 
@@ -197,13 +195,16 @@ class LocalPlace:
             status = path.stat()
         except OSError:
             return None
-        real = os.path.realpath(path)
         return FileState(
-            (status.st_dev, status.st_ino) if status.st_ino else real,
-            real == os.path.normpath(self._real_root / name),
+            (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path),
             status.st_size,
             f"{status.st_mtime_ns:x}",
         )
+
+    def is_real(self, name: str) -> bool:
+        """Whether a name leads to its file without a symbolic link below the root."""
+        real = os.path.realpath(self.root / name)
+        return real == os.path.normpath(self._real_root / name)
 
     @cached_property
     def _real_root(self) -> Path:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from visdiv_assets.sources.places import FileState, local_place
@@ -37,30 +36,33 @@ class Names:
 
 
 def look_at(source: Source, index: EmbeddingIndex, places: NDArray[np.int64]) -> Names:
-    """What some image ids lead to now; all others are taken for intact images of their own.
+    """What the image ids of an index lead to now.
 
     Args:
         source: where they are.
         index: of its images.
-        places: which of them to look at, shape (M,).
+        places: those that might go, shape (M,); whether others are links is not looked at, and
+            none is looked at if there are none.
     """
     count = len(index.table)
     names = Names(np.arange(count), np.ones(count, np.bool_), np.ones(count, np.bool_))
+    place = local_place(source)
+    if place is None or not len(places):
+        return names
     files: dict[tuple[int, int] | str, int] = {}
-    for at, (_, state, intact) in zip(places.tolist(), _look(source, index, places), strict=True):
+    for at, (_, state, intact) in enumerate(_look(source, index)):
         names.intact[at] = intact
         if state is not None:
             names.file[at] = files.setdefault(state.file, at)
-            names.real[at] = state.is_real
+    ids = index.table["image_id"].take(pa.array(places)).to_pylist()
+    names.real[places] = [place.is_real(from_image_id(each)) for each in ids]
     return names
 
 
-def _look(
-    source: Source, index: EmbeddingIndex, places: NDArray[np.int64]
-) -> Iterator[tuple[str, FileState | None, bool]]:
-    """Some image ids, what they lead to if that is a file, and whether it is as it was listed."""
+def _look(source: Source, index: EmbeddingIndex) -> Iterator[tuple[str, FileState | None, bool]]:
+    """All image ids, what they lead to if that is a file, and whether it is as it was listed."""
     place = local_place(source)
-    listed = index.table.select(["image_id", "size", "version"]).take(pa.array(places))
+    listed = index.table.select(["image_id", "size", "version"])
     for image_id, size, version in zip(*(each.to_pylist() for each in listed.columns), strict=True):
         state = None if place is None else place.state(from_image_id(image_id))
         yield image_id, state, place is None or _is_as_listed(state, size, version)
@@ -89,8 +91,8 @@ def may_go(
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which images may be removed, and which don't count, since they are the file that is kept.
 
-    An image may go if it is intact, the one that is kept for it is intact, and it is not the same
-    file as any that is kept.
+    An image may go if it is intact, the one that is kept for it is intact, and no name of its file
+    stays, not even one that became a link to it since.
 
     Args:
         names: what they lead to.
@@ -110,8 +112,10 @@ def may_go(
     """
     is_kept = images == kept
     same = (names.file[images] == names.file[kept]) & ~is_kept
-    safe = names.intact[images] & names.intact[kept]
-    return safe & ~is_kept & ~np.isin(names.file[images], names.file[kept]), same
+    going = names.intact[images] & names.intact[kept] & ~is_kept
+    stays = np.ones(len(names.file), dtype=np.bool_)
+    stays[images[going]] = False
+    return going & ~np.isin(names.file[images], names.file[stays]), same
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,21 +145,33 @@ def removable(
     """
     store = dataset.project.store
     index = store.read_index(*dataset.evaluation.where)
-    ids = [each.images["image_id"].combine_chunks() for each in overlaps]
-    ours = _where(pc.is_in(index.table["image_id"], pa.concat_arrays(ids)))
-    looked = {name: (state, intact) for name, state, intact in _look(dataset.source, index, ours)}
-    keys = index.table["content_key"].take(pa.array(ours)).combine_chunks()
-    kept, gone = set(), []
+    if not any(len(each.images) for each in overlaps):
+        return Removable([each.images for each in overlaps], 0, 0)
+    matched = {name for each in overlaps for name in each.images["image_id"].to_pylist()}
+    looked, stay = {}, set()
+    for name, state, intact in _look(dataset.source, index):
+        if name in matched:
+            looked[name] = (state, intact)
+        elif state is not None:
+            stay.add(state.file)
+    kept: set[tuple[int, int] | str] = set()
+    gone = []
     for each in overlaps:
         theirs = store.read_index(*each.other.where)
-        matched = pc.is_in(theirs.table["image_id"], each.images["other_image_id"].combine_chunks())
-        # One file has one content, so their names of ours are among those of the same contents.
-        places = _where(pc.or_(matched, pc.is_in(theirs.table["content_key"], keys)))
-        found = list(_look(others[each.other.dataset].source, theirs, places))
-        kept |= {state.file for _, state, _ in found if state is not None}
-        gone.append({name for name, _, intact in found if not intact})
+        away = set()
+        for name, state, intact in _look(others[each.other.dataset].source, theirs):
+            if state is not None:
+                kept.add(state.file)
+            if not intact:
+                away.add(name)
+        gone.append(away)
+    stay |= kept
     same = {name for name, (state, _) in looked.items() if state and state.file in kept}
-    safe = {name for name, (_, intact) in looked.items() if intact} - same
+    safe = {
+        name
+        for name, (state, intact) in looked.items()
+        if intact and (state is None or state.file not in stay)
+    }
     tables = []
     for each, away in zip(overlaps, gone, strict=True):
         pairs = zip(*(each.images[name].to_pylist() for name in _PAIR), strict=True)
@@ -166,7 +182,3 @@ def removable(
 
 
 _PAIR = ("image_id", "other_image_id")
-
-
-def _where(mask: pa.ChunkedArray) -> NDArray[np.int64]:
-    return np.flatnonzero(mask.to_numpy())

@@ -197,6 +197,12 @@ def test_a_copy_that_became_a_link_since_is_not_listed(visdiv, birds):
     assert "1 redundant image is not to be removed" in visdiv("duplicates", "birds").stdout
 
 
+def test_a_copy_that_another_image_became_a_link_to_since_is_not_listed(visdiv, birds):
+    Path("birds/005.png").unlink()
+    Path("birds/005.png").symlink_to("000.png")
+    assert exported(visdiv) == [ODD]
+
+
 @pytest.mark.parametrize("image", ["large.png", "000.png"])
 @pytest.mark.parametrize("change", ["changed", "gone"])
 def test_nothing_is_listed_of_a_cluster_whose_images_changed_since(visdiv, birds, image, change):
