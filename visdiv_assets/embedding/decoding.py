@@ -138,7 +138,7 @@ class Decoding:
 
         Example:
             >>> Decoding(exif_orientation=True, alpha_background="#FFFFFF").name
-            'rgb-squash320-bilinear-upright-onffffff'
+            'rgb-squash320-bilinear-depth-upright-onffffff'
         """
         upright = "-upright" if self.exif_orientation else ""
         ground = self.alpha_background
