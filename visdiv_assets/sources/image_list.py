@@ -26,7 +26,7 @@ from visdiv_assets.sources.uris import scheme_of
 
 READERS = 16
 
-# A list of these names archives or tables, not images.
+# A list of nothing but these names archives or tables, not images.
 CONTAINERS = re.compile(
     r"\.(tar|tar\.(gz|bz2|xz)|tgz|zip|parquet|pq|arrow|feather)$", re.IGNORECASE
 )
@@ -75,7 +75,7 @@ class ListSource:
                 exist.
         """
         tally = Tally()
-        found = there = unwanted = 0
+        found = there = archives = unwanted = 0
         lost: tuple[str, str, OSError] | None = None
         listed = self._info()
         try:
@@ -89,6 +89,7 @@ class ListSource:
                         unwanted += 1
                         continue
                     found += 1
+                    archives += bool(CONTAINERS.search(name))
                     if isinstance(info, OSError):
                         lost = lost or (entry.written, name, info)
                         there += not _is_missing(info)
@@ -104,6 +105,8 @@ class ListSource:
             told = [f"{unwanted:,} left out by include and exclude"] if unwanted else []
             told += self.notes
             raise VisdivError(f"{self.uri} names no images ({'; '.join(told) or 'it is empty'})")
+        if archives == found:
+            raise VisdivError(f"{self.uri}: it lists archives, not images; name them themselves")
         if not there and lost is not None:
             raise VisdivError(self._nothing_there(found, *lost))
 
@@ -145,8 +148,6 @@ class ListSource:
         written = first = None
         for path, metadata, how in readings(entry, local=local):
             name = self._below_root(path)
-            if CONTAINERS.search(name):
-                raise VisdivError(f"it lists archives, not images; name {path[:200]!r} itself")
             info: FileInfo | OSError | None = None
             if local:
                 try:
