@@ -1,6 +1,8 @@
 """The assets as Dagster runs them, on its real SQLite storage."""
 
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import dagster as dg
@@ -8,8 +10,10 @@ import pytest
 
 from visdiv_assets.definitions import build_defs
 from visdiv_assets.defs.resources import EmbedderResource, SettingsResource
+from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets_tests.defs.conftest import CheapEmbedder, metadata
+from visdiv_assets_tests.embedding.fakes import FakeEmbedder
 
 PHOTOS = Path(__file__).parents[2] / "examples/demo/photos"
 
@@ -118,6 +122,37 @@ def test_a_bad_dataset_fails_with_one_sentence_and_records_no_evaluation(
     [failure] = [event for event in result.all_events if event.is_step_failure]
     assert failure.step_failure_data.user_failure_data.description.startswith(sentence)
     assert warehouse(project).latest_evaluations() == []
+
+
+class _EndedByTheSecondBatch(FakeEmbedder):
+    def __init__(self, by: signal.Signals) -> None:
+        super().__init__()
+        self.by = by
+
+    def embed(self, pixels):
+        if len(self.batches) == 1:
+            assert signal.getsignal(self.by) is not signal.SIG_DFL, "it would end the tests"
+            os.kill(os.getpid(), self.by)
+        return super().embed(pixels)
+
+
+class _Terminated(EmbedderResource):
+    def open(self, dataset):
+        return _EndedByTheSecondBatch(signal.SIGTERM)
+
+
+class _HungUp(EmbedderResource):
+    def open(self, dataset):
+        return _EndedByTheSecondBatch(signal.SIGHUP)
+
+
+@pytest.mark.parametrize("embedder", [_Terminated, _HungUp])
+def test_a_run_that_a_signal_ends_keeps_its_finished_rows(project, instance, embedder):
+    assert not run(project, instance, "photos", embedder).success
+    assert len(Store(project / "store").key_index("fake")) >= 4
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    assert run(project, instance, "photos").success
+    assert warehouse(project).history("photos")[-1].n_images == 12
 
 
 def test_resources_can_be_replaced(project, instance):

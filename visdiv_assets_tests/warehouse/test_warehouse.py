@@ -203,7 +203,10 @@ def test_damage_that_duckdb_notices_is_one_sentence(warehouse, start):
     warehouse.record(make(), SPECTRUM)
     content = warehouse.path.read_bytes()
     warehouse.path.write_bytes(content[:start] + bytes(40_960) + content[start + 40_960 :])
-    for use in (lambda: warehouse.record(make(evaluation_id="e2"), SPECTRUM), warehouse.latest_evaluations):
+    for use in (
+        lambda: warehouse.record(make(evaluation_id="e2"), SPECTRUM),
+        warehouse.latest_evaluations,
+    ):
         with pytest.raises(VisdivError, match=r"cannot use the results database .*visdiv\.duckdb"):
             use()
 
@@ -211,7 +214,10 @@ def test_damage_that_duckdb_notices_is_one_sentence(warehouse, start):
 def test_an_emptied_file_is_not_taken_for_a_new_one(warehouse):
     warehouse.record(make(), SPECTRUM)
     warehouse.path.write_bytes(b"")
-    for use in (lambda: warehouse.record(make(evaluation_id="e2"), SPECTRUM), warehouse.latest_evaluations):
+    for use in (
+        lambda: warehouse.record(make(evaluation_id="e2"), SPECTRUM),
+        warehouse.latest_evaluations,
+    ):
         with pytest.raises(VisdivError, match="is empty; put back a copy of it, or delete it"):
             use()
     warehouse.path.unlink()
@@ -225,6 +231,15 @@ def test_what_a_killed_process_left_in_its_log_does_not_harm_a_new_file(warehous
     warehouse.path.unlink()
     warehouse.record(make(), SPECTRUM)
     assert warehouse.history("birds") == [make()]
+
+
+def test_an_export_removes_what_a_killed_one_left_over(warehouse):
+    warehouse.record(make(), SPECTRUM)
+    exports = warehouse.path.with_name("exports")
+    exports.mkdir()
+    (exports / ".tmp-0123").write_bytes(b"half a file")
+    warehouse.export(exports)
+    assert not list(exports.glob(".tmp-*"))
 
 
 def test_a_folder_in_place_of_the_file_is_refused_at_once(tmp_path):

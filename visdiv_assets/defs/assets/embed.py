@@ -1,6 +1,11 @@
 """Group `embed`: images to vectors."""
 
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 import dagster as dg
 
@@ -35,7 +40,7 @@ def sscd_embeddings(
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """SSCD descriptors of a dataset's images, as float16 segments keyed by image content."""
     started = time.monotonic()
-    with clear_errors():
+    with clear_errors(), _hangup_ends_like_sigterm():
         configured = settings.load().dataset(context.partition_key)
         source = open_source(configured.source)
         model, kept = embedder.open(context.partition_key), store.open()
@@ -67,3 +72,23 @@ def sscd_embeddings(
         },
         data_version=dg.DataVersion(f"{embedded.index.content_fingerprint()}.{model.model_id}"),
     )
+
+
+@contextmanager
+def _hangup_ends_like_sigterm() -> Iterator[None]:
+    """Keep finished rows when a terminal is closed, as Dagster lets SIGTERM keep them."""
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    in_main = threading.current_thread() is threading.main_thread()
+    if hangup is None or not in_main or signal.getsignal(hangup) is not signal.SIG_DFL:
+        yield  # else nohup, or a program around this one
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # several may come at once
+        signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(hangup, end)
+    try:
+        yield
+    finally:
+        signal.signal(hangup, signal.SIG_DFL)
