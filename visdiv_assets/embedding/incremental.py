@@ -20,6 +20,7 @@ from visdiv_assets.embedding.pipeline import (
     Embedder,
     Failure,
     OnProgress,
+    Outcome,
     Waits,
     embed_stream,
 )
@@ -77,6 +78,18 @@ def embed_manifest(
         if on_progress is not None:
             on_progress(done, len(manifest), embedded, waits.bottleneck)
 
+    unreadable: dict[int, Failure] = {}  # by position
+    writer = store.segment_writer(model_id)
+
+    def add(outcome: Outcome) -> bool:
+        key = outcome.content_key or NO_KEY
+        vector = older.vector(key) if outcome.adopted else outcome.vector
+        if vector is None:
+            return False
+        with waits.on("writing"):
+            writer.add(key, vector, flat=outcome.flat)
+        return True
+
     stream = embed_stream(
         source,
         (value.as_py() for value in ids),
@@ -85,17 +98,13 @@ def embed_manifest(
         adoptable=older.has,
         waits=waits,
         on_pause=tell,
+        on_end=add,
     )
-    unreadable: dict[int, Failure] = {}  # by position
-    with store.segment_writer(model_id) as writer, contextlib.closing(stream):
+    with writer, contextlib.closing(stream):
         for outcome in stream:
             at = int(to_read[outcome.at])
-            key = outcome.content_key or NO_KEY
-            keys[at] = key
-            vector = older.vector(key) if outcome.adopted else outcome.vector
-            if vector is not None:
-                with waits.on("writing"):
-                    writer.add(key, vector, flat=outcome.flat)
+            keys[at] = outcome.content_key or NO_KEY
+            if add(outcome):
                 embedded += not outcome.adopted
                 adopted += outcome.adopted
             elif outcome.failure is not None and outcome.content_key is None:

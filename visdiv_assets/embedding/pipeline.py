@@ -245,6 +245,13 @@ class _Batch(NamedTuple):
     images: Sequence[_Decoded]
     vectors: Future[_Vectors] | None
 
+    def is_given(self) -> bool:
+        """Whether the model has given its vectors; raises nothing."""
+        vectors = self.vectors
+        if vectors is None or not vectors.done() or vectors.cancelled():
+            return False
+        return vectors.exception() is None
+
     def outcomes(self, waits: Waits) -> Iterator[Outcome]:
         """One for each image; waits for the model."""
         with waits.on("the model"):
@@ -273,6 +280,7 @@ def embed_stream(
     adoptable: Callable[[bytes], bool] = lambda key: False,
     waits: Waits | None = None,
     on_pause: Callable[[], object] = lambda: None,
+    on_end: Callable[[Outcome], object] = lambda outcome: None,
 ) -> Generator[Outcome]:
     """Read, hash, decode and embed images, with bounded memory.
 
@@ -290,38 +298,61 @@ def embed_stream(
             good unless that version decoded the image differently; called from several threads.
         waits: measures which stage is the bottleneck.
         on_pause: called every PAUSE_SECONDS, also while no image comes.
+        on_end: if an error or a signal ends this early, told of what the model had given by then
+            and was not taken; the outcome that was yielded last may be among it.
 
     Yields:
         one outcome per image, in the order in which the source yields them.
     """
     waits = waits or Waits()
     batches: deque[_Batch] = deque()
+    ready: deque[Outcome] = deque()
     images: list[_Decoded] = []
     undone = held = 0
-    with contextlib.closing(_Model(embedder, waits)) as model:
-        decode = _Decode(wanted, adoptable, model)
-        ahead = _decode_ahead(source, image_ids, embedder.decoding, decode, waits)
-        with contextlib.closing(ahead):  # close at once on any exit, since it owns processes
-            for decoded in ahead:
-                if decoded is None:
-                    on_pause()
-                    is_full = bool(images) and model.is_idle
-                else:
-                    images.append(decoded)
-                    undone += decoded.pixels is not None
-                    held += 1
-                    # The batch size waits for the model to load, so ask for it only when needed.
-                    is_full = not undone or undone >= model.batch_size or len(images) >= MAX_WAITING
-                if is_full:
-                    batches.append(_start(images, model))
-                    images, undone = [], 0
-                while batches and (held > MAX_WAITING or _is_finished(batches[0])):
-                    held -= len(batches[0].images)
-                    yield from batches.popleft().outcomes(waits)
-            batches.append(_start(images, model))
-            for batch in batches:
-                yield from batch.outcomes(waits)
-        model.raise_if_broken()
+    try:
+        with contextlib.closing(_Model(embedder, waits)) as model:
+            decode = _Decode(wanted, adoptable, model)
+            ahead = _decode_ahead(source, image_ids, embedder.decoding, decode, waits)
+            with contextlib.closing(ahead):  # close at once on any exit, since it owns processes
+                for decoded in ahead:
+                    if decoded is None:
+                        on_pause()
+                        is_full = bool(images) and model.is_idle
+                    else:
+                        images.append(decoded)
+                        undone += decoded.pixels is not None
+                        held += 1
+                        # The batch size waits for the model to load: ask only when needed.
+                        is_full = (
+                            not undone or undone >= model.batch_size or len(images) >= MAX_WAITING
+                        )
+                    if is_full:
+                        batches.append(_start(images, model))
+                        images, undone = [], 0
+                    while batches and (held > MAX_WAITING or _is_finished(batches[0])):
+                        held -= len(batches[0].images)
+                        ready.extend(batches[0].outcomes(waits))
+                        batches.popleft()
+                        yield from _each(ready)
+                batches.append(_start(images, model))
+                while batches:
+                    ready.extend(batches[0].outcomes(waits))
+                    batches.popleft()
+                    yield from _each(ready)
+            model.raise_if_broken()
+    except BaseException:  # the model is closed by now, and has finished what it was at
+        for batch in filter(_Batch.is_given, batches):
+            ready.extend(batch.outcomes(waits))
+        for outcome in ready:
+            on_end(outcome)
+        raise
+
+
+def _each(ready: deque[Outcome]) -> Iterator[Outcome]:
+    """Take them one by one; one stays until the next is wanted, and so is never lost between."""
+    while ready:
+        yield ready[0]
+        ready.popleft()
 
 
 def _start(images: Sequence[_Decoded], model: _Model) -> _Batch:

@@ -190,6 +190,8 @@ class Warehouse:
             if not connection:
                 return
             folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob(".tmp-*"):  # by a killed process; no other has its turn now
+                left.unlink(missing_ok=True)
             for table in EXPORTED:
                 partial = folder / f".tmp-{uuid.uuid4().hex}"
                 try:

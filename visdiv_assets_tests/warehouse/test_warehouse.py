@@ -233,6 +233,15 @@ def test_what_a_killed_process_left_in_its_log_does_not_harm_a_new_file(warehous
     assert warehouse.history("birds") == [make()]
 
 
+def test_an_export_removes_what_a_killed_one_left_over(warehouse):
+    warehouse.record(make(), SPECTRUM)
+    exports = warehouse.path.with_name("exports")
+    exports.mkdir()
+    (exports / ".tmp-0123").write_bytes(b"half a file")
+    warehouse.export(exports)
+    assert not list(exports.glob(".tmp-*"))
+
+
 def test_a_folder_in_place_of_the_file_is_refused_at_once(tmp_path):
     warehouse = Warehouse(tmp_path / "locks and blocks/visdiv.duckdb")
     warehouse.path.mkdir(parents=True)

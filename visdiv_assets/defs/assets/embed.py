@@ -76,7 +76,7 @@ def sscd_embeddings(
 
 @contextmanager
 def _hangup_ends_like_sigterm() -> Iterator[None]:
-    """Keep finished rows when a terminal is closed: Dagster turns only SIGTERM into an error."""
+    """Keep finished rows when a terminal is closed, as Dagster lets SIGTERM keep them."""
     hangup = getattr(signal, "SIGHUP", None)  # not on Windows
     in_main = threading.current_thread() is threading.main_thread()
     if hangup is None or not in_main or signal.getsignal(hangup) is not signal.SIG_DFL:
