@@ -1,18 +1,20 @@
 """Manifests: the same images give the same fingerprint, and no others do."""
 
+import hashlib
 import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from visdiv_assets.sources.directory import DirectorySource
-from visdiv_assets.sources.manifest import SCHEMA, Manifest, list_images
+from visdiv_assets.sources.manifest import SCHEMA, TEXT, Manifest, list_images
 from visdiv_assets.sources.source import Item, Read
 
 
@@ -161,6 +163,40 @@ def test_tabs_and_line_breaks_in_a_name_cannot_fake_another_manifest():
 def test_a_manifest_made_of_its_own_table_is_the_same(items):
     manifest = list_images(ListSource(items))
     assert Manifest.of(manifest.table).fingerprint == manifest.fingerprint
+
+
+def hash_with_32_bit_lengths(items: Sequence[Item]) -> str:
+    """The fingerprint as it was when columns of text had offsets of 32 bits."""
+    rows = sorted(items)
+    digest = hashlib.blake2b(str(len(rows)).encode(), digest_size=16)
+    for texts in ([row.image_id.encode() for row in rows], [row.version.encode() for row in rows]):
+        digest.update(np.array([len(text) for text in texts], np.int32).tobytes())
+        digest.update(b"".join(texts))
+    digest.update(np.array([row.size for row in rows], np.int64).tobytes())
+    if any(row.metadata for row in rows):
+        for row in rows:
+            told = None if row.metadata is None else list(row.metadata.items())
+            digest.update(repr(told).encode())
+    return digest.hexdigest()
+
+
+@given(images)
+def test_a_fingerprint_does_not_depend_on_how_columns_hold_their_text(items):
+    columns = [[getattr(item, name) for item in items] for name in ("image_id", "size", "version")]
+    said = [None if item.metadata is None else list(item.metadata.items()) for item in items]
+    said = said if any(said) else [None] * len(items)
+    columns = [*map(pa.array, columns), pa.array(said, pa.map_(pa.string(), pa.string()))]
+    table = pa.table(columns, names=SCHEMA.names)
+    assert Manifest.of(table).fingerprint == fingerprint(items) == hash_with_32_bit_lengths(items)
+
+
+def test_ids_and_versions_may_be_longer_together_than_2_gib():
+    manifest = list_images(ListSource([Item("b", 1, "x", {"label": "cat"}), Item("a", 2, "y")]))
+    for listed in (manifest, manifest.sample(np.array([1]))):
+        assert listed.table.schema == SCHEMA
+        types = [listed.table[name].type for name in ("image_id", "version", "metadata")]
+        assert types == [TEXT, TEXT, pa.map_(TEXT, TEXT)]
+    assert pa.types.is_large_string(TEXT)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")

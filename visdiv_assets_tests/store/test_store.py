@@ -4,6 +4,7 @@ import os
 import tempfile
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -16,12 +17,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.sources.manifest import SCHEMA, Manifest
+from visdiv_assets.sources.manifest import METADATA, SCHEMA, TEXT, Manifest
 from visdiv_assets.spectral.sample import Sample
 from visdiv_assets.spectral.score import DiversityCalculator
 from visdiv_assets.store import segments
 from visdiv_assets.store.contents import Contents
-from visdiv_assets.store.index import INDEX_SCHEMA, KEY_BYTES, EmbeddingIndex, to_keys
+from visdiv_assets.store.index import INDEX_SCHEMA, JUDGE, KEY_BYTES, EmbeddingIndex, to_keys
 from visdiv_assets.store.segments import GRID, to_grid
 from visdiv_assets.store.store import Store
 
@@ -292,6 +293,79 @@ def test_every_key_is_found_in_the_first_segment_that_has_it(segments, others):
 def manifest(*names):
     columns = [names, [1] * len(names), ["v"] * len(names), [None] * len(names)]
     return Manifest.of(pa.table(columns, schema=SCHEMA))
+
+
+def as_older_versions_wrote(table):
+    """The table with texts that have offsets of 32 bits."""
+    short = {TEXT: pa.string(), METADATA: pa.map_(pa.string(), pa.string())}
+    fields = []
+    for field in table.schema:
+        [*changed] = [new for old, new in short.items() if field.type == old]
+        fields.append(field.with_type(*changed) if changed else field)
+    return table.cast(pa.schema(fields, table.schema.metadata))
+
+
+def test_a_manifest_of_an_older_version_is_read_with_the_types_of_now(store):
+    columns = [["b", "a"], [1, 2], ["v", "w"], [[("label", "cat")], None]]
+    written = Manifest.of(pa.table(columns, schema=SCHEMA))
+    older = as_older_versions_wrote(written.table)
+    assert older.schema != SCHEMA
+    store.write_manifest("dataset", Manifest(older, written.fingerprint))
+    read = store.read_manifest("dataset", written.fingerprint)
+    assert read.table.schema == SCHEMA
+    assert read.table.equals(written.table)
+    assert Manifest.of(read.table).fingerprint == written.fingerprint
+    [piece] = store.manifest_pieces("dataset", written.fingerprint, ["image_id", "metadata"])
+    assert piece.equals(written.table.select(["image_id", "metadata"]))
+
+
+def test_an_index_of_an_older_version_is_read_with_the_types_of_now(store):
+    write_segments(store, 2)
+    index = index_of(store, [key(1), key(2), key(3)])
+    table = index.table.replace_schema_metadata({JUDGE: b"decoder"})
+    store.write_index("dataset", "model", "f1", EmbeddingIndex(as_older_versions_wrote(table)))
+    read = store.read_index("dataset", "model", "f1")
+    assert read.table.schema == INDEX_SCHEMA
+    assert read.table.equals(table)
+    assert read.judge == "decoder"
+
+
+def slices_for(count, dimension):
+    """Samples of 1,024 rows each."""
+    rows = to_grid(np.random.default_rng(0).uniform(-1, 1, (1024, dimension)).astype(np.float32))
+    sample = Sample.of(rows)
+    return {str(number): sample for number in range(count)}
+
+
+def test_slices_are_written_as_numpy_would_write_them_at_once(store, tmp_path):
+    slices = slices_for(3, 16)
+    slices["b"] = Sample.of(np.eye(16))
+    store.write_slices("dataset", "model", "f1", slices)
+    parts = list(slices.values())
+    with (tmp_path / "expected").open("wb") as file:
+        np.savez(
+            file,
+            names=np.array(list(slices)),
+            n=np.array([part.moments.n for part in parts]),
+            total=np.stack([part.moments.total for part in parts]),
+            outer=np.stack([part.moments.outer for part in parts]),
+            sizes=np.array([len(part.keys) for part in parts]),
+            sample_keys=np.concatenate([part.keys for part in parts]),
+            sample_rows=np.concatenate([part.rows for part in parts]).astype(np.float16),
+            sample_counts=np.concatenate([part.counts for part in parts]),
+        )
+    written = store.root / "moments/dataset/model/f1.slices"
+    assert written.read_bytes() == (tmp_path / "expected").read_bytes()
+
+
+def test_writing_slices_takes_no_memory_for_each_slice(store):
+    slices = slices_for(40, 128)
+    tracemalloc.start()
+    store.write_slices("dataset", "model", "f1", slices)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    all_rows = sum(part.rows.nbytes for part in slices.values())
+    assert peak < all_rows / 20  # of 40 slices
 
 
 def test_the_manifest_named_last_is_the_latest(store):

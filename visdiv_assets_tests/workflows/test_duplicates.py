@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from visdiv_assets.sources.directory import DirectorySource
+from visdiv_assets.sources.manifest import TEXT
 from visdiv_assets.spectral.corrected import corrected
 from visdiv_assets.spectral.sample import Sample
 from visdiv_assets.spectral.score import diversity
@@ -51,6 +52,12 @@ def test_near_duplicates_and_exact_copies_are_told_apart_and_the_largest_is_kept
         "another of 003.png": "003.png",
         "copy of 003.png": "003.png",
     }
+
+
+def test_names_of_listed_images_may_be_longer_together_than_2_gib(birds):
+    found = birds.find("birds")
+    assert found.images["image_id"].type == TEXT
+    assert found.to_drop()["kept"].type == TEXT
 
 
 def test_of_equally_large_pictures_the_least_compressed_is_kept(project):
