@@ -41,6 +41,9 @@ def clear_errors() -> Iterator[None]:
             yield
         except VisdivError as error:
             raise dg.Failure(description=redacted(str(error)), allow_retries=False) from None
+        except OSError as error:  # of the store: read-only, full, gone; it may be better later
+            told = f"{error.filename or 'the store'}: {error.strerror or error}"
+            raise dg.Failure(description=redacted(told)) from None
 
 
 @contextmanager

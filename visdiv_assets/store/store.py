@@ -47,6 +47,9 @@ from visdiv_assets.store.segments import ROWS_DIGEST, SegmentWriter, digest_of
 
 logger = logging.getLogger(__name__)
 
+# A temporary file that is older than this belongs to no process that still runs.
+LEFTOVER_SECONDS = 24 * 3600.0
+
 # Threads that verify segments; hashing lets them run at once.
 VERIFIERS = 4
 # One part of a path: it neither leads elsewhere nor is hidden, as temporary files are.
@@ -66,6 +69,17 @@ class Store:
         self._verified: set[tuple[Path, int, int]] = set()
 
     # --- manifests ---
+
+    def remove_leftovers(self, now: float) -> None:
+        """Remove temporary files that are a day old: the processes that wrote them were killed.
+
+        Args:
+            now: Unix time.
+        """
+        for path in self.root.glob("*/**/.tmp-*"):
+            with contextlib.suppress(OSError):  # another process was faster, or it is read-only
+                if now - path.stat().st_mtime > LEFTOVER_SECONDS:
+                    path.unlink()
 
     def write_manifest(self, dataset: str, manifest: Manifest) -> Path:
         """Store a manifest, in place of an earlier one with its fingerprint."""

@@ -57,6 +57,7 @@ def list_dataset(dataset: str, source: Source, store: Store) -> Manifest:
     manifest = list_images(source)
     for note in manifest.notes:
         logger.warning("%s: %s", source.uri, note)
+    store.remove_leftovers(time.time())
     store.write_manifest(dataset, manifest)
     return manifest
 

@@ -72,7 +72,10 @@ def test_each_command_has_examples(visdiv, command):
     [
         ("birds", "birds has never been evaluated; run `visdiv score birds`"),
         ("./birds", "./birds has never been evaluated; run `visdiv score ./birds`"),
-        ("nothing", "there is no dataset 'nothing' in the settings"),
+        (
+            "nothing",
+            "nothing has never been evaluated, and there is no dataset 'nothing' in the settings",
+        ),
         ("s3://nothing/", "s3://nothing/ has never been evaluated"),
     ],
 )

@@ -183,3 +183,14 @@ def test_rows_on_the_grid_keep_their_checksum(home):
     """What is adopted from an older model id is rounded twice, to the same bits."""
     rows = to_grid(np.random.default_rng(0).uniform(-1, 1, (7, 5)).astype(np.float32))
     assert to_grid(rows.astype(np.float32)).tobytes() == rows.tobytes()
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day(home):
+    store, score = home
+    score()
+    old, new = (store.root / f"embeddings/fake/.tmp-{name}" for name in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    score()
+    assert (old.exists(), new.exists()) == (False, True)
