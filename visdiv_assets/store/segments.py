@@ -71,7 +71,7 @@ class SegmentWriter:
             flat: whether the picture is one flat colour.
         """
         if self._committing is None:
-            self._committing = self._thread.submit(self._commit_as_due)
+            raise RuntimeError("rows are added inside the `with` block")
         with self._changed:
             if not self._waiting:
                 self._due = time.monotonic() + SEGMENT_SECONDS
@@ -140,6 +140,12 @@ class SegmentWriter:
                 raise
 
     def __enter__(self) -> Self:
+        # Here and not with the first row: a signal that comes meanwhile can lose none.
+        try:
+            self._committing = self._thread.submit(self._commit_as_due)
+        except BaseException:
+            self.close()  # ends the thread, which may have started
+            raise
         return self
 
     def __exit__(

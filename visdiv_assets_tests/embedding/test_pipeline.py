@@ -23,6 +23,7 @@ from visdiv_assets.embedding.incremental import embed_manifest
 from visdiv_assets.embedding.pipeline import FADING_SECONDS, Waits, embed_stream
 from visdiv_assets.embedding.preprocess import Decoding, decode_image
 from visdiv_assets.sources import source as source_module
+from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.sources.source import Read, read_concurrently
 from visdiv_assets.spectral.moments import Moments
@@ -624,15 +625,19 @@ def test_pictures_that_an_older_version_saw_otherwise_are_embedded_again(folder,
 
 
 def test_ctrl_c_keeps_what_is_finished(folder, store, small_segments):
+    images = sorted(folder.iterdir())
+
     def interrupt(done, total, embedded, bottleneck):
         if done == 11:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run(folder, store, on_progress=interrupt)
-    assert len(store.key_index("fake")) == 11
+    # Those that were taken, and those that the model had given and that were not taken yet.
+    kept = sum(content_key(path.read_bytes()) in store.key_index("fake") for path in images)
+    assert kept >= 11
     index, embedded = run(folder, store)
-    assert (index.n_images, embedded) == (20, 9)
+    assert (index.n_images, embedded) == (20, 20 - kept)
 
 
 def test_a_model_that_breaks_down_keeps_what_is_finished(folder, store):
@@ -811,3 +816,34 @@ def test_the_score_is_the_same_to_the_last_bit_however_the_work_is_cut(
         assert evaluation.n_images == 21
         scores.add(evaluation.diversity_score)
     assert len(scores) == 1
+
+
+# --- ended early ---
+
+
+def test_what_the_model_has_given_is_told_of_when_a_stream_ends_early(folder):
+    ids = [path.name for path in sorted(folder.iterdir())]
+    told = []
+    embedder = FakeEmbedder(batch_size=4)
+    stream = embed_stream(DirectorySource(folder), ids, embedder, on_end=told.append)
+    taken = [next(stream), next(stream)]
+    stream.close()
+    keys = {outcome.content_key for outcome in [*taken, *told]}
+    assert len(keys) == sum(embedder.batches)
+
+
+def test_an_interrupt_between_two_rows_loses_none_that_the_model_has_given(folder, store):
+    embedder = FakeEmbedder(batch_size=4)
+
+    def interrupt(done, total, embedded, limit):
+        if embedded == 2:
+            raise KeyboardInterrupt
+
+    source = DirectorySource(folder)
+    with pytest.raises(KeyboardInterrupt):
+        embed_manifest(
+            "birds", list_images(source), source, embedder, store, on_progress=interrupt
+        )
+    index = store.key_index(embedder.model_id)
+    keys = [content_key(path.read_bytes()) for path in sorted(folder.iterdir())]
+    assert sum(key in index for key in keys) == sum(embedder.batches) >= 4
