@@ -146,7 +146,7 @@ def kept_failure(folder, store, exception, reason, judge=None):
     for name, text in told.items():
         texts = [text if old is not None else None for old in table[name].to_pylist()]
         at = table.schema.get_field_index(name)
-        table = table.set_column(at, table.schema.field(at), pa.array(texts, pa.string()))
+        table = table.set_column(at, (field := table.schema.field(at)), pa.array(texts, field.type))
     if judge is not None:
         table = table.replace_schema_metadata({JUDGE: judge.encode()})
     store.write_index("x", "fake", manifest.fingerprint, EmbeddingIndex(table))
