@@ -580,7 +580,7 @@ def test_no_command_shows_a_secret(project, logged, monkeypatch):
         "doctor": "http://weights.example.com/w.pt",
         "score weights": "http://weights.example.com/w.pt",
         f"score {WEIGHTS}": "http://weights.example.com/w.pt",
-        f"history {WEIGHTS}": "no evaluations",
+        f"history {WEIGHTS}": "has never been evaluated",
         "history list": "",
         "failures list": "gone.png",
         "failures list --paths": "gone.png",

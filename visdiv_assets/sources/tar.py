@@ -150,6 +150,7 @@ def _header_class() -> type[tarfile.TarInfo]:
 
         @classmethod
         def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+            """As tarfile's, but a damaged header is an error, and where the zeros are is noted."""
             try:
                 header = super().frombuf(buf, encoding, errors)
             except tarfile.EOFHeaderError:  # type: ignore[attr-defined]

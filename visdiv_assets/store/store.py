@@ -197,11 +197,7 @@ class Store:
 
     def _retire(self, path: Path) -> None:
         """Take a damaged segment out of use; its files are kept under hidden names."""
-        logger.warning(
-            "segment %s of %s is damaged, so its images have to be embedded again",
-            path.stem,
-            path.parent.name,
-        )
+        _warn_of_damage(path)
         for each in (path.with_suffix(".parquet"), path):  # the key file is what commits a segment
             with contextlib.suppress(OSError):  # read-only, or another process was faster
                 each.replace(each.with_name(f".damaged-{each.name}"))
@@ -234,7 +230,7 @@ class Store:
                     if "flat" in table.column_names:
                         flat[name] = pc.fill_null(table["flat"], False).to_numpy()
             except (DamagedError, FileNotFoundError):
-                self._retire(path.with_suffix(".npy"))
+                _warn_of_damage(path)
                 continue
             keys[name] = keys_here
         return KeyIndex.of(keys, flat)
@@ -473,6 +469,14 @@ class Store:
 
     def _slices(self, dataset: str, model_id: str, fingerprint: str) -> Path:
         return self._moments(dataset, model_id, fingerprint).with_suffix(".slices")
+
+
+def _warn_of_damage(path: Path) -> None:
+    logger.warning(
+        "segment %s of %s is damaged, so its images have to be embedded again",
+        path.stem,
+        path.parent.name,
+    )
 
 
 def _mapped(path: Path) -> NDArray[np.float16]:

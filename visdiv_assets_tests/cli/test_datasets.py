@@ -1,6 +1,7 @@
 """The commands about registered datasets, as a user types them."""
 
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -352,7 +353,7 @@ def test_a_test_message_reaches_every_target(visdiv, monkeypatch):
         CONFIG.write_text(f"alerts:\n  urls:\n    - {one.url}\n    - ${{VISDIV_TEST_HOOK}}\n")
         result = visdiv("alerts", "test")
         assert one.titles == other.titles == ["visdiv: test"]
-    assert result.stdout == "JSON 127.0.0.1: accepted\n" * 2
+    assert re.fullmatch(r"(JSON \([0-9a-f]{4}\): accepted\n){2}", result.stdout)
 
 
 def test_a_test_message_that_one_target_refuses_is_a_failure_and_still_reaches_the_others(visdiv):
@@ -363,7 +364,7 @@ def test_a_test_message_that_one_target_refuses_is_a_failure_and_still_reaches_t
         assert (down.refused > 0, up.titles) == (True, ["visdiv: test"])
     refused, accepted = result.stdout.splitlines()
     assert "503" in refused
-    assert accepted == "JSON 127.0.0.1: accepted"
+    assert re.fullmatch(r"JSON \([0-9a-f]{4}\): accepted", accepted)
 
 
 def test_a_test_message_is_not_an_alert_of_the_outbox(visdiv):
@@ -379,7 +380,7 @@ def test_a_test_message_is_not_an_alert_of_the_outbox(visdiv):
         ("", "the settings name no alert URLs"),
         (
             "['nonsense://secret@host']",
-            "does not recognise the alert URL that starts with 'nonsense'",
+            "that starts with 'nonsense'",
         ),
         ("['json://${VISDIV_TEST_UNSET}']", "VISDIV_TEST_UNSET, used by 'alerts.urls', is not set"),
     ],

@@ -141,6 +141,7 @@ def test_json_is_one_object_on_stdout_and_nothing_else(photos):
         "plain_score": float,
         "n_images": int,
         "n_failed": int,
+        "n_flat": int,
         "n_listed": int,
         "dimension": int,
         "corrected_score": type(None),  # of four images nothing can be told
@@ -426,6 +427,11 @@ def test_images_that_fail_are_counted_and_listed_with_a_reason_and_abort_nothing
     assert (result["n_images"], result["n_failed"]) == (5, 4)
     heading, *failures = shown.stderr.splitlines()
     assert heading == "4 images could not be embedded:"
+    assert failures[-2:] == [
+        "1 picture is one flat colour, so there is nothing to see in:",
+        "  whole.png",
+    ]
+    failures = failures[:-2]
     listed = dict(line.strip().split(": ", 1) for line in failures)
     assert list(listed) == ["dangling.jpg", "empty.jpg", "half.jpg", "text.png"]
     assert listed["empty.jpg"] == "the file is empty"
@@ -609,5 +615,6 @@ def test_outside_a_checkout_the_demo_says_so():
     shown = visdiv("demo")
     assert shown.exit_code == 1
     assert shown.stderr == (
-        "error: there is no visdiv.yaml here; run the demo in a checkout of the project\n"
+        "error: there is no visdiv.yaml here; the demo's photographs come with the source code: "
+        "git clone https://github.com/visdiv/visdiv_assets, and run `make demo` there\n"
     )

@@ -841,9 +841,7 @@ def test_an_interrupt_between_two_rows_loses_none_that_the_model_has_given(folde
 
     source = DirectorySource(folder)
     with pytest.raises(KeyboardInterrupt):
-        embed_manifest(
-            "birds", list_images(source), source, embedder, store, on_progress=interrupt
-        )
+        embed_manifest("birds", list_images(source), source, embedder, store, on_progress=interrupt)
     index = store.key_index(embedder.model_id)
     keys = [content_key(path.read_bytes()) for path in sorted(folder.iterdir())]
     assert sum(key in index for key in keys) == sum(embedder.batches) >= 4

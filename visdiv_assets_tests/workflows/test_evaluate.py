@@ -121,7 +121,7 @@ BAD_INPUT = {
     nothing: "no such file or directory:",
     a_file: "is not a directory",
     an_empty_folder: "it is empty",
-    text_files: r"1 other files?: 1 × \.txt",
+    text_files: r"1 file left out by its name: 1 × \.txt",
     no_decodable_image: "none of the 6 images in .* can be decoded",
     one_image: "only 1 decodable image; diversity needs at least 2",
     one_decodable_image: "only 1 decodable image; diversity needs at least 2",
