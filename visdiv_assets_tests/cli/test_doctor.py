@@ -160,7 +160,8 @@ def test_a_codec_that_cannot_be_loaded_is_a_problem(settings, monkeypatch):
 def test_a_format_without_its_codec_is_a_problem_unless_it_is_optional(settings, monkeypatch):
     missing = "import sys; sys.modules['PIL._webp'] = sys.modules['pillow_heif'] = None"
     command = (sys.executable, "-c", missing + START)
-    monkeypatch.setattr(doctor, "Decoders", partial(Decoders, command=command))
+    impatient = partial(Decoders, command=command, sleep=lambda seconds: None)
+    monkeypatch.setattr(doctor, "Decoders", impatient)
     assert examined(settings)["HEIC"].ok
     assert examined(settings)["HEIC"].detail.startswith("missing: HEIC needs a codec; run `pip")
     assert list(problems(settings)) == ["WebP"]

@@ -641,16 +641,16 @@ def test_an_image_that_hangs_is_tried_again_and_undecodable_content_is_not(
     (folder / "hang.png").write_bytes(b"HANG")
     (folder / "crash.png").write_bytes(b"CRASH")
     (folder / "text.png").write_bytes(b"I am no image")
-    decode = Decoders.decode
+    picture = Decoders.picture
 
     def give_up(self, data):
         # Time is short for this image alone, however slow the machine is.
         if data == b"HANG":
             with decoders(DECODING) as hasty:
-                return decode(hasty, data)
-        return decode(self, data)
+                return picture(hasty, data)
+        return picture(self, data)
 
-    monkeypatch.setattr(Decoders, "decode", give_up)
+    monkeypatch.setattr(Decoders, "picture", give_up)
     store = Store(tmp_path / "store")
     read = []
     for _ in range(2):
