@@ -153,6 +153,7 @@ def every_service() -> list[Service]:
         logging.getLogger("apprise").setLevel(logging.NOTSET)
 
 
+@pytest.mark.slow
 def test_no_label_of_any_service_holds_what_is_private_there(every_service):
     assert len(every_service) > 140
     shown = {

@@ -18,20 +18,17 @@ STRATA = (
     ("manifests/birds/latest", "random bytes"),
     ("manifests/birds/2.parquet", "cut in half"),
     ("embeddings/2.npy", "zeroed in the middle"),
-    ("embeddings/3.parquet", "a folder instead"),
     ("indexes/birds/2.parquet", "emptied"),
-    ("moments/birds/2.npz", "cut at its end"),
-    ("moments/birds/2.slices", "zeroed"),
     ("visdiv.duckdb", "zeroed in the middle"),
 )
 MORE = (
+    ("embeddings/3.parquet", "a folder instead"),
+    ("moments/birds/2.npz", "cut at its end"),
+    ("moments/birds/2.slices", "zeroed"),
     ("manifests/birds/1.parquet", "deleted"),
     ("embeddings/1.npy", "random bytes"),
     ("embeddings/2.parquet", "zeroed in the middle"),
     ("indexes/birds/2.parquet", "zeroed in the middle"),
-    ("moments/birds/2.npz", "zeroed in the middle"),
-    ("moments/birds/2.slices", "cut in half"),
-    ("visdiv.duckdb", "deleted"),
     (".visdiv.duckdb.lock", "a folder instead"),
     ("exports/evaluations.parquet", "a folder instead"),
 )

@@ -23,6 +23,7 @@ def traps(tmp_path):
     return folder, ran
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pythonpath", [None, "{empty}:", ".", "{empty}:./"])
 @pytest.mark.parametrize("command", [[VISDIV], [sys.executable, "-m", "visdiv_assets.cli.main"]])
 def test_no_command_runs_code_of_the_current_folder(traps, tmp_path, command, pythonpath):

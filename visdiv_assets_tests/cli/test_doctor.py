@@ -168,6 +168,7 @@ def test_a_format_without_its_codec_is_a_problem_unless_it_is_optional(settings,
     assert problems(settings)["WebP"].startswith("missing: ")
 
 
+@pytest.mark.slow
 def test_a_decoder_that_does_not_start_is_a_problem(settings, monkeypatch):
     command = (sys.executable, "-c", "exit(1)")
     monkeypatch.setattr(doctor, "Decoders", partial(Decoders, command=command))

@@ -134,6 +134,7 @@ def scores_in(value):
             yield from scores_in(each)
 
 
+@pytest.mark.slow
 @HERE
 @pytest.mark.parametrize("basis", ["corrected", "plain"])
 @pytest.mark.parametrize(
@@ -175,6 +176,7 @@ NAMED = [
 ]
 
 
+@pytest.mark.slow
 @HERE
 @pytest.mark.parametrize("command", NAMED, ids=lambda each: each[0])
 @pytest.mark.parametrize("name", ["nobody", "unknown"])
@@ -185,6 +187,7 @@ def test_one_wording_says_that_something_was_never_evaluated(visdiv, command, na
     assert told.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @HERE
 @pytest.mark.parametrize(
     "command",
@@ -251,6 +254,7 @@ def test_a_single_image_is_no_source(project_folder, visdiv, name):
 # --- pictures ---
 
 
+@pytest.mark.slow
 @HERE
 @pytest.mark.parametrize(
     ("name", "kind"), [("a.png", "PNG"), ("a.jpg", "JPEG"), ("a.JPEG", "JPEG"), ("a.webp", "WEBP")]
@@ -282,6 +286,7 @@ def test_a_picture_of_another_kind_is_wrong_usage(visdiv, command, name):
 # --- devices ---
 
 
+@pytest.mark.slow
 @HERE
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("device", ["cuda", "cuda:7", "[cuda:0, cuda:1]", "cuda:999999999999"])
@@ -297,6 +302,7 @@ def test_a_gpu_that_is_not_there_is_one_sentence(visdiv, command, device):
     assert re.fullmatch(r"error: the device cuda\S* does not exist: .* no CUDA devices\n", told)
 
 
+@pytest.mark.slow
 @HERE
 @pytest.mark.parametrize("device", ["mps", "gpu", "7", "[]", "[cpu, auto, cuda:x]"])
 @pytest.mark.parametrize("command", [("score", "birds"), ("duplicates", "birds"), ("doctor",)])

@@ -54,6 +54,7 @@ def few_files(evaluated):
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

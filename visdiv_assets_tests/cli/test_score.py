@@ -164,6 +164,7 @@ def test_json_is_one_object_on_stdout_and_nothing_else(photos):
     assert shown.stderr == "1 image could not be embedded:\n  broken.jpg: the file is empty\n"
 
 
+@pytest.mark.slow
 def test_a_terminal_without_stars_and_boxes_gets_the_table_all_the_same(photos):
     shown = run("score", photos, PYTHONIOENCODING="ascii")
     assert shown.returncode == 0
@@ -439,6 +440,7 @@ def test_images_that_fail_are_counted_and_listed_with_a_reason_and_abort_nothing
     assert "truncated" in listed["half.jpg"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "as_shown"),
     [

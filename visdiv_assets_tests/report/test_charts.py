@@ -83,6 +83,7 @@ sys.stdout.buffer.write(spectrum_png(diversity(Moments.of(rows))))
 """
 
 
+@pytest.mark.slow
 def test_a_style_in_the_current_folder_changes_no_chart(tmp_path):
     pictures = []
     for style in ("", "axes.facecolor: red\nfont.size: 30\nsavefig.dpi: 10\n"):

@@ -378,6 +378,7 @@ if name == "d0":
 """
 
 
+@pytest.mark.slow
 def test_commands_that_edit_at_once_lose_nothing_of_each_other(path, tmp_path_factory):
     go = tmp_path_factory.mktemp("signal") / "go"
     names = [f"d{number}" for number in range(12)]

@@ -360,6 +360,7 @@ def test_the_covering_radius_is_the_greatest_distance_from_the_nearest():
     assert covering_radius(rows, np.array([1, 5, 7])) == pytest.approx(radius(rows, [1, 5, 7]))
 
 
+@pytest.mark.slow
 def test_ten_of_the_demo_photographs_are_less_alike_than_any_random_ten(demo):
     def closest(chosen):
         rows = demo.rows[chosen].astype(np.float64)

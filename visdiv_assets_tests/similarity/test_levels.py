@@ -79,6 +79,7 @@ def test_components_of_alike_rows_are_those_of_all_pairs(kind, device):
         assert found.labels[threshold].tolist() == of_all_pairs(KINDS[kind], threshold)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sketch_changes_no_component(kind, monkeypatch):
     monkeypatch.setattr("visdiv_assets.similarity.pairs.SKETCH_FROM_PAIRS", 0)
@@ -102,6 +103,7 @@ def test_rows_that_are_joined_at_each_threshold_are_not_multiplied(monkeypatch):
     assert similar_components(KINDS["equal"], [0.75, 0.9]).pairs == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_index_joins_nothing_else_and_hardly_less(kind, monkeypatch):
     monkeypatch.setattr(ivf, "LARGE", 100)

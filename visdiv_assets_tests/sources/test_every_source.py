@@ -37,6 +37,7 @@ def scores_the_same(demo: Demo, source: SourceSettings, store: Store, warehouse:
     assert evaluation.effective_rank == demo.evaluation.effective_rank
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", layouts.LOCAL, ids=lambda layout: layout.__name__)
 def test_the_demo_score_is_the_same_to_the_last_bit(demo, tmp_path, layout):
     scores_the_same_and_embeds_nothing(demo, layout(PHOTOS, tmp_path))

@@ -124,6 +124,7 @@ def test_the_sample_is_the_same_wherever_the_images_are_called_what(home):
     assert len(samples[0][0].keys) == 60
 
 
+@pytest.mark.slow
 def test_effects_are_recorded_and_exported_and_progress_is_told(home):
     evaluation = home.score("birds", range(120))
     told = []
