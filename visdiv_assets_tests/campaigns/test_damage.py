@@ -22,15 +22,11 @@ STRATA = (
     ("visdiv.duckdb", "zeroed in the middle"),
 )
 MORE = (
-    ("embeddings/3.parquet", "a folder instead"),
     ("moments/birds/2.npz", "cut at its end"),
     ("moments/birds/2.slices", "zeroed"),
-    ("manifests/birds/1.parquet", "deleted"),
     ("embeddings/1.npy", "random bytes"),
-    ("embeddings/2.parquet", "zeroed in the middle"),
     ("indexes/birds/2.parquet", "zeroed in the middle"),
     (".visdiv.duckdb.lock", "a folder instead"),
-    ("exports/evaluations.parquet", "a folder instead"),
 )
 
 

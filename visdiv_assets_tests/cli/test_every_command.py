@@ -289,7 +289,7 @@ def test_a_picture_of_another_kind_is_wrong_usage(visdiv, command, name):
 @pytest.mark.slow
 @HERE
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("device", ["cuda", "cuda:7", "[cuda:0, cuda:1]", "cuda:999999999999"])
+@pytest.mark.parametrize("device", ["cuda", "[cuda:0, cuda:1]"])
 @pytest.mark.parametrize(
     "command",
     [("score", "birds"), ("duplicates", "birds"), ("leakage", "birds"), ("augment", "birds")],
@@ -304,7 +304,7 @@ def test_a_gpu_that_is_not_there_is_one_sentence(visdiv, command, device):
 
 @pytest.mark.slow
 @HERE
-@pytest.mark.parametrize("device", ["mps", "gpu", "7", "[]", "[cpu, auto, cuda:x]"])
+@pytest.mark.parametrize("device", ["mps", "[]"])
 @pytest.mark.parametrize("command", [("score", "birds"), ("duplicates", "birds"), ("doctor",)])
 def test_a_device_that_is_none_is_one_sentence(visdiv, command, device):
     Path("visdiv.yaml").write_text(f"embedder: {{device: {device}}}\n{SETTINGS}")

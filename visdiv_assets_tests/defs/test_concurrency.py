@@ -26,6 +26,7 @@ RUN_ALL = "from visdiv_assets_tests.multiprocess_definitions import main; main()
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.timeout(1200)
 def test_eight_multiprocess_runs_at_once_record_eight_evaluations(tmp_path, monkeypatch):
     for number, name in enumerate(NAMES):
         (tmp_path / name).mkdir()
