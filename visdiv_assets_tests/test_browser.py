@@ -78,7 +78,6 @@ def page() -> Iterator[Page]:
         browser.close()
 
 
-@pytest.mark.timeout(1200)
 def test_datasets_are_materialised_and_a_score_is_seen_in_the_browser(project, url, page):
     # The graph of all four assets.
     page.goto(f"{url}/assets/diversity_metrics?view=lineage&lineageScope=upstream&lineageDepth=5")

@@ -48,7 +48,6 @@ def visdiv(project: Path, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.timeout(1200)
 def test_a_dataset_is_scored_watched_and_told_of_without_touching_the_ui(tmp_path):
     copy_project(tmp_path)
     pictures = tmp_path / "pictures"
