@@ -156,8 +156,8 @@ class SSCDEmbedder:
 
     def embed_encoded(
         self, images: Sequence[Pixels | bytes], otherwise: Callable[[bytes], Pixels]
-    ) -> list[NDArray[np.float32] | DecodeError]:
-        """Descriptors of images, some of which are JPEGs for `gpu_decoder`.
+    ) -> list[tuple[NDArray[np.float32], bool] | DecodeError]:
+        """Descriptors of images, some of which are JPEGs for `gpu_decoder`, and which are flat.
 
         Args:
             images: at most `batch_size`; pixels of shape (320, 320, 3), or encoded bytes.
@@ -165,9 +165,12 @@ class SSCDEmbedder:
         """
         if self.gpu_decoder is None:
             raise ValueError("only an embedder that decodes on a GPU accepts encoded images")
+        from visdiv_assets.embedding.gpu_decode import are_flat
+
         squares, failed = self.gpu_decoder.decode_all(images, otherwise)
-        vectors = self.runtime.embed(squares)
-        return [failed.get(at, vector) for at, vector in enumerate(vectors)]
+        flat = are_flat(squares).tolist()
+        given = zip(self.runtime.embed(squares), flat, strict=True)
+        return [failed.get(at, each) for at, each in enumerate(given)]
 
     def extract(self, path: str | Path) -> Vectors:
         """Descriptors of all images of a source, in the order of their ids.

@@ -81,8 +81,11 @@ class Embedder(Protocol):
 
     def embed_encoded(
         self, images: Sequence[Pixels | bytes], otherwise: Callable[[bytes], Pixels]
-    ) -> Sequence[NDArray[np.float32] | DecodeError]:
-        """B images, some still encoded for `gpu_decoder` → B vectors (D,) or errors."""
+    ) -> Sequence[tuple[NDArray[np.float32], bool] | DecodeError]:
+        """B images, some still encoded for `gpu_decoder` → B vectors (D,) or errors.
+
+        With each vector: whether the picture is one flat colour.
+        """
 
 
 class Failure(NamedTuple):
@@ -152,7 +155,7 @@ class _Decoded(NamedTuple):
     adopted: bool = False
 
 
-_Vectors = Sequence[NDArray[np.float32] | DecodeError]
+_Vectors = Sequence[tuple[NDArray[np.float32], bool] | DecodeError]
 
 
 class _Model:
@@ -220,7 +223,8 @@ class _Model:
     def _embed(self, images: Sequence[Pixels | bytes]) -> _Vectors:
         pixels = [image for image in images if not isinstance(image, bytes)]
         if len(pixels) == len(images):
-            return list(self._embedder.embed(np.stack(pixels)))
+            # Whether they are flat is known from decoding them.
+            return [(vector, False) for vector in self._embedder.embed(np.stack(pixels))]
         return self._embedder.embed_encoded(images, self._decoders.decode)
 
     @property
@@ -255,18 +259,18 @@ class _Batch(NamedTuple):
     def outcomes(self, waits: Waits) -> Iterator[Outcome]:
         """One for each image; waits for the model."""
         with waits.on("the model"):
-            vectors: Iterator[NDArray[np.float32] | DecodeError] = iter(
-                () if self.vectors is None else self.vectors.result()
-            )
+            given = iter(() if self.vectors is None else self.vectors.result())
         for at, key, pixels, failure, flat, adopted in self.images:
             if pixels is None:
                 yield Outcome(at, key, None, failure, flat, adopted)
                 continue
-            vector = next(vectors)
-            if isinstance(vector, DecodeError):
-                yield Outcome(at, key, None, Failure(vector.reason, vector.exception))
-            elif np.isfinite(vector).all():
-                yield Outcome(at, key, vector, None, flat)
+            answer = next(given)
+            if isinstance(answer, DecodeError):
+                yield Outcome(at, key, None, Failure(answer.reason, answer.exception))
+                continue
+            vector, is_flat = answer
+            if np.isfinite(vector).all():
+                yield Outcome(at, key, vector, None, flat or is_flat)
             else:
                 yield Outcome(at, key, None, NOT_FINITE)
 
@@ -399,9 +403,10 @@ def _decode_ahead(
         while True:
             with waits.on("reading"):
                 wait([coming], max(0.0, pause_at - time.monotonic()))
-            while ahead and ahead[0][0].done():
-                yield next_decoded()
             if time.monotonic() >= pause_at:
+                # Else a full window keeps the model in work while the consumer is busy.
+                while ahead and ahead[0][0].done():
+                    yield next_decoded()
                 yield None
                 pause_at = time.monotonic() + PAUSE_SECONDS
             if not coming.done():
@@ -451,8 +456,8 @@ class _Decode:
         adoptable = self._adoptable(key)
         if not adoptable:
             self._model.load_soon()
-        if self._model.decodes(data):  # always did
-            return _Decoded(at, key, None if adoptable else data, None, adopted=adoptable)
+        if not adoptable and self._model.decodes(data):
+            return _Decoded(at, key, data, None)
         try:
             picture = decoders.picture(data)
         except DecodeError as error:

@@ -362,17 +362,26 @@ def test_outcomes_stay_in_order_when_a_later_batch_is_finished_first(folder):
     assert np.array_equal(np.stack([outcome.vector for outcome in outcomes]), expected)
 
 
-def test_the_model_is_given_work_while_the_consumer_is_busy(folder):
+def test_the_model_is_given_work_while_the_consumer_is_busy(folder, monkeypatch):
     """It works on one batch and has another in line when only the first outcome was taken."""
-    second = threading.Event()
+    queued, second = threading.Event(), threading.Event()
+    start = pipeline._Model.start
+
+    def watched_start(self, images):
+        future = start(self, images)
+        if len(self._unfinished) > 1:
+            queued.set()
+        return future
 
     class Watched(FakeEmbedder):
         def embed(self, pixels):
             vectors = super().embed(pixels)
+            assert queued.wait(60)
             if len(self.batches) == 2:
                 second.set()
             return vectors
 
+    monkeypatch.setattr(pipeline._Model, "start", watched_start)
     source = WatchedSource(folder)
     stream = embed_stream(source, ["000.png"] * 20, Watched(batch_size=2))
     with contextlib.closing(stream) as outcomes:

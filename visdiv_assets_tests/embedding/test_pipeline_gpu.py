@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from visdiv_assets.embedding import gpu_decode
-from visdiv_assets.embedding.gpu_decode import GpuDecoder
+from visdiv_assets.embedding.gpu_decode import GpuDecoder, are_flat
 from visdiv_assets.embedding.pipeline import embed_stream
 from visdiv_assets.embedding.preprocess import Decoding
 from visdiv_assets.sources.directory import DirectorySource
@@ -23,7 +23,8 @@ class GpuEmbedder(FakeEmbedder):
 
     def embed_encoded(self, images, otherwise):
         squares, failed = self.gpu_decoder.decode_all(images, otherwise)
-        return [failed.get(at, vector) for at, vector in enumerate(self.embed(squares.numpy()))]
+        given = zip(self.embed(squares.numpy()), are_flat(squares).tolist(), strict=True)
+        return [failed.get(at, each) for at, each in enumerate(given)]
 
 
 def outcomes(folder, embedder):
@@ -65,3 +66,10 @@ def test_what_the_gpu_fails_at_is_decoded_as_ever(folder, monkeypatch):
     for name, outcome in expected.items():
         assert np.array_equal(found[name].vector, outcome.vector)
         assert found[name].failure == outcome.failure
+
+
+def test_flat_pictures_are_told_from_the_gpu_too(folder):
+    for suffix in ("jpg", "png"):
+        Image.new("RGB", (64, 48), "navy").save(folder / f"flat_{suffix}.{suffix}")
+    found = outcomes(folder, GpuEmbedder())
+    assert {name for name, each in found.items() if each.flat} == {"flat_jpg.jpg", "flat_png.png"}
