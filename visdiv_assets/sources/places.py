@@ -287,10 +287,10 @@ class BucketPlace:
 
     def names(self, pattern: str) -> Iterator[str]:
         """List the objects below the fixed part of the pattern."""
-        matches = matcher([pattern], [])
+        wanted = compiled([pattern])
         fixed = itertools.takewhile(lambda part: not has_magic(part), pattern.split("/"))
         for found in self.files("/".join(fixed)):
-            if matches(found.name):
+            if wanted is not None and wanted.match(found.name):
                 yield found.name
 
     def files(self, below: str = "") -> Iterator[FileInfo]:
@@ -421,20 +421,6 @@ def _may_pass(error: BaseException) -> bool:
     return (
         isinstance(error, aiohttp.ClientError | TimeoutError) or "Timeout" in type(error).__name__
     )
-
-
-def matcher(include: Sequence[str], exclude: Sequence[str]) -> Callable[[str], bool]:
-    """A test whether a path matches one of the globs `include`, if any, and none of `exclude`.
-
-    Example:
-        >>> wanted = matcher(["**/*.jpg"], ["thumbs/**"])
-        >>> [wanted(path) for path in ("a/b.jpg", "thumbs/b.jpg", "a.png")]
-        [True, False, False]
-    """
-    yes, no = compiled(include), compiled(exclude)
-    if yes is None and no is None:
-        return lambda path: True
-    return lambda path: (yes is None or bool(yes.match(path))) and not (no and no.match(path))
 
 
 def compiled(patterns: Sequence[str]) -> re.Pattern[str] | None:

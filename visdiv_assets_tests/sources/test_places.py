@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.secrets import secrets_in, without_secrets
 from visdiv_assets.sources.opening import open_source
-from visdiv_assets.sources.places import LocalPlace, find_files, matcher, open_place
+from visdiv_assets.sources.places import LocalPlace, find_files, open_place
 from visdiv_assets.sources.uris import scheme_of, split_uri
 
 # --- folder and name ---
@@ -146,20 +146,6 @@ def test_patterns_do_not_lead_out(tmp_path):
     for pattern in ("../*.tar", "{..,.}/secret.tar", "*/../../secret.tar"):
         with pytest.raises(VisdivError):
             found(place, pattern)
-
-
-@pytest.mark.parametrize(
-    ("path", "wanted"),
-    [
-        ("a.jpg", True),
-        ("deep/a.jpg", True),
-        ("thumbs/a.jpg", False),
-        ("a.png", False),
-        ("b/x.gif", True),
-    ],
-)
-def test_an_image_counts_if_an_include_matches_and_no_exclude(path, wanted):
-    assert matcher(["**/*.jpg", "{a,b}/*.gif"], ["thumbs/**"])(path) is wanted
 
 
 # --- names that lead out ---
