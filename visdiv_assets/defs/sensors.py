@@ -152,7 +152,7 @@ def alert_sensor(
     except VisdivError as error:
         return dg.SkipReason(redacted(f"no alerts were delivered: {error}"))
     if not targets and not problems:
-        return dg.SkipReason("the settings name no alert URLs in the settings")
+        return dg.SkipReason("the settings name no alert URLs")
     for delivered in report:
         outcome = delivered.error or "accepted"
         context.log.info(f"{delivered.n_alerts} alerts to {delivered.target}: {outcome}")

@@ -76,10 +76,12 @@ class Store:
         Args:
             now: Unix time.
         """
-        for path in self.root.glob("*/**/.tmp-*"):
-            with contextlib.suppress(OSError):  # another process was faster, or it is read-only
-                if now - path.stat().st_mtime > LEFTOVER_SECONDS:
-                    path.unlink()
+        # Not all of the store: Dagster may keep hundreds of thousands of files of its own in it.
+        for folder in ("manifests", "embeddings", "indexes", "moments", "exports"):
+            for path in self.root.glob(f"{folder}/**/.tmp-*"):
+                with contextlib.suppress(OSError):  # another process was faster, or read-only
+                    if now - path.stat().st_mtime > LEFTOVER_SECONDS:
+                        path.unlink()
 
     def write_manifest(self, dataset: str, manifest: Manifest) -> Path:
         """Store a manifest, in place of an earlier one with its fingerprint."""

@@ -220,7 +220,10 @@ def score_dataset(
         () if threshold is None else states_of(evaluation, warehouse.history(dataset), threshold)
     )
     warehouse.record(evaluation, measured.spectrum, states)
-    store.name_latest(dataset, listed)
+    try:
+        store.name_latest(dataset, listed)
+    except OSError as error:  # the disk is full; the sensors will ask for one more evaluation
+        logger.warning("%s is scored, but that cannot be noted (%s)", dataset, error.strerror)
     export(store, warehouse)
     return evaluation, measured
 

@@ -476,3 +476,11 @@ def test_similar_finds_at_most_as_many_as_there_are(visdiv, birds):
     assert "-k" in visdiv("similar", "birds", "000.png", "-k", "0", code=2).stderr
     result = visdiv("similar", "birds", "000.png", "-k", "14", code=1)
     assert "k must be between 1 and 13, the number of other images in birds" in result.stderr
+
+
+def test_pictures_of_one_flat_colour_are_told_since_they_look_alike(visdiv, birds):
+    for colour in ("navy", "white"):
+        Image.new("RGB", (16, 16), colour).save(f"birds/{colour}.png")
+    score("birds")
+    assert "2 pictures are one flat colour" in visdiv("duplicates", "birds").stdout
+    assert json.loads(visdiv("duplicates", "birds", "--json").stdout)["n_flat"] == 2

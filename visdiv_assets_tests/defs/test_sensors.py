@@ -413,7 +413,7 @@ def test_without_alert_urls_nothing_is_lost(world):
     world.write("  photos: {source: photos, threshold: 0.9, basis: plain}")
     world.register()
     world.run("photos")
-    assert world.alert() == "the settings name no alert URLs in the settings"
+    assert world.alert() == "the settings name no alert URLs"
     [(alert, targets, delivered, _)] = world.results().alerts()
     assert (alert.condition, targets, delivered) == ("below_threshold", 0, 0)
 

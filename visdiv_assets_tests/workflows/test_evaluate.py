@@ -420,3 +420,16 @@ def test_pictures_of_one_flat_colour_are_counted(home):
     verdict = judge_dataset("dataset", 0.3, home.store, home.warehouse)["flat_images"]
     assert not verdict.passed
     assert "2 of 8 pictures" in verdict.text
+
+
+def test_a_disk_that_is_full_once_the_evaluation_is_recorded_does_not_make_it_a_failure(
+    home, monkeypatch, caplog
+):
+    def full(self, dataset, fingerprint):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Store, "name_latest", full)
+    evaluation, _ = score(home)
+    assert home.warehouse.history("dataset") == [evaluation]
+    assert "cannot be noted (No space left on device)" in caplog.text
+    assert home.store.latest_fingerprint("dataset") == (None, 0)  # so it is asked for again
