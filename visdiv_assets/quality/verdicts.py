@@ -51,7 +51,7 @@ class Verdict:
     @property
     def text(self) -> str:
         """Finding and advice in one text."""
-        return ". ".join(filter(None, [self.finding, self.advice]))
+        return "; ".join(filter(None, [self.finding, self.advice]))
 
 
 def judge_score(score: float | None, threshold: float) -> Verdict:
