@@ -41,7 +41,7 @@ demo: $(VENV)/.installed ## build .venv and score two demo datasets through Dags
 	@$(BIN)/visdiv demo
 
 dev: $(VENV)/.installed ## start Dagster's UI on http://localhost:3000
-	PYTHONSAFEPATH=1 DAGSTER_HOME=$(CURDIR) $(BIN)/dagster dev
+	@exec $(BIN)/visdiv serve
 
 test: $(VENV)/.installed ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --durations=20
@@ -53,6 +53,7 @@ test-slow: $(VENV)/.installed ## the tests that take minutes or gigabytes
 campaigns: $(VENV)/.installed ## kill and damage at random, and see whether anything is lost or wrong
 	$(BIN)/python -m visdiv_assets_tests.campaigns.kills --seed $(or $(SEED),0) $(ROUNDS:%=--rounds %)
 	$(BIN)/python -m visdiv_assets_tests.campaigns.damage --seed $(or $(SEED),0) $(ROUNDS:%=--rounds %)
+	$(BIN)/python -m visdiv_assets_tests.campaigns.soak --seed $(or $(SEED),0)
 
 wheel-test: $(VENV)/.installed ## install the wheel under each supported Python, and use it
 	$(BIN)/python .ci/wheel_test.py

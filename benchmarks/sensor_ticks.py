@@ -5,6 +5,7 @@
 Every dataset has five images and one evaluation. Nothing may be asked for, and nothing embedded.
 """
 
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -61,6 +62,7 @@ def main() -> None:
     assert diversity(Moments.of(rows)).n == 4  # loads the libraries that a code server has loaded
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
+        os.environ["VISDIV_STATE_DIR"] = str(root / "state")
         (root / "dagster").mkdir()
         quiet = {"telemetry": {"enabled": False}}
         with dg.DagsterInstance.local_temp(str(root / "dagster"), overrides=quiet) as instance:

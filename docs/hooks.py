@@ -88,7 +88,9 @@ def settings(schema: dict[str, Any]) -> str:
         "# Settings: `visdiv.yaml`\n",
         "`visdiv init` writes a commented file. `visdiv schema` prints the JSON Schema from which "
         "this page is made; give it to your editor for completion and checks. Relative paths are "
-        "relative to the file's own folder. `${NAME}` stands for an environment variable.\n",
+        "relative to the file's own folder. `${NAME}` stands for an environment variable. "
+        "`$VISDIV_STORE` overrides the store. `$VISDIV_STATE_DIR` is the folder in which Dagster "
+        "keeps the last good settings.\n",
         *_table("Top level", schema, titles),
     ]
     for name, title in titles.items():

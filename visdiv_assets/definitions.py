@@ -32,6 +32,8 @@ from visdiv_assets.defs.sensors import (
     dataset_registry_sensor,
     failed_run_sensor,
 )
+from visdiv_assets.defs.unjudged import unjudged_checks_sensor
+from visdiv_assets.defs.workers import dead_run_sensor, watched
 
 
 def build_defs(
@@ -67,9 +69,16 @@ def build_defs(
         asset_checks=[diversity_checks, near_duplicate_checks, leakage_checks],
         jobs=[evaluate_dataset, analyze_dataset, compare_datasets],
         schedules=[nightly_reevaluation, nightly_comparison],
-        sensors=[dataset_registry_sensor, dataset_change_sensor, failed_run_sensor, alert_sensor],
+        sensors=[
+            dataset_registry_sensor,
+            dataset_change_sensor,
+            dead_run_sensor,
+            failed_run_sensor,
+            unjudged_checks_sensor,
+            alert_sensor,
+        ],
         resources={**resources, "project": ProjectResource(**parts)},
-        executor=executor,
+        executor=watched(executor),
     )
 
 

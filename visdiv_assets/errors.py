@@ -1,7 +1,7 @@
-"""The error type for problems that a user can fix.
+"""The error types for problems that a user can fix.
 
-Here: the one exception whose message is shown to users without a traceback, and words that
-such sentences share.
+Here: the exceptions whose messages are shown to users without a traceback, and words that such
+sentences share.
 Not here: programming errors; those stay ValueError, TypeError and so on.
 """
 
@@ -10,6 +10,14 @@ import shlex
 
 class VisdivError(Exception):
     """The input or the environment is wrong; the message says what to fix, in a sentence or two."""
+
+
+class Unreachable(VisdivError):  # noqa: N818  it says what is so, not who is wrong
+    """A place cannot be reached now, and may be later: trying again may help.
+
+    A server that does not answer, refuses connections or is overloaded; a mount that is gone. What
+    is missing or forbidden is an ordinary `VisdivError`.
+    """
 
 
 def never_evaluated(dataset: str) -> VisdivError:

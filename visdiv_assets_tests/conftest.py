@@ -48,6 +48,14 @@ def _time_limit(item: pytest.Item) -> float:
     return float(marker.args[0]) if marker else 0.0
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _state_of_the_user_stays(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The last good settings of tests are kept apart, also by the processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VISDIV_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_dagster_instance_stays_open() -> Iterator[None]:
     """A context that a test leaves open would break the tests that happen to come after it."""

@@ -22,7 +22,7 @@ def project_environment(project: Path) -> dict[str, str]:
     """The environment in which commands run in a project's folder."""
     mine = {"DAGSTER_HOME", "VISDIV_CONFIG", "VISDIV_STORE"}
     kept = {name: value for name, value in os.environ.items() if name not in mine}
-    return {**kept, "DAGSTER_HOME": str(project)}
+    return {"VISDIV_STATE_DIR": str(project / "state"), **kept, "DAGSTER_HOME": str(project)}
 
 
 def copy_project(folder: Path) -> None:

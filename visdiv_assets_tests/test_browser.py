@@ -103,6 +103,6 @@ def test_datasets_are_materialised_and_a_score_is_seen_in_the_browser(project, u
 
     # The spectrum is a picture that the browser can draw.
     page.get_by_text("[Show Markdown]").first.click()
-    picture = page.locator("img[src^='data:image/png']").first
+    picture = page.locator("img[src^='data:image/']").first
     expect(picture).to_be_visible(timeout=PATIENCE)
     assert picture.evaluate("image => image.naturalWidth") > 300

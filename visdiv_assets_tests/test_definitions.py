@@ -1,12 +1,15 @@
 """What Dagster sees when it loads the project."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.scheduler.instigation import TickStatus
 
 from visdiv_assets.definitions import defs
 
@@ -56,7 +59,9 @@ def test_sensors_and_the_schedule_run_without_being_switched_on():
     assert {each.name for each in automation} == {
         "dataset_registry_sensor",
         "dataset_change_sensor",
+        "dead_run_sensor",
         "failed_run_sensor",
+        "unjudged_checks_sensor",
         "alert_sensor",
         "nightly_reevaluation",
         "nightly_comparison",
@@ -120,3 +125,23 @@ def test_dagster_accepts_the_definitions(arguments, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "Validation successful for code location visdiv_assets" in done.stdout + done.stderr
+
+
+def test_dagsters_settings_are_valid_and_name_no_folder(tmp_path):
+    shutil.copy(ROOT / "dagster.yaml", tmp_path)
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:  # checks all keys
+        assert instance.run_monitoring_enabled
+        assert instance.run_monitoring_poll_interval_seconds == 15
+        assert instance.run_monitoring_start_timeout_seconds == 180
+        assert instance.run_monitoring_cancel_timeout_seconds == 180
+        assert instance.run_monitoring_max_runtime_seconds == 24 * 60 * 60
+        assert instance.run_retries_enabled
+        assert instance.run_retries_max_retries == 2
+        assert not instance.run_retries_retry_on_asset_or_op_failure
+        assert instance.get_concurrency_config().pool_config.default_pool_limit == 1
+        kept = instance.get_tick_retention_settings(InstigatorType.SENSOR)
+        assert kept[TickStatus.SKIPPED] == 1
+        assert kept[TickStatus.SUCCESS] == 30
+        assert instance.root_directory == str(tmp_path)
+        instance.get_runs()
+    assert (tmp_path / "history/runs.db").exists()

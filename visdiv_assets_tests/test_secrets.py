@@ -44,9 +44,11 @@ from visdiv_assets.settings.reading import load_settings
 from visdiv_assets.settings.secrets import redacted, remember, secrets_in
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.store.store import Store
+from visdiv_assets.warehouse.state.database import StateFile
+from visdiv_assets.warehouse.state.outbox import alerts as alerts_of
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.evaluate import evaluate
-from visdiv_assets.workflows.judge import note_failure
+from visdiv_assets.workflows.watch import note_failure
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_images
 from visdiv_assets_tests.sources.servers import http_server
 
@@ -354,6 +356,14 @@ def test_names_of_files_that_hold_secrets_are_shown(monkeypatch):
     assert redacted(text) == text
 
 
+@pytest.mark.parametrize("name", ["PWD", "OLDPWD"])
+def test_the_current_folder_is_no_secret(name, monkeypatch):
+    monkeypatch.setenv(name, "/home/me/project")
+    assert (
+        redacted("there is nothing in /home/me/project") == "there is nothing in /home/me/project"
+    )
+
+
 def test_short_and_public_values_do_not_tear_holes_into_texts():
     remember(secrets_in("s3://me:pw@bucket/x", {"region": "eu-west-1", "bucket": "pictures"}))
     remember(secrets_in("s3://bucket/x", {"skip_signature": "true"}))
@@ -569,7 +579,8 @@ def test_no_command_shows_a_secret(project, logged, monkeypatch):
     for dataset in ("list", "photos"):
         source = load_settings(project.settings).dataset(dataset).source
         evaluate(dataset, open_source(source), FakeEmbedder(), store, warehouse, threshold=0.99)
-    note_failure("weights", f"cannot download {WEIGHTS}", warehouse)
+    state = StateFile(project.root / "store/state.sqlite")
+    note_failure("weights", f"cannot download {WEIGHTS}", state)
     said = []
     for dataset, shown in (("odd", "is not a valid address"), ("bucket", "s3://bucket")):
         source = load_settings(project.settings).dataset(dataset).source
@@ -602,9 +613,9 @@ def test_no_command_shows_a_secret(project, logged, monkeypatch):
     targets, problems = targets_of(alerts)
     assert len(targets) == len(problems) == 2
     later = datetime.now(UTC) + timedelta(days=1)
-    report = deliver_due(warehouse, targets, dagster_url="http://localhost", now=later)
+    report = deliver_due(state, targets, dagster_url="http://localhost", now=later)
     assert all(each.error for each in report)
-    said += [repr(report), repr(problems), repr(warehouse.alerts())]
+    said += [repr(report), repr(problems), repr(alerts_of(state))]
     said += [CliRunner().invoke(app, ["alerts", "list", "--config", str(project.settings)]).output]
     kept = kept_below(project.root / "store")
     holds_none("\n".join([*said, kept, logged()]), PLACES.values())

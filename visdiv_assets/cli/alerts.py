@@ -3,7 +3,8 @@
 Here: arguments and tables. Not here: what an alert says, and its delivery (`notify/`).
 """
 
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -16,11 +17,15 @@ from visdiv_assets.cli.console import (
     clear_errors,
     open_project,
     out,
+    print_error,
     print_json,
     say,
 )
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.secrets import redacted
+
+if TYPE_CHECKING:
+    from visdiv_assets.warehouse.state.outbox import Alert, Delivery
 
 commands = typer.Typer(no_args_is_help=True, help="List alerts, or send a test alert.")
 
@@ -34,8 +39,9 @@ def list_alerts(
     """List the newest alerts, and whether they were delivered."""
     with clear_errors():
         from visdiv_assets.notify.messages import headline
+        from visdiv_assets.warehouse.state.outbox import alerts
 
-        rows = open_project(config).warehouse.alerts(limit)
+        rows = alerts(open_project(config).state, limit)
     if json_output:
         told = [
             {
@@ -47,11 +53,12 @@ def list_alerts(
                 "score": alert.diversity_score,
                 "previous_score": alert.previous_score,
                 "threshold": alert.threshold,
-                "targets": targets,
-                "delivered": delivered,
-                "error": error,
+                "targets": len(deliveries),
+                "delivered": sum(each.delivered_at is not None for each in deliveries),
+                "error": _last_error(deliveries),
+                "recipients": [_as_json(each) for each in deliveries],
             }
-            for alert, targets, delivered, error in rows
+            for alert, deliveries in rows
         ]
         print_json({"alerts": told})
         return
@@ -63,28 +70,59 @@ def list_alerts(
     table.add_column("alert")
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("delivered", overflow="fold")
-    for alert, targets, delivered, error in rows:
+    for alert, deliveries in rows:
         score = "" if alert.diversity_score is None else f"{alert.diversity_score:.4f}"
-        state = f"{delivered} of {targets}" if targets else "waiting"
-        if delivered < targets and error:
-            state += f": {redacted(error)}".replace("[", "\\[")
+        state = _how_far(alert, deliveries).replace("[", "\\[")
         table.add_row(f"{alert.created_at:%Y-%m-%d %H:%M}", headline(alert), score, state)
     out.print(table)
+
+
+def _last_error(deliveries: "list[Delivery]") -> str | None:
+    missing = [each for each in deliveries if each.delivered_at is None]
+    return next((redacted(each.last_error) for each in missing if each.last_error), None)
+
+
+def _as_json(delivery: "Delivery") -> dict[str, object]:
+    delivered, given_up = delivery.delivered_at, delivery.given_up_at
+    return {
+        "recipient": delivery.recipient,
+        "attempts": delivery.attempts,
+        "delivered_at": delivered.isoformat() if delivered else None,
+        "given_up_at": given_up.isoformat() if given_up else None,
+        "error": redacted(delivery.last_error) if delivery.last_error else None,
+    }
+
+
+def _how_far(alert: "Alert", deliveries: "list[Delivery]") -> str:
+    """How many recipients have an alert, and what became of the others."""
+    if not deliveries:
+        from visdiv_assets.warehouse.state.outbox import GIVE_UP_AFTER
+
+        late = datetime.now(UTC) - alert.created_at > GIVE_UP_AFTER
+        return "nobody: there was no address for a week" if late else "waiting"
+    delivered = sum(each.delivered_at is not None for each in deliveries)
+    text = f"{delivered} of {len(deliveries)}"
+    if given_up := [each for each in deliveries if each.given_up_at is not None]:
+        text += f", given up: {', '.join(each.recipient for each in given_up)}"
+    error = _last_error(deliveries)
+    return f"{text}: {error}" if error else text
 
 
 @commands.command("test")
 def send_test(config: Config = None) -> None:
     """Send a test message to every alert URL of the settings."""
     with clear_errors():
-        from visdiv_assets.notify.delivery import Target
+        from visdiv_assets.notify.delivery import targets_of
         from visdiv_assets.notify.messages import Message
 
-        urls = open_project(config).settings.alerts.resolved_urls()
-        if not urls:
+        targets, problems = targets_of(open_project(config).settings.alerts)
+        if not targets and not problems:
             raise VisdivError("the settings name no alert URLs; add them under alerts: urls:")
         message = Message("visdiv: test", "This is a test. Alerts from visdiv look like this.")
-        outcomes = [(target.label, target.send(message)) for target in map(Target, urls)]
+        outcomes = [(target.label, target.send(message)) for target in targets]
     for label, error in outcomes:
         say(f"{label}: {error or 'accepted'}")
-    if any(error for _, error in outcomes):
+    for problem in problems:
+        print_error(problem)
+    if problems or any(error for _, error in outcomes):
         raise typer.Exit(EXIT_ERROR)

@@ -129,6 +129,11 @@ def print_error(message: str) -> None:
     err.print("[red]error:[/]", Text(visible(redacted(message))), soft_wrap=True)
 
 
+def print_warning(message: str) -> None:
+    """One sentence on stderr about what a command does without."""
+    err.print("[yellow]warning:[/]", Text(visible(redacted(message))), soft_wrap=True)
+
+
 def print_json(value: object) -> None:
     """One line of JSON on stdout, which any parser reads: NaN and infinity are null.
 
@@ -277,12 +282,23 @@ def write_picture(path: Path, png: bytes) -> None:
     write_file(path, png)
 
 
-def open_project(config: Path | None) -> "Project":
-    """The datasets of the settings, and where their results are kept."""
+def open_project(config: Path | None, *called: str, tell: bool = True) -> "Project":
+    """The datasets of the settings, and where their results are kept.
+
+    What is wrong with other datasets than those that a command is about is told, and stops nothing.
+
+    Args:
+        config: the settings file, if one is named.
+        called: what the command is about; it fails because of their faults, and says so itself.
+        tell: whether to warn of the faults of all others.
+    """
     from visdiv_assets.settings.reading import load_settings
     from visdiv_assets.store.store import Store
     from visdiv_assets.warehouse.warehouse import Warehouse
     from visdiv_assets.workflows.project import Project
 
     settings = load_settings(config)
+    for name, fault in settings.faults.items():
+        if tell and name not in called:
+            print_warning(fault)
     return Project(settings, Store(settings.store), Warehouse(settings.store / "visdiv.duckdb"))

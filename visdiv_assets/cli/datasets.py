@@ -141,13 +141,24 @@ def list_datasets(json_output: Json = False, config: Config = None) -> None:
                         "source": redacted(dataset.source.uri),
                         "threshold": dataset.threshold,
                         "evaluation": evaluation_as_json(latest[name]) if name in latest else None,
+                        "error": None,
                     }
                     for name, dataset in settings.datasets.items()
+                ]
+                + [
+                    {
+                        "dataset": name,
+                        "source": None,
+                        "threshold": None,
+                        "evaluation": evaluation_as_json(latest[name]) if name in latest else None,
+                        "error": fault,
+                    }
+                    for name, fault in settings.faults.items()
                 ]
             }
         )
         return
-    if not settings.datasets:
+    if not settings.datasets and not settings.faults:
         err.print("no datasets are registered; visdiv add NAME SOURCE adds one")
         return
     table = compact_table()
@@ -170,18 +181,53 @@ def list_datasets(json_output: Json = False, config: Config = None) -> None:
             count, when = f"{newest.n_images:,}", f"{newest.evaluated_at:%Y-%m-%d\n%H:%M}"
         source = visible(redacted(dataset.source.uri)).replace("[", "\\[")
         table.add_row(name, score, plain, f"{dataset.threshold:.2f}", count, when, source)
+    for name, fault in settings.faults.items():
+        told = Text(visible(redacted(fault)), style="red")
+        table.add_row(Text(visible(name)), "", "", "", "", "", told)
     out.print(table)
 
 
-@commands.command()
-def remove(name: Name, config: Config = None) -> None:
+@commands.command(
+    epilog="""[bold]Examples[/]
+
+  visdiv remove birds
+  visdiv remove --gone"""
+)
+def remove(
+    name: Annotated[
+        str | None, typer.Argument(help="Name of a registered dataset.", metavar="NAME")
+    ] = None,
+    gone: Annotated[
+        bool,
+        typer.Option(
+            "--gone",
+            help="Confirm that datasets which visdiv.yaml no longer has are meant to go. Dagster "
+            "keeps them while most of all datasets are gone at once.",
+        ),
+    ] = False,
+    config: Config = None,
+) -> None:
     """Unregister a dataset; its history is kept."""
     with clear_errors():
         from visdiv_assets.settings.editing import remove_dataset
+        from visdiv_assets.warehouse.state.registry import confirm_removal, registered_at
 
+        if (name is None) != gone:
+            raise VisdivError("name one dataset, or use --gone, and not both")
         path = _settings_file(config)
-        remove_dataset(path, name)
-    out.print(f"{name} is no longer registered; its history is kept", markup=False)
+        project = open_project(path)
+        if name is None:
+            kept = {*project.settings.datasets, *project.settings.faults}
+            names = sorted(registered_at(project.state).keys() - kept)
+        else:
+            remove_dataset(path, name)
+            names = [name]
+        confirm_removal(project.state, names)
+    if name is None:
+        told = ", ".join(names) or "no dataset"
+        out.print(f"meant to go: {told}", markup=False)
+    else:
+        out.print(f"{name} is no longer registered; its history is kept", markup=False)
 
 
 @commands.command(
@@ -202,7 +248,7 @@ def history(
 ) -> None:
     """Print a dataset's evaluations, oldest first, and a sparkline of the scores."""
     with clear_errors():
-        project = open_project(config)
+        project = open_project(config, name)
         name = dataset_called(name, project).name
         evaluations = project.warehouse.history(name)
         if plot is not None:
@@ -276,7 +322,7 @@ def failures(
         from visdiv_assets.settings.secrets import redacted
         from visdiv_assets.workflows.project import dataset_at
 
-        project = open_project(config)
+        project = open_project(config, name)
         tell_which(name, project.settings)
         # Where no image can be embedded, there are failures without an evaluation.
         of_place, _ = dataset_at(name, project.settings)

@@ -12,6 +12,7 @@ from pathlib import Path
 import dagster as dg
 from PIL import Image, ImageDraw
 
+from visdiv_assets.cli.home import dagster_home
 from visdiv_assets.definitions import build_defs
 from visdiv_assets.defs.jobs import evaluate_dataset
 from visdiv_assets.defs.partitions import datasets
@@ -117,5 +118,5 @@ def _failure(name: str, result: dg.ExecuteInProcessResult) -> BaseException:
 @contextlib.contextmanager
 def _instance(folder: Path) -> Iterator[dg.DagsterInstance]:
     """The instance that `make dev`, started in `folder`, uses too, whatever else there is."""
-    with contextlib.chdir(folder), dg.DagsterInstance.from_config(str(folder)) as instance:
+    with dg.DagsterInstance.from_config(str(dagster_home(folder))) as instance:
         yield instance

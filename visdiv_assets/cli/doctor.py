@@ -1,18 +1,20 @@
 """What `visdiv doctor` finds out.
 
-Here: looking at the installation, the devices, the codecs, the model and the store. Not here:
-printing.
+Here: looking at the installation, the devices, the codecs, the settings, the model, the store and
+Dagster's settings. Not here: printing.
 """
 
 import os
 import platform
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
 from visdiv_assets import __version__
+from visdiv_assets.cli.dagster_settings import advice, settings_file
 from visdiv_assets.embedding.codecs import examine_codecs
 from visdiv_assets.embedding.cpus import usable_cpus
 from visdiv_assets.embedding.decoders import Decoders
@@ -20,6 +22,7 @@ from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.preprocess import Decoding
 from visdiv_assets.embedding.weights import find_weights
 from visdiv_assets.errors import VisdivError, counted
+from visdiv_assets.quality.verdicts import CLOCK_TOLERANCE
 from visdiv_assets.settings.model import Settings
 from visdiv_assets.settings.secrets import redacted
 from visdiv_assets.store.store import Store
@@ -31,11 +34,19 @@ LITTLE_DISK = 2 * 1024**3
 
 
 class Finding(NamedTuple):
-    """One thing looked at: whether it is as it should be, and what was seen."""
+    """One thing looked at: whether it is as it should be, and what was seen.
+
+    Attributes:
+        ok: whether everything works as it is.
+        subject: what was looked at.
+        detail: what was seen.
+        warning: whether it works, but had better be changed.
+    """
 
     ok: bool
     subject: str
     detail: str
+    warning: bool = False
 
 
 def examine(settings: Settings) -> list[Finding]:
@@ -45,8 +56,10 @@ def examine(settings: Settings) -> list[Finding]:
         *_packages(),
         *_devices(),
         *_codecs(),
+        *(Finding(False, "settings", fault) for fault in settings.faults.values()),
         *_model(settings),
         *_store(settings.store),
+        *_dagster(),
     ]
     return [finding._replace(detail=redacted(finding.detail)) for finding in findings]
 
@@ -104,6 +117,17 @@ def _model(settings: Settings) -> Iterator[Finding]:
     yield Finding(True, "model", f"{runtime.description}, {runtime.dimension} dimensions")
 
 
+def _dagster() -> Iterator[Finding]:
+    path = settings_file()
+    if path is None:
+        return
+    told = advice(path)
+    for sentence in told:
+        yield Finding(True, "Dagster", f"{path}: {sentence}", warning=True)
+    if not told:
+        yield Finding(True, "Dagster", f"{path}, as it should be")
+
+
 def _store(root: Path) -> Iterator[Finding]:
     if not root.exists():
         yield Finding(True, "store", f"{root}, not created yet")
@@ -128,3 +152,9 @@ def _store(root: Path) -> Iterator[Finding]:
         yield Finding(True, "results", detail)
     except VisdivError as error:
         yield Finding(False, "results", str(error))
+        return
+    now = datetime.now(UTC)
+    if early := [each.dataset for each in latest if each.evaluated_at - now > CLOCK_TOLERANCE]:
+        shown = ", ".join(early[:3]) + (" …" if len(early) > 3 else "")
+        wrong = "was evaluated at a time that is still to come; a clock was wrong then, or is now"
+        yield Finding(False, "clock", f"{shown} {wrong}")

@@ -115,7 +115,7 @@ def duplicates(
         from visdiv_assets.workflows.sheets import duplicates_sheet
 
         _check_list(export)
-        project = open_project(config)
+        project = open_project(config, name, *(against or ()))
         dataset = dataset_called(name, project)
         _check_script(export, dataset)
         if against:
@@ -176,7 +176,7 @@ def leakage(
         from visdiv_assets.workflows.leakage import benchmarks_of, leakage_of
 
         _check_list(export)
-        project = open_project(config)
+        project = open_project(config, name)
         dataset = dataset_called(name, project)
         _check_script(export, dataset)
         if not benchmarks_of(project.settings, dataset.name):

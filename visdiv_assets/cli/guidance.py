@@ -65,7 +65,7 @@ def axes(
         from visdiv_assets.report.sheets import contact_sheet_png
         from visdiv_assets.workflows.axes import axes_of, axes_sheet, record_axes
 
-        project = open_project(config)
+        project = open_project(config, name)
         dataset = dataset_called(name, project)
         evaluation = dataset.evaluation
         if sheet:
@@ -171,7 +171,7 @@ def augment(
         )
 
         augmentations = CATALOGUE if only is None else chosen(only.split(","))
-        project = open_project(config)
+        project = open_project(config, name)
         dataset = dataset_called(name, project)
         evaluation, embedder = dataset.evaluation, dataset.embedder()
         images = sample_images(evaluation, project.store, dataset.source, dataset.decoding, sample)
@@ -290,7 +290,7 @@ def acquire(
     with clear_errors():
         from visdiv_assets.workflows.acquire import acquisitions_of, record_acquisitions
 
-        project = open_project(config)
+        project = open_project(config, name, *(others or ()))
         store, warehouse = project.store, project.warehouse
         name = dataset_called(name, project).name
         chosen = _others(name, others, project)

@@ -24,6 +24,7 @@ from visdiv_assets.cli import (
     portfolio,
     score,
     select,
+    serve,
     similar,
 )
 from visdiv_assets.cli.console import (
@@ -37,10 +38,11 @@ from visdiv_assets.cli.console import (
     print_error,
     print_evaluations,
     print_json,
+    print_warning,
     visible,
 )
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.settings.secrets import guard_logs, redacted, redacted_traceback
+from visdiv_assets.settings.secrets import guard_logs, redacted_traceback
 
 WHERE_THE_DEMO_IS = (
     "the demo's photographs come with the source code: git clone "
@@ -55,7 +57,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 commands = typer.Typer()
-for family in (score, datasets, portfolio, duplicates, similar, select, guidance):
+for family in (score, datasets, portfolio, duplicates, similar, select, guidance, serve):
     app.add_typer(family.commands)
 app.add_typer(commands)
 app.add_typer(alerts.commands, name="alerts")
@@ -104,8 +106,11 @@ def demo(config: Config = None) -> None:
         if path is None:
             raise VisdivError(f"there is no visdiv.yaml here; {WHERE_THE_DEMO_IS}")
         settings = load_settings(path)
-        if not {"demo_photos", "demo_tracking"} <= set(settings.datasets):
-            raise VisdivError(f"the demo's datasets are not in {path}; {WHERE_THE_DEMO_IS}")
+        for name in ("demo_photos", "demo_tracking"):
+            if name in settings.faults:
+                settings.dataset(name)  # says what is wrong
+            if name not in settings.datasets:
+                raise VisdivError(f"the demo's datasets are not in {path}; {WHERE_THE_DEMO_IS}")
         with err.status("starting Dagster") as status:
             from visdiv_assets.cli.demo import PHOTOS, TRACKING, run_demo  # dagster: 3 seconds
 
@@ -129,9 +134,9 @@ def demo(config: Config = None) -> None:
 
 @commands.command()
 def doctor(json_output: Json = False, config: Config = None) -> None:
-    """Check installation, devices, codecs, model and store.
+    """Check installation, devices, codecs, settings, model, store and Dagster's own settings.
 
-    Exit code 1 when something is wrong.
+    Exit code 1 when something is wrong; warnings are no error.
     """
     with clear_errors():
         from visdiv_assets.settings.reading import load_settings
@@ -146,6 +151,8 @@ def doctor(json_output: Json = False, config: Config = None) -> None:
     width = max(len(finding.subject) for finding in findings)
     for finding in [] if json_output else findings:
         mark = "[green]ok     [/]" if finding.ok else "[red]problem[/]"
+        if finding.warning:
+            mark = "[yellow]warning[/]"
         detail = Text(f" {finding.subject:<{width}}  {visible(finding.detail)}")
         out.print(mark, detail, sep="", soft_wrap=True)
     if not all(finding.ok for finding in findings):
@@ -193,9 +200,7 @@ class _Warnings(logging.Handler):
     """Shows warnings above the progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        err.print(
-            "[yellow]warning:[/]", Text(visible(redacted(record.getMessage()))), soft_wrap=True
-        )
+        print_warning(record.getMessage())
 
 
 if __name__ == "__main__":

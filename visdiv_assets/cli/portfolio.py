@@ -54,7 +54,7 @@ def compare(
         from visdiv_assets.guidance.comparison import published_scores
         from visdiv_assets.workflows.compare import leaderboard
 
-        ranked, differences = leaderboard(_newest(names, open_project(config)))
+        ranked, differences = leaderboard(_newest(names, open_project(config, *(names or ()))))
     if json_output:
         print_json(
             {
@@ -129,7 +129,7 @@ def mix(
     with clear_errors():
         from visdiv_assets.workflows.mix import plan_mixture
 
-        project = open_project(config)
+        project = open_project(config, *(names or ()))
         evaluations = _newest(names, project)
         with err.status("searching"):
             plan = plan_mixture(evaluations, project.store, budget=budget)
@@ -179,7 +179,7 @@ def slices(name: AnyDataset, json_output: Json = False, config: Config = None) -
     with clear_errors():
         from visdiv_assets.workflows.slices import slices_of
 
-        project = open_project(config)
+        project = open_project(config, name)
         evaluation = dataset_called(name, project).evaluation
         parts = slices_of(evaluation, project.store)
         if not parts and not json_output:
@@ -249,7 +249,7 @@ def drift(
     with clear_errors():
         from visdiv_assets.workflows.drift import DatasetDrift, drift_between, drift_of
 
-        project = open_project(config)
+        project = open_project(config, name)
         store, warehouse = project.store, project.warehouse
         if pin and unpin:
             raise VisdivError("use either --pin or --unpin")

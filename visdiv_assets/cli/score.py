@@ -111,12 +111,16 @@ def score(
         from visdiv_assets.workflows.evaluate import evaluate
         from visdiv_assets.workflows.project import decoding_of
 
-        project = open_project(config)
+        # Of all datasets, a faulty one is one that could not be scored.
+        project = open_project(config, *([path] if path else []), tell=path is not None)
         settings = project.settings
         targets = _targets(path, settings)
         evaluations: list[Evaluation] = []
         embedders: dict[str, SSCDEmbedder] = {}
-        failed = False
+        faults = settings.faults.values() if path is None else ()
+        failed = bool(faults)
+        for fault in faults:
+            print_error(fault)
         try:
             for name, source in targets:
                 registered = settings.datasets.get(name)
@@ -138,6 +142,7 @@ def score(
                             project.warehouse,
                             threshold=registered.threshold if registered else None,
                             basis=registered.basis if registered else "corrected",
+                            recovery=project.recovery,
                             slices=registered.slices if registered else None,
                             precision=precision or _precision_of(registered),
                             on_progress=on_progress,
@@ -175,7 +180,7 @@ def score(
 def _targets(path: str | None, settings: "Settings") -> "list[tuple[str, SourceSettings]]":
     """Name and source of each dataset to score."""
     if path is None:
-        if not settings.datasets:
+        if not settings.datasets and not settings.faults:
             raise VisdivError("name a source to score, or register datasets with visdiv add")
         return [(name, dataset.source) for name, dataset in settings.datasets.items()]
     if not path:

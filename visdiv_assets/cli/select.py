@@ -91,7 +91,7 @@ def select(
     with clear_errors():
         from visdiv_assets.workflows.select import core_set_sheet, select_core_set
 
-        project = open_project(config)
+        project = open_project(config, name)
         dataset = dataset_called(name, project)
         if sheet is not None:
             _ = dataset.source  # refused before the work begins

@@ -56,7 +56,7 @@ def similar(
         from visdiv_assets.workflows.sheets import neighbours_sheet
         from visdiv_assets.workflows.similar import decoded, query_from, query_in, similar_images
 
-        project = open_project(config)
+        project = open_project(config, name)
         dataset = dataset_called(name, project)
         query, data = query_in(dataset.evaluation, project.store, image), b""
         if query is None:

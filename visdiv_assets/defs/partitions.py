@@ -10,11 +10,12 @@ datasets = dg.DynamicPartitionsDefinition(name="datasets")
 PARTITION_TAG = "dagster/partition"
 
 
-def datasets_in_flight(instance: dg.DagsterInstance) -> set[str]:
-    """The datasets that a run is queued for or at work on."""
+def datasets_in_flight(instance: dg.DagsterInstance, *, queued: bool = True) -> set[str]:
+    """The datasets that a run is at work on, or queued for."""
+    waiting = [dg.DagsterRunStatus.QUEUED] if queued else []
     unfinished = dg.RunsFilter(
         statuses=[
-            dg.DagsterRunStatus.QUEUED,
+            *waiting,
             dg.DagsterRunStatus.NOT_STARTED,
             dg.DagsterRunStatus.STARTING,
             dg.DagsterRunStatus.STARTED,

@@ -5,20 +5,23 @@ Here: turning values into Dagster's log lines and metadata. Not here: computing 
 
 import base64
 import math
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import dagster as dg
 
-from visdiv_assets.errors import VisdivError
+from visdiv_assets.errors import Unreachable, VisdivError
 from visdiv_assets.guidance.augmentation import more_than_chance, verdict
 from visdiv_assets.guidance.comparison import Difference
 from visdiv_assets.guidance.mixtures import Mixture
 from visdiv_assets.guidance.slices import Slice
 from visdiv_assets.quality.verdicts import count_reasons
+from visdiv_assets.report.compact import compact
 from visdiv_assets.settings.secrets import redacted, redacted_traceback
 from visdiv_assets.spectral.score import TOO_FEW
+from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.records import Evaluation
 from visdiv_assets.workflows.augment import Measured
 from visdiv_assets.workflows.drift import DatasetDrift
@@ -30,20 +33,45 @@ DIFFERENCES_SHOWN = 50
 CLUSTERS_SHOWN = 50
 PROGRESS_SECONDS = 10.0
 
+# A step whose source is out of reach is tried again: after 30 seconds, then after 60, give or take
+# a third. While it waits, it holds no place in its pool.
+RETRIES = 2
+RETRY_SECONDS = 30.0
+
 _MARKDOWN = {ord(character): f"&#{ord(character)};" for character in "&<>\\`*_[]|!#~:"}
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
-    """Show what is wrong with the input as one sentence, without retries that could not help."""
+def clear_errors(attempt: int | None = None) -> Iterator[None]:
+    """Show what is wrong with the input as one sentence, without retries that could not help.
+
+    Args:
+        attempt: how often this step was tried before in this run; it is tried again if a source is
+            out of reach. None tries nothing again.
+
+    Raises:
+        Failure: what is wrong, in one sentence.
+        RetryRequested: a source is out of reach. A retry policy of the asset would do the same to
+            steps that somebody ends: Dagster starts them again.
+    """
     with nothing_secret():
         try:
             yield
+        except Unreachable as error:
+            failure = dg.Failure(description=redacted(str(error)), allow_retries=False)
+            if attempt is None:
+                raise failure from None
+            raise dg.RetryRequested(RETRIES, _retry_delay(attempt)) from failure
         except VisdivError as error:
             raise dg.Failure(description=redacted(str(error)), allow_retries=False) from None
         except OSError as error:  # of the store: read-only, full, gone; it may be better later
             told = f"{error.filename or 'the store'}: {error.strerror or error}"
             raise dg.Failure(description=redacted(told)) from None
+
+
+def _retry_delay(attempt: int) -> float:
+    # Not all at once, when one server has many datasets.
+    return RETRY_SECONDS * 2.0**attempt * random.uniform(2 / 3, 4 / 3)  # noqa: S311
 
 
 @contextmanager
@@ -253,9 +281,22 @@ def sentences(said: Sequence[str]) -> dg.MarkdownMetadataValue:
 
 
 def picture(png: bytes, description: str) -> dg.MarkdownMetadataValue:
-    """A PNG that Dagster's UI shows; it has no metadata type of its own for pictures."""
-    encoded = base64.b64encode(png).decode("ascii")
-    return dg.MetadataValue.md(f"![{description}](data:image/png;base64,{encoded})")
+    """A picture that Dagster's UI shows; it has no metadata type of its own for pictures.
+
+    Dagster keeps metadata twice and for ever, so the picture is made small.
+    """
+    small, media_type = compact(png)
+    encoded = base64.b64encode(small).decode("ascii")
+    return dg.MetadataValue.md(f"![{description}](data:{media_type};base64,{encoded})")
+
+
+def kept_picture(
+    png: bytes, description: str, store: Store, dataset: str, name: str
+) -> dg.MarkdownMetadataValue:
+    """A picture that is too fine to be small: in full in the store, with its place below it."""
+    path = store.write_picture(dataset, name, png).absolute()
+    shown = picture(png, description).value
+    return dg.MetadataValue.md(f"{shown}\n\nfull size: {_cell(str(path))}")
 
 
 def _cell(text: str) -> str:

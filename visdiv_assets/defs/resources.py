@@ -9,8 +9,8 @@ import dagster as dg
 from pydantic import Field
 
 from visdiv_assets.embedding.embedder import SSCDEmbedder
+from visdiv_assets.settings.last_good import Watched, WatchedSettings
 from visdiv_assets.settings.model import Settings
-from visdiv_assets.settings.reading import load_settings
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.project import Project, decoding_of
@@ -18,6 +18,10 @@ from visdiv_assets.workflows.project import Project, decoding_of
 # GPU work and DuckDB writes each happen one at a time; `dagster.yaml` sets the pools' limits.
 GPU_POOL = "gpu"
 DUCKDB_WRITER_POOL = "duckdb_writer"
+
+
+# Of this process: a resource is made anew for each step and each tick.
+_watched = WatchedSettings()
 
 
 class SettingsResource(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -29,8 +33,20 @@ class SettingsResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     )
 
     def load(self) -> Settings:
-        """Read and validate; VisdivError when that fails."""
-        return load_settings(Path(self.config_path) if self.config_path else None)
+        """The file's settings; while the file is broken or gone, the last good ones.
+
+        Raises:
+            VisdivError: there are no good ones.
+        """
+        return _watched.load(self._path)
+
+    def watch(self) -> Watched:
+        """The same, and what is wrong with the file: for those who tell it, or must not guess."""
+        return _watched.watch(self._path)
+
+    @property
+    def _path(self) -> Path | None:
+        return Path(self.config_path) if self.config_path else None
 
 
 class StoreResource(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -50,9 +66,10 @@ class WarehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     settings: dg.ResourceDependency[SettingsResource]
     path: str | None = Field(None, description="the file; default: visdiv.duckdb in the store")
 
-    def open(self) -> Warehouse:
-        """The warehouse; nothing is created yet."""
-        return Warehouse(self.path or self.settings.load().store / "visdiv.duckdb")
+    def open(self, patience: float | None = None) -> Warehouse:
+        """The warehouse, which waits so many seconds for others; nothing is created yet."""
+        path = self.path or self.settings.load().store / "visdiv.duckdb"
+        return Warehouse(path, patience)
 
 
 class ProjectResource(dg.ConfigurableResource):  # type: ignore[type-arg]

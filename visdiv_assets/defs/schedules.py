@@ -1,20 +1,28 @@
-"""Schedules: the nightly re-evaluation.
+"""Schedules: the nightly re-evaluation, and the comparison after it.
 
 Here: which runs a night asks for. The time of night is a setting, and loading the definitions
-reads no settings; so the schedule ticks every quarter of an hour and asks for runs once a night.
+reads no settings; so the schedules tick every quarter of an hour, and ask whether tonight's runs
+have been asked for. A night that was missed is made up for.
 """
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
 from visdiv_assets.defs.jobs import compare_datasets, evaluate_dataset
-from visdiv_assets.defs.partitions import datasets, datasets_in_flight, run_tags
-from visdiv_assets.defs.reporting import nothing_secret
+from visdiv_assets.defs.partitions import PARTITION_TAG, datasets, datasets_in_flight, run_tags
+from visdiv_assets.defs.reporting import clear_errors
 from visdiv_assets.defs.resources import SettingsResource
-from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.model import TICK_MINUTES
 from visdiv_assets.settings.secrets import redacted
+from visdiv_assets.warehouse.state.database import STATE_FILE, StateFile
+from visdiv_assets.workflows.watch import due_tonight
+
+# On the runs of a night: the local date on which it began.
+NIGHT_TAG = "visdiv/night"
+
+# `due_tonight` knows the comparison by the name that no dataset has.
+COMPARISON = ""
 
 # By then most of a night's evaluations are done.
 AFTER_THE_NIGHT = timedelta(hours=2)
@@ -26,25 +34,43 @@ AFTER_THE_NIGHT = timedelta(hours=2)
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )
-@nothing_secret()
+@clear_errors()
 def nightly_reevaluation(
     context: dg.ScheduleEvaluationContext, settings: SettingsResource
 ) -> list[dg.RunRequest] | dg.SkipReason:
-    """One run for each dataset, once a night; its checks run with it."""
-    try:
-        configured = settings.load()
-    except VisdivError as error:
-        return dg.SkipReason(redacted(str(error)))
-    night = configured.nightly.night_that_begins(context.scheduled_execution_time)
-    if night is None:
-        return dg.SkipReason(f"nightly runs begin at {configured.nightly}")
+    """One run for each dataset, once a night, late if it must be; its checks run with it."""
+    watched = settings.watch()
+    if watched.settings is None:
+        return dg.SkipReason(redacted(f"no run was asked for: {watched.problem}"))
+    configured, moment = watched.settings, context.scheduled_execution_time
+    night = configured.nightly.night_at(moment)
     partitions = set(context.instance.get_dynamic_partitions(str(datasets.name)))
-    busy = datasets_in_flight(context.instance)
-    return [
-        dg.RunRequest(run_key=f"nightly:{name}:{night}", partition_key=name, tags=run_tags(dataset))
+    # What is queued may wait for longer than a night.
+    busy = datasets_in_flight(context.instance, queued=False)
+    candidates = [
+        name
         for name, dataset in configured.datasets.items()
         if dataset.schedule and name in partitions and name not in busy
-    ] or dg.SkipReason("no dataset is to be evaluated nightly")
+    ]
+    tonight = dg.RunsFilter(tags={NIGHT_TAG: str(night)})
+    there = {run.tags.get(PARTITION_TAG, "") for run in context.instance.get_runs(tonight)}
+    due = due_tonight(
+        candidates,
+        night,
+        configured.nightly.begins(night),
+        moment,
+        there,
+        StateFile(configured.store / STATE_FILE),
+        datetime.now(UTC),
+    )
+    return [
+        dg.RunRequest(
+            run_key=f"nightly:{name}:{night}",
+            partition_key=name,
+            tags={**run_tags(configured.datasets[name]), NIGHT_TAG: str(night)},
+        )
+        for name in due
+    ] or dg.SkipReason(f"the night of {night} ({configured.nightly}) has been asked for")
 
 
 @dg.schedule(
@@ -53,16 +79,28 @@ def nightly_reevaluation(
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )
-@nothing_secret()
+@clear_errors()
 def nightly_comparison(
     context: dg.ScheduleEvaluationContext, settings: SettingsResource
 ) -> dg.RunRequest | dg.SkipReason:
-    """One run, two hours after the nightly evaluations began."""
-    try:
-        nightly = settings.load().nightly
-    except VisdivError as error:
-        return dg.SkipReason(redacted(str(error)))
-    night = nightly.night_that_begins(context.scheduled_execution_time - AFTER_THE_NIGHT)
-    if night is None:
-        return dg.SkipReason(f"nightly runs begin at {nightly}, this one two hours later")
-    return dg.RunRequest(run_key=f"comparison:{night}")
+    """One run, two hours after the nightly evaluations began, or later."""
+    watched = settings.watch()
+    if watched.settings is None:
+        return dg.SkipReason(redacted(f"no run was asked for: {watched.problem}"))
+    configured = watched.settings
+    moment = context.scheduled_execution_time
+    night = configured.nightly.night_at(moment - AFTER_THE_NIGHT)
+    tonight = dg.RunsFilter(tags={NIGHT_TAG: str(night)}, job_name=compare_datasets.name)
+    there = [COMPARISON] if context.instance.get_runs_count(tonight) else []
+    due = due_tonight(
+        [COMPARISON] if configured.datasets else [],
+        night,
+        configured.nightly.begins(night),
+        moment,
+        there,
+        StateFile(configured.store / STATE_FILE),
+        datetime.now(UTC),
+    )
+    if not due:
+        return dg.SkipReason(f"the comparison of {night} has been asked for")
+    return dg.RunRequest(run_key=f"comparison:{night}", tags={NIGHT_TAG: str(night)})

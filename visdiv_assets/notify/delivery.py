@@ -1,17 +1,21 @@
-"""Delivering each alert once to every target.
+"""Delivering each alert once to every recipient, in the order in which things happened.
 
-Here: which target is due, back-off, and recording what a service accepted. Apprise sends the
-messages. An alert is recorded as delivered only after the service accepted it. So no alert is
-lost, but if the process dies in between, one may be sent twice.
+Here: who the recipients are, sending in threads, and recording what came of it. Apprise sends the
+messages. The right to send is recorded before, and what came of it after. So no alert is lost, no
+failure to record floods anybody, and only if the process dies in between, one may be sent twice.
 """
 
+import copy
 import hashlib
 import logging
 import re
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
@@ -19,10 +23,21 @@ from visdiv_assets.errors import VisdivError
 from visdiv_assets.notify.messages import LONGEST, Message, compose
 from visdiv_assets.settings.model import AlertSettings
 from visdiv_assets.settings.secrets import redacted, remember
-from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.warehouse.state.database import StateFile
+from visdiv_assets.warehouse.state.outbox import Claim, address, claim, settle
 
-FIRST_RETRY = timedelta(seconds=15)
-LONGEST_RETRY = timedelta(hours=1)
+logger = logging.getLogger(__name__)
+
+# How long a round waits for services; what takes longer goes on by itself.
+ROUND_SECONDS = 10.0
+
+# Apprise gives a service 4 seconds, and would send again what one that takes 5 has got.
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 30.0
+LONGEST_READ_SECONDS = 240.0
+
+# A service that has kept a thread for so long, byte by byte, is tried anew in another.
+HOPELESS_SECONDS = 900.0
 
 # Longer than any of our titles.
 TITLE = 400
@@ -32,7 +47,7 @@ SHORTEST_PART = 4
 
 
 class Target:
-    """One recipient of alerts, given by an Apprise URL.
+    """What an Apprise URL names: one recipient of alerts, or several.
 
     Args:
         url: such as `slack://…`, `mailto://…`, `json://host/path`; it may contain secrets.
@@ -47,8 +62,10 @@ class Target:
         # The URL may contain secrets, so the store identifies a target by a hash.
         self.id = hashlib.sha256(url.encode()).hexdigest()[:16]
         remember([url, url.partition(":")[2]])
+        self._url = url
         self._parts = [part for part in parts_of(url) if len(part) >= SHORTEST_PART]
-        self._apprise = apprise.Apprise()
+        # Without a limit of Apprise's own, which would send in threads that all share.
+        self._apprise = apprise.Apprise(asset=apprise.AppriseAsset(service_timeout=0))
         with _log_without(self._parts):
             recognised = self._apprise.add(url)
         if not recognised:
@@ -57,22 +74,117 @@ class Target:
                 f"Apprise does not recognise the alert URL ({self.id[:4]}) {_beginning(url)}"
             )
         remember(secret_parts(url, list(self._apprise)))
-        service = self._apprise[0]
         # Not its host: for many services, that is the key.
-        self.label = f"{service.service_name} ({self.id[:4]})"
+        self.label = f"{self._service.service_name} ({self.id[:4]})"
         # Services without titles get the title as the first line of the text.
-        title = 0 if service.title_maxlen > 0 else TITLE
-        self.longest = max(service.body_maxlen - title, 0) or LONGEST
+        title = 0 if self._service.title_maxlen > 0 else TITLE
+        self.longest = max(self._service.body_maxlen - title, 0) or LONGEST
+        self._waits = {"cto", "rto"} - {
+            name.lower() for name, _ in parse_qsl(url.partition("?")[2])
+        }
+        if "cto" in self._waits:
+            for service in self._apprise:
+                service.socket_connect_timeout = max(
+                    service.socket_connect_timeout, CONNECT_SECONDS
+                )
 
-    def send(self, message: Message) -> str | None:
-        """Send a message; returns None if the service accepted it, else what went wrong."""
+    @property
+    def _service(self) -> Any:
+        return self._apprise[0]
+
+    def split(self) -> "list[Target]":
+        """The recipients, one by one, so that each is told once whatever becomes of the others.
+
+        A text may hold several URLs, and a URL several addresses.
+        """
+        from apprise.utils.parse import parse_urls
+
+        if len(self._apprise) > 1:
+            with _log_without(self._parts):
+                urls = dict.fromkeys(parse_urls(self._url))  # type: ignore[no-untyped-call]
+            return [each for url in urls for each in Target(url).split()]
+        addresses = _addresses(self._service)
+        if len(addresses) < 2:
+            return [self]
+        return [self._only(attribute, address) for attribute, address in addresses]
+
+    def _only(self, attribute: str, address: Any) -> "Target":
+        """The same with one of its addresses."""
         import apprise
 
-        logs = apprise.LogCapture(level=logging.WARNING, fmt="%(message)s")  # type: ignore[no-untyped-call]
-        with _log_without(self._parts), logs as log:
-            accepted = bool(self._apprise.notify(title=message.title, body=message.body))
-            said = " ".join(log.getvalue().split())
-        return None if accepted else (said or "the service did not accept the message")[:300]
+        service = copy.copy(self._service)
+        for each in ("cc", "bcc"):
+            if isinstance(getattr(service, each, None), set):
+                setattr(service, each, set())
+        setattr(service, attribute, [address])
+        only = copy.copy(self)
+        # As Apprise would write it alone: whoever else is added to the URL, it stays the same.
+        only.id = hashlib.sha256(service.url(privacy=False).encode()).hexdigest()[:16]
+        only.label = f"{service.service_name} ({only.id[:4]})"
+        only._apprise = apprise.Apprise([service])
+        return only
+
+    def send(self, message: Message, unanswered: int = 0) -> str | None:
+        """Send a message; returns None if the service accepted it, else what went wrong.
+
+        Args:
+            message: what to send.
+            unanswered: how often in a row the service has not answered; it gets longer then.
+        """
+        import apprise
+
+        if "rto" in self._waits:
+            for service in self._apprise:
+                service.socket_read_timeout = self.patience(unanswered)
+        with _log_without(self._parts), _said_here() as said:
+            # As plain text: else a mail would be HTML, and a `<` in a reason part of its code.
+            accepted = bool(
+                self._apprise.notify(
+                    title=message.title, body=message.body, body_format=apprise.NotifyFormat.TEXT
+                )
+            )
+        text = " ".join(" ".join(said).split())
+        return None if accepted else (text or "the service did not accept the message")[:300]
+
+    def patience(self, unanswered: int) -> float:
+        """Seconds after which a service that took a message counts as not answering."""
+        if "rto" not in self._waits:
+            return float(self._service.socket_read_timeout)
+        return min(READ_SECONDS * (1 << min(unanswered, 8)), LONGEST_READ_SECONDS)
+
+
+def _addresses(service: Any) -> list[tuple[str, Any]]:
+    """The addresses of a service, as far as it keeps them in one list, with the list's name."""
+    found: list[tuple[str, Any]] = []
+    for attribute in ("targets", "channels"):
+        kept = getattr(service, attribute, None)
+        if isinstance(kept, list | tuple) and len(service) == len(kept):
+            found = [(attribute, each) for each in kept]
+            break
+    if found and found[0][0] == "targets":  # of mails
+        copies = {*(getattr(service, "cc", None) or ()), *(getattr(service, "bcc", None) or ())}
+        found += [("targets", (False, each)) for each in sorted(copies)]
+    return found
+
+
+@contextmanager
+def _said_here() -> Iterator[list[str]]:
+    """What Apprise says in this thread while it lasts; others may send at the same time."""
+    said: list[str] = []
+    here = threading.get_ident()
+
+    def note(record: logging.LogRecord) -> bool:
+        if record.thread == here and record.levelno >= logging.WARNING:
+            said.append(record.getMessage())
+        return False  # it is noted, and goes nowhere
+
+    listener, log = logging.Handler(), logging.getLogger("apprise")
+    listener.addFilter(note)
+    log.addHandler(listener)
+    try:
+        yield said
+    finally:
+        log.removeHandler(listener)
 
 
 def parts_of(url: str) -> list[str]:
@@ -152,59 +264,159 @@ def _beginning(url: str) -> str:
 
 
 def targets_of(settings: AlertSettings) -> tuple[list[Target], list[str]]:
-    """The targets in the settings, and an error message for each invalid one."""
-    targets, problems = [], []
+    """The recipients in the settings, and an error message for each invalid URL."""
+    targets: dict[str, Target] = {}
+    problems = []
     for url in settings.urls:
         try:
-            targets.append(Target(settings.resolved(url)))
+            for target in Target(settings.resolved(url)).split():
+                targets.setdefault(target.id, target)
         except VisdivError as error:
             problems.append(str(error))
-    return targets, problems
+    return list(targets.values()), problems
 
 
 @dataclass(frozen=True)
 class Delivered:
-    """The result of a round of deliveries for one target."""
+    """The result of a round of deliveries for one recipient.
+
+    Attributes:
+        target: its label.
+        n_alerts: how many alerts were sent to it.
+        error: what went wrong; None if they were accepted.
+    """
 
     target: str
     n_alerts: int
     error: str | None
 
 
+STILL_SENDING = "still sending"
+
+
+class Deliveries:
+    """Sends in threads, one for each recipient, so that one that hangs holds up nobody else."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sending: dict[tuple[Path, str], tuple[threading.Thread, float]] = {}
+        # What a service has answered, but could not be recorded yet.
+        self._answers: dict[tuple[Path, str], tuple[Claim, str | None, bool]] = {}
+
+    def deliver(
+        self,
+        state: StateFile,
+        targets: Sequence[Target],
+        *,
+        dagster_url: str,
+        now: datetime | None = None,
+        wait_seconds: float = ROUND_SECONDS,
+    ) -> list[Delivered]:
+        """Send each recipient everything due as one message, and record what was accepted.
+
+        Args:
+            state: holds the alerts.
+            targets: the recipients.
+            dagster_url: address of Dagster's UI, for links.
+            now: aware datetime; the current time when None.
+            wait_seconds: how long to wait for services. What takes longer is told as such, goes on,
+                and is recorded when it ends.
+
+        Raises:
+            VisdivError: the state cannot be used; nothing was sent then.
+        """
+        address(state, {each.id: each.label for each in targets}, now or datetime.now(UTC))
+        begun: list[tuple[Target, Claim, threading.Thread, list[Delivered]]] = []
+        report: list[Delivered] = []
+        for target in targets:
+            key = (state.path, target.id)
+            try:
+                if not self._may_begin(state, key, now):
+                    report.append(Delivered(target.label, 0, STILL_SENDING))
+                    continue
+                claimed = claim(state, target.id, now or datetime.now(UTC))
+            except VisdivError as error:  # the disk is full, perhaps: nothing is sent
+                report.append(Delivered(target.label, 0, str(error)))
+                continue
+            if claimed is None:
+                continue
+            results: list[Delivered] = []
+            arguments = (state, target, claimed, dagster_url, now, results)
+            thread = threading.Thread(
+                target=self._send, args=arguments, name=f"alerts {target.id}", daemon=True
+            )
+            with self._lock:
+                self._sending[key] = (thread, time.monotonic())
+            thread.start()
+            begun.append((target, claimed, thread, results))
+        deadline = time.monotonic() + wait_seconds
+        for target, claimed, thread, results in begun:
+            thread.join(max(deadline - time.monotonic(), 0.0))
+            report += results or [Delivered(target.label, len(claimed.alerts), STILL_SENDING)]
+        return report
+
+    def _may_begin(self, state: StateFile, key: tuple[Path, str], now: datetime | None) -> bool:
+        """Whether no thread is sending to a recipient, and its last answer is recorded."""
+        with self._lock:
+            thread, begun = self._sending.get(key, (None, 0.0))
+            if thread and thread.is_alive() and time.monotonic() - begun < HOPELESS_SECONDS:
+                return False
+            answer = self._answers.get(key)
+        if answer is not None:
+            self._record(state, key, *answer, now)
+        return True
+
+    def _send(
+        self,
+        state: StateFile,
+        target: Target,
+        claimed: Claim,
+        dagster_url: str,
+        now: datetime | None,
+        results: list[Delivered],
+    ) -> None:
+        begun = time.monotonic()
+        try:
+            message = compose(claimed.alerts, dagster_url, target.longest)
+            error = target.send(message, claimed.unanswered)
+        except Exception as fault:  # noqa: BLE001  of a hundred services, some have faults
+            error = redacted(f"{type(fault).__name__}: {fault}")[:300]
+        answered = error is None or (time.monotonic() - begun < target.patience(claimed.unanswered))
+        key = (state.path, target.id)
+        with self._lock:
+            self._answers[key] = (claimed, error, answered)
+        try:
+            self._record(state, key, claimed, error, answered, now)
+        except VisdivError as fault:  # the next round records it before anything else
+            logger.warning("%s: what came of an alert cannot be recorded: %s", target.label, fault)
+        results.append(Delivered(target.label, len(claimed.alerts), error))
+
+    def _record(
+        self,
+        state: StateFile,
+        key: tuple[Path, str],
+        claimed: Claim,
+        error: str | None,
+        answered: bool,
+        now: datetime | None,
+    ) -> None:
+        settle(state, key[1], claimed, error, now or datetime.now(UTC), answered=answered)
+        with self._lock:
+            self._answers.pop(key, None)
+
+
+_deliveries = Deliveries()
+
+
 def deliver_due(
-    warehouse: Warehouse,
+    state: StateFile,
     targets: Sequence[Target],
     *,
     dagster_url: str,
     now: datetime | None = None,
+    wait_seconds: float = ROUND_SECONDS,
 ) -> list[Delivered]:
-    """Send each target its due alerts as one message, and record what was accepted.
-
-    No database connection is open while a message is being sent.
-    """
-    now = now or datetime.now(UTC)
-    report: list[Delivered] = []
-    due_by_target = warehouse.take_due_alerts([target.id for target in targets], now)
-    for target in targets:
-        due = due_by_target[target.id]
-        if not due:
-            continue
-        error = target.send(compose(due, dagster_url, target.longest))
-        alert_ids = [entry.alert.alert_id for entry in due]
-        if error is None:
-            warehouse.mark_delivered(alert_ids, target.id, datetime.now(UTC))
-        else:
-            attempts = max(entry.attempts for entry in due)
-            warehouse.mark_failed(alert_ids, target.id, error, now + retry_delay(attempts))
-        report.append(Delivered(target.label, len(due), error))
-    return report
-
-
-def retry_delay(attempts: int) -> timedelta:
-    """How long to wait after a number of earlier attempts: 15 s, doubling up to an hour.
-
-    Example:
-        >>> [retry_delay(attempts).total_seconds() for attempts in (0, 1, 2, 20)]
-        [15.0, 30.0, 60.0, 3600.0]
-    """
-    return min(FIRST_RETRY * (1 << min(attempts, 16)), LONGEST_RETRY)
+    """`Deliveries.deliver` of this process: what is being sent goes on from round to round."""
+    return _deliveries.deliver(
+        state, targets, dagster_url=dagster_url, now=now, wait_seconds=wait_seconds
+    )

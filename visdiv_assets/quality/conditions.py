@@ -5,6 +5,7 @@ Here: which conditions hold after an evaluation, and the likely reason. Not here
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 
 from visdiv_assets.errors import counted
@@ -16,8 +17,12 @@ class Condition(StrEnum):
 
     BELOW_THRESHOLD = "below_threshold"
     DROPPED = "dropped"
+    IMAGES_LOST = "images_lost"
     NOT_EVALUATED = "not_evaluated"
+    NOT_ANALYZED = "not_analyzed"
+    UNREACHABLE = "unreachable"
     STALE = "stale"
+    SETTINGS_BROKEN = "settings_broken"
 
 
 @dataclass(frozen=True)
@@ -29,16 +34,25 @@ class State:
         active: whether it holds.
         reason: the likely reason, as text for users.
         threshold: limit that was exceeded or met; None if the condition has none.
+        told: whether an end of the condition is news; not if it ended for want of a comparison.
     """
 
     condition: Condition
     active: bool
     reason: str = ""
     threshold: float | None = None
+    told: bool = True
 
 
 # Conditions whose end raises an alert. A drop also ends when the lower scores become the history.
-ENDS_ARE_TOLD = frozenset({Condition.BELOW_THRESHOLD, Condition.NOT_EVALUATED, Condition.STALE})
+ENDS_ARE_TOLD = frozenset(Condition) - {Condition.DROPPED}
+
+# How long a score must stay above its threshold to count as recovered, if its interval does not
+# lie above it.
+RECOVERY = timedelta(days=14)
+
+# The same for a plain score of too few images to have an interval.
+PLAIN_MARGIN = 0.01
 
 
 @dataclass(frozen=True)
@@ -51,17 +65,62 @@ class Facts:
     model_id: str
 
 
+def is_below(
+    score: float,
+    threshold: float,
+    *,
+    was_below: bool,
+    margin: float,
+    above_for: timedelta,
+    recovery: timedelta = RECOVERY,
+) -> bool:
+    """Whether a score counts as below its threshold; it recovers only for sure.
+
+    It falls at once. It recovers when its interval lies above the threshold, or when it has stayed
+    above for long enough. So a score that wavers around its threshold raises one alert, not dozens.
+
+    Args:
+        score: the score that is judged.
+        threshold: the dataset's threshold.
+        was_below: whether it counted as below so far.
+        margin: from the score down to the lower end of its interval.
+        above_for: for how long each evaluation has found the score above; 0 if it is the first.
+        recovery: how long that must be.
+
+    Example:
+        >>> wavering = {"margin": 0.03, "above_for": timedelta(days=1)}
+        >>> [is_below(score, 0.30, was_below=True, **wavering) for score in (0.29, 0.31, 0.34)]
+        [True, True, False]
+    """
+    if score < threshold:
+        return True
+    return was_below and score - margin < threshold and above_for < recovery
+
+
 def states_of_evaluation(
-    score: Verdict, drop: Verdict, threshold: float, reason: str
+    below: bool, drop: Verdict, lost: Verdict, threshold: float, reason: str, *, regained: bool
 ) -> tuple[State, ...]:
-    """The state of each condition after a successful evaluation, according to its verdicts.
+    """The state of each condition that a successful evaluation says something of.
 
     A dataset that was just evaluated is neither "not evaluated" nor stale.
+
+    Args:
+        below: whether its score counts as below its threshold.
+        drop: the verdict on its score's usual range.
+        lost: the verdict on the number of its images.
+        threshold: the score's threshold.
+        reason: the likely reason of a change.
+        regained: whether the number of its images is what it once was.
     """
-    below = not score.passed and score.severity == "ERROR"
     return (
         State(Condition.BELOW_THRESHOLD, below, reason if below else "", threshold),
         State(Condition.DROPPED, not drop.passed, "" if drop.passed else reason),
+        State(
+            Condition.IMAGES_LOST,
+            not lost.passed,
+            "" if lost.passed else lost.finding,
+            told=regained,
+        ),
         State(Condition.NOT_EVALUATED, False),
         State(Condition.STALE, False),
     )

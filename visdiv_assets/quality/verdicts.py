@@ -23,6 +23,10 @@ FAILURES_ERROR = 0.05
 FLAT_WARN = 0.01
 ENOUGH_IMAGES = 1000
 STALE_AFTER = timedelta(hours=26)
+LOST_SHARE = 0.5
+
+# Clocks may be off by this much; an evaluation further in the future is not fresh.
+CLOCK_TOLERANCE = timedelta(hours=1)
 
 # Embeddings are stored as float16; its rounding changes a norm by less than this.
 NORM_TOLERANCE = 2e-3
@@ -143,6 +147,34 @@ def judge_drop(score: float | None, history: Sequence[float]) -> Verdict:
     )
 
 
+def judge_lost(n_listed: int, earlier: Sequence[int]) -> Verdict:
+    """WARN when a dataset has lost more than half of its images.
+
+    The number is compared with the median of the last DROP_HISTORY evaluations, so an intended
+    loss becomes the history in time.
+
+    Args:
+        n_listed: images that the source holds now.
+        earlier: the same at earlier evaluations, oldest first.
+
+    Example:
+        >>> judge_lost(8, [100, 100, 100]).finding
+        'the dataset has 8 images; usually it has 100'
+    """
+    recent = list(earlier[-DROP_HISTORY:])
+    if not recent:
+        return Verdict(True, counted(n_listed, "image"), measured={"images": n_listed})
+    usual = int(statistics.median_low(recent))
+    passed = n_listed >= LOST_SHARE * usual
+    return Verdict(
+        passed=passed,
+        severity="WARN",
+        finding=f"the dataset has {counted(n_listed, 'image')}; usually it has {usual:,}",
+        advice="" if passed else "look whether a folder, a shard or a part of a list is gone",
+        measured={"images": n_listed, "usual images": usual},
+    )
+
+
 def judge_failures(n_images: int, n_failed: int) -> Verdict:
     """WARN when more than 1 % of the images could not be embedded, ERROR above 5 %.
 
@@ -247,6 +279,14 @@ def judge_age(evaluated_at: datetime | None, now: datetime) -> Verdict:
             advice="materialise its assets; if its runs fail, look at their errors in Dagster",
         )
     hours = (now - evaluated_at) / timedelta(hours=1)
+    if evaluated_at - now > CLOCK_TOLERANCE:
+        return Verdict(
+            passed=False,
+            finding=f"the dataset was last evaluated at {evaluated_at:%Y-%m-%d %H:%M} UTC, which "
+            "is still to come",
+            advice="a clock was wrong then, or is wrong now; put it right, then evaluate again",
+            measured={"hours": hours},
+        )
     fresh = now - evaluated_at <= STALE_AFTER
     return Verdict(
         passed=fresh,

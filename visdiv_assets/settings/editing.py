@@ -17,13 +17,12 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.model import Settings
-from visdiv_assets.settings.reading import load_settings
+from visdiv_assets.settings.reading import as_written, load_settings, parsed
 
 TEMPLATE = """\
 # Settings of visdiv. Relative paths start at this file's folder. ${NAME} is replaced by the
@@ -98,25 +97,35 @@ def add_dataset(path: Path, name: str, source: str, **options: Any) -> None:
         content["datasets"][name] = CommentedMap(entry)
 
     with _turn(path):
-        if name in load_settings(path).datasets:
+        settings = load_settings(path)
+        if name in settings.datasets or name in settings.faults:
             raise VisdivError(f"the dataset {name!r} already exists")
-        _edit(path, change, lambda text: _with_entry(text, name, entry))
+        _edit(path, change, lambda text: _with_entry(text, name, entry), adds=name)
 
 
 def remove_dataset(path: Path, name: str) -> None:
-    """Remove a dataset from the file; its data in the store stays.
+    """Remove a dataset from the file, also one whose settings are wrong.
 
-    Comments between its lines are removed too; those above and below it stay.
+    Its data in the store stays. Comments between its lines are removed too; those above and below
+    it stay.
 
     Raises:
         VisdivError: there is no such dataset.
     """
 
     def change(content: dict[str, Any]) -> None:
-        del content["datasets"][name]
+        datasets = content["datasets"]
+        # A number in a name's place is one of the things that can be wrong.
+        keys = [name] if name in datasets else [key for key in datasets if as_written(key) == name]
+        if not keys:
+            raise VisdivError(f"{name!r} is not written in {path} as it is shown; remove it there")
+        for key in keys:
+            del datasets[key]
 
     with _turn(path):
-        load_settings(path).dataset(name)
+        settings = load_settings(path)
+        if name not in settings.faults:
+            settings.dataset(name)
         _edit(path, change, lambda text: _without_entry(text, name))
 
 
@@ -161,7 +170,11 @@ def _turn(path: Path) -> Iterator[None]:
 
 
 def _edit(
-    path: Path, change: Callable[[dict[str, Any]], None], rewrite: Callable[[str], str | None]
+    path: Path,
+    change: Callable[[dict[str, Any]], None],
+    rewrite: Callable[[str], str | None],
+    *,
+    adds: str | None = None,
 ) -> None:
     """Change a valid settings file atomically.
 
@@ -171,14 +184,19 @@ def _edit(
         rewrite: applies the change to the text and leaves all other lines as they are. If it
             returns None or a text with a different meaning, because it does not support the
             file's layout, ruamel.yaml rewrites the whole file and keeps most comments.
+        adds: the dataset that the change adds, which has to be valid; others need not be.
     """
     target = path.resolve()
     text = target.read_bytes().decode("utf-8-sig")
-    wanted = YAML(typ="safe", pure=True).load(text) or {}
+    wanted = _content(text, path)
     change(wanted)
     edited = rewrite(text)
-    if edited is None or not _means(edited, wanted):
-        edited = _written_anew(text, change)
+    lossy = VisdivError(f"{path} cannot be edited before what is wrong in it is corrected")
+    if edited is None or not _means(edited, wanted, path):
+        try:
+            edited = _written_anew(text, change)
+        except Exception:  # noqa: BLE001  of values that ruamel cannot make sense of
+            raise lossy from None
     handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=".yaml", dir=target.parent)
     partial = Path(name)
     try:
@@ -187,11 +205,15 @@ def _edit(
             file.flush()
             os.fsync(file.fileno())
         try:
-            load_settings(partial)
+            settings = load_settings(partial)
+            if adds is not None and adds not in settings.datasets:
+                raise VisdivError(list(settings.faults.values())[-1])
         except VisdivError as error:
             # Line numbers of a file that was never written would mislead.
             problem = re.sub(r" \(line \d+\)", "", str(error).replace(str(partial), str(path)))
             raise VisdivError(problem) from error
+        if not _means(edited, wanted, path):
+            raise lossy
         partial.chmod(target.stat().st_mode)
         partial.replace(target)
     finally:
@@ -219,8 +241,8 @@ def _with_entry(text: str, name: str, entry: dict[str, Any]) -> str | None:
         number, begin, end = key.start_mark.line, datasets.start_mark, datasets.end_mark
         if begin.line == end.line == number:
             line = lines[number]
-            left, right = line[: begin.column], line[end.column :]
-            lines[number] = left + right if right.strip() else left.rstrip() + newline
+            left, right = line[: begin.column].rstrip(), line[end.column :]
+            lines[number] = left + right if right.strip() else left + newline
         indent, place = key.start_mark.column + 2, number + 1
     else:
         return None
@@ -232,14 +254,22 @@ def _with_entry(text: str, name: str, entry: dict[str, Any]) -> str | None:
 
 def _without_entry(text: str, name: str) -> str | None:
     """The text without a dataset's lines, or None if the layout is unsupported."""
-    _, datasets = _datasets_node(text)
-    if not isinstance(datasets, MappingNode) or datasets.flow_style:
+    parent, datasets = _datasets_node(text)
+    if parent is None or not isinstance(datasets, MappingNode) or datasets.flow_style:
         return None
     lines = text.splitlines(keepends=True)
-    for key, value in datasets.value:
+    left = [pair for pair in datasets.value if pair[0].value != name]
+    for key, value in reversed(datasets.value):  # a name that is there twice is one of the faults
         if key.value == name:
             first = key.start_mark.line
             del lines[first : max(first, _last_line(value)) + 1]
+    if not left:  # without a value, the file would look as if it were cut off
+        number, column = parent.end_mark.line, parent.end_mark.column
+        before, after = lines[number][:column], lines[number][column:]
+        if not re.match(r"\s*:\s*(#|$)", after):
+            return None
+        colon = after.index(":") + 1
+        lines[number] = f"{before}{after[:colon]} {{}}{after[colon:]}"
     return "".join(lines)
 
 
@@ -267,14 +297,22 @@ def _last_line(node: Node) -> int:
     return max(_last_line(each) for each in node.value)
 
 
-def _means(text: str, wanted: dict[str, Any]) -> bool:
-    try:
-        return (YAML(typ="safe", pure=True).load(text) or {}) == {
-            # A block that lost all its entries becomes an empty key.
-            key: None if key == "datasets" and not value else value
-            for key, value in wanted.items()
+def _content(text: str, path: Path) -> dict[str, Any]:
+    """What a text says; a problem instead of each dataset that is not valid YAML."""
+    written = parsed(text, path)
+    content = dict(written.content)
+    if written.datasets is not None:
+        content["datasets"] = {
+            entry.key: re.sub(r"\bline \d+", "", entry.problem) if entry.problem else entry.value
+            for entry in written.datasets
         }
-    except YAMLError:
+    return content
+
+
+def _means(text: str, wanted: dict[str, Any], path: Path) -> bool:
+    try:
+        return _content(text, path) == wanted
+    except VisdivError:  # no longer valid
         return False
 
 

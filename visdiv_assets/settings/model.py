@@ -6,6 +6,7 @@ models, which the settings only name.
 
 import os
 import re
+from collections.abc import Collection, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     StringConstraints,
     field_validator,
     model_validator,
@@ -282,17 +284,20 @@ class AlertSettings(_Strict):
     dagster_url: str = Field(
         "http://localhost:3000", description="address of Dagster's UI, for links to runs"
     )
+    recovery_days: float = Field(
+        14.0,
+        ge=0,
+        le=365,
+        description="days that a score must stay above its threshold to count as recovered, if "
+        "its 95 % interval does not lie above it",
+    )
 
-    def resolved_urls(self) -> list[str]:
-        """The URLs, with environment variables filled in.
+    def resolved(self, url: str) -> str:
+        """One URL, with environment variables filled in; the others need not have theirs.
 
         Raises:
             VisdivError: a variable is not set.
         """
-        return [self.resolved(url) for url in self.urls]
-
-    def resolved(self, url: str) -> str:
-        """One URL, with environment variables filled in."""
         return fill_in(url, "alerts.urls")
 
 
@@ -318,24 +323,27 @@ class NightlySettings(_Strict):
             raise ValueError("use an IANA time zone, such as Europe/Berlin or UTC") from None
         return timezone
 
-    def night_that_begins(self, tick: datetime) -> date | None:
-        """The local date of the nightly run that is due in the 15 minutes up to a tick.
+    def begins(self, day: date) -> datetime:
+        """When the night of a local date begins, in UTC.
 
-        Args:
-            tick: aware datetime.
-
-        Returns:
-            None if no nightly run is due. A time that is skipped when clocks go forward counts
-            as the moment when it would have been.
+        A time that is skipped when clocks go forward counts as the moment when it would have been.
         """
         hour, minute = map(int, self.time.split(":"))
-        zone = ZoneInfo(self.timezone)
-        today = tick.astimezone(zone).date()
-        for day in (today, today - timedelta(days=1)):
-            begins = datetime.combine(day, time(hour, minute), zone).astimezone(UTC)
-            if timedelta(0) <= tick - begins < timedelta(minutes=TICK_MINUTES):
-                return day
-        return None
+        return datetime.combine(day, time(hour, minute), ZoneInfo(self.timezone)).astimezone(UTC)
+
+    def night_at(self, moment: datetime) -> date:
+        """The local date of the night that began last.
+
+        Args:
+            moment: aware datetime.
+
+        Example:
+            >>> nightly = NightlySettings(time="02:00")
+            >>> nightly.night_at(datetime(2026, 3, 10, 1, 59, tzinfo=UTC)).isoformat()
+            '2026-03-09'
+        """
+        day = moment.astimezone(ZoneInfo(self.timezone)).date()
+        return day if self.begins(day) <= moment else day - timedelta(days=1)
 
     def __str__(self) -> str:
         return f"{self.time} {self.timezone}"
@@ -369,18 +377,39 @@ class Settings(_Strict):
         description="seconds that a changed source must stay unchanged before it is evaluated",
     )
 
+    _faults: Mapping[str, str] = PrivateAttr(default_factory=dict)
+    _may_be_benchmarks: frozenset[str] = PrivateAttr(default_factory=frozenset)
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        """What is wrong with the datasets that are registered and cannot be used, by name.
+
+        They are not in `datasets`, and are not gone either.
+        """
+        return self._faults
+
+    @property
+    def may_be_benchmarks(self) -> frozenset[str]:
+        """Those of `faults` that are benchmarks, as far as can be told."""
+        return self._may_be_benchmarks
+
+    def note_faults(self, faults: Mapping[str, str], may_be_benchmarks: Collection[str]) -> None:
+        """Keep what was found wrong with single datasets; called once, by whoever reads a file."""
+        self._faults = faults
+        self._may_be_benchmarks = frozenset(may_be_benchmarks)
+
     def dataset(self, name: str) -> DatasetSettings:
         """The settings of one dataset.
 
         Raises:
-            VisdivError: no dataset has that name.
+            VisdivError: no dataset has that name, or what is written about it is wrong.
         """
-        if name not in self.datasets:
-            known = ", ".join(sorted(self.datasets)) or "none"
-            raise VisdivError(
-                f"there is no dataset {name!r} in the settings; known datasets: {known}"
-            )
-        return self.datasets[name]
+        if name in self.datasets:
+            return self.datasets[name]
+        if name in self.faults:
+            raise VisdivError(self.faults[name])
+        known = ", ".join(sorted([*self.datasets, *self.faults])) or "none"
+        raise VisdivError(f"there is no dataset {name!r} in the settings; known datasets: {known}")
 
     def embedder_of(self, name: str) -> EmbedderSettings:
         """The model of one dataset: its own if it has one, else the common one."""

@@ -36,7 +36,9 @@ _SECRET_NAME = re.compile(
     r"|SIGNATURE|WEBHOOK|ALERT_URL|(^|_)(KEY|SAS|PWD|PAT|AUTH)(_|$)",
     re.IGNORECASE,
 )
-_NAMES_A_PLACE = re.compile(r"(_FILE|_PATH|_DIR|_SOCK|_URI|_ENDPOINT|CREDENTIALS)$", re.IGNORECASE)
+_NAMES_A_PLACE = re.compile(
+    r"(_FILE|_PATH|_DIR|_SOCK|_URI|_ENDPOINT|CREDENTIALS)$|^(OLD)?PWD$", re.IGNORECASE
+)
 _PROXY = re.compile(r"(https?|all|ftp|ws|wss)_proxy", re.IGNORECASE)
 
 # Parameters that prove who asks, in signed addresses of object stores and elsewhere.
@@ -56,20 +58,21 @@ _PUBLIC_OPTION = re.compile(
 )
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
+# Texts may be hostile, so every repetition has an end: else one long word would take minutes.
 # `://` after any word, or a single slash after one that can only be meant as an address.
 _SCHEME = re.compile(
-    r"([A-Za-z][A-Za-z0-9+.-]*)(://|(?<=http):/|(?<=https):/|(?<=s3):/|(?<=s3a):/|(?<=gs):/|"
+    r"([A-Za-z][A-Za-z0-9+.-]{0,40})(://|(?<=http):/|(?<=https):/|(?<=s3):/|(?<=s3a):/|(?<=gs):/|"
     r"(?<=az):/|(?<=abfs):/|(?<=abfss):/|(?<=ftp):/|(?<=sftp):/)"
 )
 _ADDRESS = re.compile(_SCHEME.pattern + r"\S*")
-_CLOSING = re.compile(r"[\"'`)\]}>,;:.]*$")
+_CLOSING = "\"'`)]}>,;:."
 
 # What libraries say about requests: the path and the headers, too, may hold a key.
 _REQUEST = re.compile(r"\b(GET|HEAD|POST|PUT|PATCH|DELETE|CONNECT|OPTIONS) (/\S*)(?= HTTP/\d)")
 _WITH_URL = re.compile(r"(with url: )(/\S*)")
 _HEADER = re.compile(r"(authorization\W{1,5})((basic|bearer|token|genie\w*) )?[^\s'\"]+", re.I)
 _PARAMETER = re.compile(
-    r"(?<![A-Za-z0-9])((?:x-(?:amz|goog|oss)-[a-z-]+|sig|signature|[a-z_-]*(?:token|secret|passw"
+    r"(?<![A-Za-z0-9])((?:x-(?:amz|goog|oss)-[a-z-]{1,100}|sig|signature|[a-z_-]{0,100}(?:token|secret|passw"
     r"(?:or)?d|api_?key)|awsaccesskeyid|googleaccessid)=)[^\s&'\"<>]+",
     re.IGNORECASE,
 )
@@ -165,7 +168,7 @@ def holds_secret(name: str) -> bool:
     """Whether an environment variable's name says that its value is a secret.
 
     Example:
-        >>> [holds_secret(name) for name in ("SLACK_TOKEN", "AWS_WEB_IDENTITY_TOKEN_FILE", "HOME")]
+        >>> [holds_secret(name) for name in ("SLACK_TOKEN", "AWS_WEB_IDENTITY_TOKEN_FILE", "PWD")]
         [True, False, False]
     """
     return bool(_SECRET_NAME.search(name)) and not _NAMES_A_PLACE.search(name)
@@ -254,8 +257,7 @@ def _forms(secret: str) -> set[str]:
 
 
 def _without(found: re.Match[str]) -> str:
-    closing = _CLOSING.search(found[0])
-    end = closing.start() if closing else len(found[0])
+    end = len(found[0].rstrip(_CLOSING))
     return without_secrets(found[0][:end]) + found[0][end:]
 
 

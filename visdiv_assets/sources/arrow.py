@@ -14,6 +14,7 @@ import pyarrow as pa
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.containers import ContainerSource
 from visdiv_assets.sources.places import FileInfo, LocalPlace, find_files
+from visdiv_assets.sources.reaching import check_time, unlisted
 from visdiv_assets.sources.source import Item
 from visdiv_assets.sources.tables import (
     encoded_images,
@@ -80,9 +81,9 @@ class ArrowSource(ContainerSource):
         try:
             _ = self.files
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise VisdivError(
-                f"{self.uri} is not a complete folder written by save_to_disk: "
-                f"{type(error).__name__}: {error}"
+            told = f"{type(error).__name__}: {error}"
+            raise unlisted(
+                f"{self.uri} is not a complete folder written by save_to_disk: {told}", error
             ) from None
 
     def _items(self, file: FileInfo) -> Iterator[Item]:
@@ -114,6 +115,7 @@ class ArrowSource(ContainerSource):
     def _batches(self, file: FileInfo) -> Iterator[pa.RecordBatch]:
         with self._opened(file) as content:
             for batch in _batches_of(content):
+                check_time()
                 # Arrow trusts every offset; a damaged one would crash the process.
                 batch.validate(full=True)
                 yield batch

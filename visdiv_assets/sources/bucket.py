@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.names import ImageNames, LeftOut
 from visdiv_assets.sources.places import BucketPlace
+from visdiv_assets.sources.reaching import unlisted
 from visdiv_assets.sources.source import (
     Item,
     Read,
@@ -45,6 +46,7 @@ class BucketSource:
 
         Raises:
             VisdivError: the bucket cannot be listed, or there is no image below the prefix.
+            Unreachable: the server does not answer.
         """
         left_out = LeftOut()
         found = False
@@ -55,7 +57,7 @@ class BucketSource:
                     found = True
                     yield Item(to_image_id(name), size, version)
         except OSError as error:
-            raise VisdivError(f"cannot list {self.uri}: {error}") from None
+            raise unlisted(f"cannot list {self.uri}: {error}", error) from None
         if not found:
             raise VisdivError(f"there are no images below {self.uri} ({left_out.told()})")
         self.left_out = left_out

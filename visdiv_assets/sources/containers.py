@@ -13,6 +13,7 @@ from functools import cached_property
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.names import ImageNames, LeftOut, rules
 from visdiv_assets.sources.places import FileInfo, Place, find_files
+from visdiv_assets.sources.reaching import check_time, is_behind, unlisted, with_place
 from visdiv_assets.sources.selection import Selection
 from visdiv_assets.sources.source import Item, Read, from_image_id, to_image_id
 
@@ -62,6 +63,7 @@ class ContainerSource(ABC):
 
         Raises:
             VisdivError: a file is missing, damaged or of another format, or there are no images.
+            Unreachable: where they are does not answer.
         """
         self.left_out = left_out = LeftOut()
         found = False
@@ -70,6 +72,7 @@ class ContainerSource(ABC):
             name = to_image_id(file.name)
             try:
                 for item in self._items(file):
+                    check_time()
                     image_id = f"{name}#{to_image_id(item.image_id)}"
                     if self._wanted is None or self._wanted(image_id):
                         found = True
@@ -78,11 +81,10 @@ class ContainerSource(ABC):
                     else:
                         left_out.unmatched += 1
             except VisdivError as error:
-                raise VisdivError(f"{self._uri_of(file.name)}: {error}") from None
+                raise with_place(self._uri_of(file.name), error) from None
             except Exception as error:  # noqa: BLE001  on damaged files, libraries raise anything
-                raise VisdivError(
-                    f"cannot list {self._uri_of(file.name)}: {_reason(error)}"
-                ) from None
+                told = f"cannot list {self._uri_of(file.name)}: {_reason(error)}"
+                raise unlisted(told, error) from None
         if not found:
             told = "; ".join([left_out.told(), *self.notes])
             raise VisdivError(f"there are no images in {self.uri} ({told})")
@@ -98,7 +100,11 @@ class ContainerSource(ABC):
         return self._selection.fingerprint(told + self._rules())
 
     def read_all(self, image_ids: Iterable[str]) -> Iterator[Read]:
-        """File by file, and within a file in storage order."""
+        """File by file, and within a file in storage order.
+
+        Raises:
+            Unreachable: where the files are does not answer any more.
+        """
         files = {to_image_id(file.name): file for file in self.files}
 
         def owner(numbered: tuple[int, str]) -> str:
@@ -117,8 +123,13 @@ class ContainerSource(ABC):
                 try:
                     for place, data in self._read(files[name], set(left)):
                         yield Read(left.pop(place), data)
+                except VisdivError:  # the place is gone, not the file
+                    raise
                 except Exception as error:  # noqa: BLE001  as above
-                    why = OSError(f"its file cannot be read: {_reason(error)}")
+                    told = f"its file cannot be read: {_reason(error)}"
+                    if is_behind(error):  # not this file's fault, so its images are no failures
+                        raise unlisted(f"{self._uri_of(files[name].name)}: {told}", error) from None
+                    why = OSError(told)
             yield from (Read(at, why) for at in left.values())
 
     def _rules(self) -> str:

@@ -11,6 +11,7 @@ from wcmatch import glob
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.names import ImageNames, LeftOut
 from visdiv_assets.sources.places import LocalPlace
+from visdiv_assets.sources.reaching import check_time, is_away, unlisted
 from visdiv_assets.sources.source import (
     IMAGE_EXTENSIONS,
     Item,
@@ -57,6 +58,7 @@ class DirectorySource:
         Raises:
             VisdivError: the path is not a directory, a folder in it cannot be listed, or it
                 contains no image files.
+            Unreachable: it is on a mount whose server or device is gone.
         """
         left_out = LeftOut()
         found = 0
@@ -74,7 +76,9 @@ class DirectorySource:
                 name = to_image_id(name)
             try:
                 status = entry.stat()
-            except OSError:  # a dangling link; reading it will report the error
+            except OSError as error:  # a dangling link; reading it will report the error
+                if is_away(error):
+                    raise unlisted(f"cannot list {self.path}: {error.strerror}", error) from None
                 yield Item(name, 0, "unreadable")
             else:
                 yield Item(name, status.st_size, f"{status.st_mtime_ns:x}")
@@ -107,6 +111,7 @@ class DirectorySource:
                 prefix = folder[len(root) :]
                 with os.scandir(folder) as entries:
                     for entry in entries:
+                        check_time()
                         if entry.is_dir(follow_symlinks=False):
                             if self._names.enters(prefix + entry.name, left_out):
                                 folders.append(f"{entry.path}/")
@@ -114,7 +119,7 @@ class DirectorySource:
                                 # What is excluded does not come back by a link.
                                 own = os.stat(entry.path)  # noqa: PTH116
                                 visited.add((own.st_dev, own.st_ino))
-                        elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112
+                        elif entry.is_symlink() and _leads_to_folder(entry):
                             if self._names.enters(prefix + entry.name, left_out):
                                 heapq.heappush(links, f"{entry.path}/")
                         else:
@@ -129,9 +134,18 @@ class DirectorySource:
                 if folder != root and error.errno in (errno.EACCES, errno.EPERM):
                     pattern = glob.escape(to_image_id(below))
                     hint = f'; to leave it out, set exclude: ["{pattern}/**"] in the settings'
-                raise VisdivError(
-                    f"cannot list {_shown(folder)}: {error.strerror}{hint}"
-                ) from error
+                told = f"cannot list {_shown(folder)}: {error.strerror}{hint}"
+                raise unlisted(told, error) from error
+
+
+def _leads_to_folder(link: os.DirEntry[str]) -> bool:
+    """Whether a link does; raises OSError if where it leads is out of reach, not missing."""
+    try:
+        return link.is_dir()
+    except OSError as error:
+        if is_away(error):
+            raise
+        return False
 
 
 def _shown(folder: str) -> str:

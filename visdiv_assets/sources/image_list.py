@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterable, Iterator
 
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.settings.secrets import redacted, without_secrets
+from visdiv_assets.settings.secrets import without_secrets
 from visdiv_assets.sources.entries import Entry, Tally, entries, readings
 from visdiv_assets.sources.places import FileInfo, LocalPlace, Place
+from visdiv_assets.sources.reaching import brief, check_time, is_away, unlisted, with_place
 from visdiv_assets.sources.selection import Selection
 from visdiv_assets.sources.source import (
     Item,
@@ -73,6 +74,7 @@ class ListSource:
         Raises:
             VisdivError: the list cannot be read, names no images, or names only files that do not
                 exist.
+            Unreachable: where the list or its images are does not answer.
         """
         tally = Tally()
         found = there = archives = unwanted = 0
@@ -81,6 +83,7 @@ class ListSource:
         try:
             with self._place.open(self._name) as file:
                 for entry in entries(file, self._name, self._selection.column, tally):
+                    check_time()
                     name, metadata, info = self._look_up(entry, tally)
                     if name is None:
                         continue
@@ -91,15 +94,17 @@ class ListSource:
                     found += 1
                     archives += bool(CONTAINERS.search(name))
                     if isinstance(info, OSError):
+                        if is_away(info):  # the images' folder is, not one of them
+                            raise info
                         lost = lost or (entry.written, name, info)
                         there += not _is_missing(info)
                     else:
                         there += 1
                     yield self._item(image_id, metadata, info, listed)
         except VisdivError as error:
-            raise VisdivError(f"{self.uri}: {error}") from None
+            raise with_place(self.uri, error) from None
         except Exception as error:  # noqa: BLE001  each format's library has errors of its own
-            raise VisdivError(f"cannot read {self.uri}: {redacted(str(error))}") from None
+            raise unlisted(f"cannot read {self.uri}: {brief(str(error))}", error) from None
         self.notes = tally.notes()
         if not found:
             told = [f"{unwanted:,} left out by include and exclude"] if unwanted else []
@@ -134,7 +139,8 @@ class ListSource:
         except FileNotFoundError:
             raise VisdivError(f"no such file: {self.uri}") from None
         except OSError as error:
-            raise VisdivError(f"cannot read {self.uri}: {error.strerror or error}") from None
+            told = f"cannot read {self.uri}: {error.strerror or error}"
+            raise unlisted(told, error) from None
 
     def _look_up(
         self, entry: Entry, tally: Tally

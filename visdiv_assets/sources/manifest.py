@@ -6,8 +6,8 @@ Not here: where manifests are kept (`store/store.py`).
 
 import hashlib
 import itertools
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from visdiv_assets.errors import VisdivError
+from visdiv_assets.sources.reaching import TookTooLongError, check_time, time_limit
 from visdiv_assets.sources.source import Item, Source
 
 # With offsets of 64 bits: those of 32 bits end at 2 GiB of text, which millions of ids exceed.
@@ -108,15 +109,14 @@ def list_images(source: Source, *, within_seconds: float | None = None) -> Manif
 
     Raises:
         VisdivError: the source cannot be listed, contains no images, or takes too long.
+        Unreachable: where it is does not answer.
     """
-    deadline = None if within_seconds is None else time.monotonic() + within_seconds
-    fingerprint = source.fingerprint()
-    batches = []
-    listed = iter(source.items())
-    while items := tuple(itertools.islice(listed, BATCH_ITEMS)):
-        batches.append(_batch(items))
-        if deadline is not None and time.monotonic() > deadline:
-            raise VisdivError(f"listing {source.uri} took longer than {within_seconds:.0f} seconds")
+    with _told_of(source, within_seconds):
+        fingerprint = source.fingerprint()
+        batches = []
+        listed = _in_time(source.items())
+        while items := tuple(itertools.islice(listed, BATCH_ITEMS)):
+            batches.append(_batch(items))
     table = pa.Table.from_batches(batches, schema=SCHEMA)
     last_counts = getattr(source, "last_counts", False)  # such a source counts them itself
     manifest = Manifest.of(table, fingerprint, last_counts=last_counts)
@@ -132,8 +132,26 @@ def look(source: Source, *, within_seconds: float | None = None) -> str:
     Raises:
         VisdivError: as `list_images`.
     """
-    own = source.fingerprint()
-    return own or list_images(source, within_seconds=within_seconds).fingerprint
+    with _told_of(source, within_seconds):
+        return source.fingerprint() or list_images(source).fingerprint
+
+
+@contextmanager
+def _told_of(source: Source, seconds: float | None) -> Iterator[None]:
+    """Within, a listing must not take longer than some seconds; None sets no limit."""
+    try:
+        with time_limit(seconds):
+            yield
+    except TookTooLongError:
+        if seconds is None:  # whoever has set the limit tells of it
+            raise
+        raise VisdivError(f"listing {source.uri} took longer than {seconds:.0f} seconds") from None
+
+
+def _in_time(items: Iterable[Item]) -> Iterator[Item]:
+    for item in items:
+        check_time()
+        yield item
 
 
 def _batch(items: Iterable[Item]) -> pa.RecordBatch:

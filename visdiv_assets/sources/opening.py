@@ -17,6 +17,7 @@ from visdiv_assets.sources.image_list import ListSource
 from visdiv_assets.sources.names import EVERY_FILE
 from visdiv_assets.sources.parquet import ParquetSource
 from visdiv_assets.sources.places import BucketPlace, open_place
+from visdiv_assets.sources.reaching import unlisted
 from visdiv_assets.sources.selection import Selection
 from visdiv_assets.sources.source import Source, is_image_name
 from visdiv_assets.sources.tar import TarSource
@@ -43,6 +44,7 @@ def open_source(source: str | SourceSettings) -> Source:
 
     Raises:
         VisdivError: this kind of source is not supported, or its URI is invalid.
+        Unreachable: it is on a mount whose server or device is gone.
     """
     if isinstance(source, str):
         # Skips validation: unlike settings in a file, a path may have bytes that are not UTF-8.
@@ -55,15 +57,17 @@ def open_source(source: str | SourceSettings) -> Source:
     try:
         os.fsencode(uri)
         is_folder = not scheme_of(uri) and Path(uri).is_dir()
+        is_saved = is_folder and any((Path(uri) / name).is_file() for name in (STATE, SPLITS))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not valid Unicode"
-        raise VisdivError(f"cannot open {without_secrets(uri)[:200]!r}: {reason}") from None
+        told = f"cannot open {without_secrets(uri)[:200]!r}: {reason}"
+        raise unlisted(told, error) from None
     if ONE_SLASH.search(uri) and not is_folder:  # as a path, errors would show its login
         raise VisdivError(f"{redacted(uri)} is not a valid address; write it with two slashes")
     if not scheme_of(uri) and is_image_name(uri) and Path(uri).is_file():
         raise VisdivError(f"{uri} is a single image; name its folder, or a list of images")
     if is_folder:
-        if any((Path(uri) / name).is_file() for name in (STATE, SPLITS)):
+        if is_saved:
             return ArrowSource(open_place(uri, {}), "", _selection(source))
         return DirectorySource(uri, source.include, source.exclude)
     address, _, query = uri.partition("?") if scheme_of(uri) in WEB_SCHEMES else (uri, "", "")

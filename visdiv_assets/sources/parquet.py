@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from visdiv_assets.sources.containers import ContainerSource
 from visdiv_assets.sources.places import FileInfo
+from visdiv_assets.sources.reaching import check_time
 from visdiv_assets.sources.source import Item
 from visdiv_assets.sources.tables import (
     encoded_images,
@@ -48,6 +49,7 @@ class ParquetSource(ContainerSource):
             columns = [_lightest_leaf(parquet, column), *labels]
             row = 0
             for batch in parquet.iter_batches(ROWS_LISTED, columns=columns):
+                check_time()
                 cells = batch.column(column).to_pylist()
                 said = list(labels_of(batch, labels, schema))
                 for at, place, _ in images_of(cells, self._tally):

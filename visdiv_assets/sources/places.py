@@ -1,17 +1,20 @@
 """Files by name in a folder, in a bucket or on a web server: the basis of most sources.
 
-Here: connections, retries, globs and braces, errors without secrets. Not here: file formats.
-Web servers are read through fsspec; s3, gs and az through obstore, which streams listings.
+Here: buckets, retries, globs and braces, errors without secrets. Not here: file formats, requests
+to web servers (`web.py`). s3, gs and az are read through obstore, which streams listings.
 """
 
+import contextlib
 import hashlib
 import io
 import itertools
 import os
 import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol, TypeVar, cast
@@ -30,8 +33,18 @@ from visdiv_assets.settings.secrets import (
     secrets_in,
     without_secrets,
 )
+from visdiv_assets.sources import web
+from visdiv_assets.sources.reaching import (
+    Contact,
+    NoAnswerError,
+    brief,
+    check_time,
+    is_away,
+    unlisted,
+)
 from visdiv_assets.sources.source import MAX_IMAGE_BYTES, read_limited
 from visdiv_assets.sources.uris import has_magic, scheme_of
+from visdiv_assets.sources.web import Parts, StatusError, Web
 
 T = TypeVar("T")
 
@@ -41,8 +54,10 @@ MAX_FILES = 1_000_000
 MAX_VERSION_CHARACTERS = 100
 
 ATTEMPTS = 6
-TIMEOUT_SECONDS = 30
+RETRY_SECONDS = 60  # no further attempt is begun after that time
+REQUEST_SECONDS = 120  # for one request to a bucket, content included
 BUFFER_BYTES = 4 * 2**20
+SPARE_BYTES = 2**30  # that a temporary copy leaves free
 
 
 class FileInfo(NamedTuple):
@@ -116,13 +131,15 @@ def find_files(place: Place, pattern: str) -> list[FileInfo]:
 
     Raises:
         VisdivError: there are none, or a file that braces name is missing.
+        Unreachable: the place does not answer.
     """
     try:
         # A file with exactly this name takes precedence over the pattern.
         if has_magic(pattern):
             return [place.info(pattern)]
-    except OSError:
-        pass
+    except OSError as error:
+        if is_away(error):
+            raise unlisted(f"cannot list {place.uri}: {error.strerror or error}", error) from None
     names: set[str] = set()
     try:
         # Plain names are not expanded: a backslash in them is not an escape.
@@ -135,17 +152,18 @@ def find_files(place: Place, pattern: str) -> list[FileInfo]:
     except bracex.ExpansionLimitException:
         raise VisdivError(f"{pattern} expands to more than {MAX_FILES:,} files") from None
     except OSError as error:
-        raise VisdivError(f"cannot list {place.uri}: {error.strerror or error}") from None
+        raise unlisted(f"cannot list {place.uri}: {error.strerror or error}", error) from None
 
 
 def _looked_at(place: Place, name: str) -> FileInfo:
+    check_time()
     uri = f"{place.uri.rstrip('/')}/{name}"
     try:
         return place.info(name)
     except FileNotFoundError:
         raise VisdivError(f"no such file: {uri}") from None
     except OSError as error:
-        raise VisdivError(f"cannot read {uri}: {error.strerror or error}") from None
+        raise unlisted(f"cannot read {uri}: {error.strerror or error}", error) from None
 
 
 def version_told(told: str) -> str:
@@ -168,6 +186,7 @@ class LocalPlace:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
+        self._contact = Contact()
 
     @property
     def uri(self) -> str:
@@ -212,8 +231,15 @@ class LocalPlace:
 
     def read(self, name: str) -> bytes:
         """The whole content of a file."""
-        with self.open(name) as file:
-            return read_limited(file)
+        try:
+            with self.open(name) as file:
+                content = read_limited(file)
+        except OSError as error:
+            if is_away(error):
+                self._contact.missed(self.uri, error)
+            raise
+        self._contact.made()
+        return content
 
     def open(self, name: str) -> IO[bytes]:
         """An ordinary Python file."""
@@ -221,10 +247,26 @@ class LocalPlace:
         return self.path(name).open("rb")
 
     def names(self, pattern: str) -> Iterator[str]:
-        """By globbing."""
+        """By globbing; raises OSError if the folder is there and cannot be looked at."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            self.root.stat()
         for name in glob.iglob(pattern, flags=GLOB_FLAGS, root_dir=str(self.root)):
-            if (self.root / name).is_file():
+            check_time()
+            if _is_file(self.root / name):
                 yield str(name)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path leads to a regular file; raises OSError if what it is on is out of reach.
+
+    Python's own takes a mount whose server is gone for one without files.
+    """
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError as error:
+        if is_away(error):
+            raise
+        return False
 
 
 def local_place(source: object) -> LocalPlace | None:
@@ -245,7 +287,12 @@ class BucketPlace:
         self._secrets = secrets_in(uri, options)
         address = without_secrets(uri).rstrip("/")
         self.uri = redacted(address)
-        client: dict[str, Any] = {"timeout": f"{TIMEOUT_SECONDS}s", "connect_timeout": "10s"}
+        self._contact = Contact()
+        client: dict[str, Any] = {
+            "timeout": timedelta(seconds=REQUEST_SECONDS),
+            "connect_timeout": timedelta(seconds=web.CONNECT_SECONDS),
+            "read_timeout": timedelta(seconds=web.SILENT_SECONDS),
+        }
         endpoint = options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
         if endpoint.startswith("http://"):
             client["allow_http"] = True
@@ -254,7 +301,10 @@ class BucketPlace:
             self._store = connect(
                 address,
                 client_options=client,
-                retry_config={"max_retries": ATTEMPTS},
+                retry_config={
+                    "max_retries": ATTEMPTS,
+                    "retry_timeout": timedelta(seconds=RETRY_SECONDS),
+                },
                 **options,
             )
         except Exception as error:  # noqa: BLE001  obstore has errors of its own; TypeError, too
@@ -306,16 +356,42 @@ class BucketPlace:
             yield from map(_described, page)
 
     def _try(self, act: Callable[[], T]) -> T:
+        check_time()
         try:
-            return act()
+            result = act()
         except Exception as error:  # noqa: BLE001  obstore has errors of its own; ValueError, too
-            raise self._error(error) from None
+            told = self._error(error)
+            self._contact.note(self.uri, told)
+            raise told from None
+        self._contact.made()
+        return result
 
     def _error(self, error: Exception) -> OSError:
-        first_line = str(error).split("\n\n", 1)[0]
-        text = redacted(" ".join(first_line.split()), self._secrets)[:300]
-        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
-        return kind(text)
+        whole = str(error)
+        first_line, _, details = whole.partition("\n\n")
+        text = brief(first_line, self._secrets)
+        if isinstance(error, FileNotFoundError):
+            return FileNotFoundError(text)
+        if (status := STATUS.search(text)) and is_passing_status(int(status[1])):
+            return NoAnswerError(f"HTTP status {status[1]}")
+        if HALF in text:
+            return NoAnswerError("the server did not send all of its answer")
+        kind = KIND.search(details)
+        if kind and kind[1] in WHY_NO_ANSWER and not NO_TLS.search(details):
+            return NoAnswerError(WHY_NO_ANSWER[kind[1]].format(seconds=web.SILENT_SECONDS))
+        return OSError(text)
+
+
+# What obstore says about requests that failed.
+STATUS = re.compile(r"status code: (\d{3})")
+HALF = "request or response body error"
+KIND = re.compile(r"HttpError\s*\{\s*kind: (\w+)")
+NO_TLS = re.compile(r"InvalidMessage|InvalidCertificate")
+WHY_NO_ANSWER = {
+    "Timeout": "the server does not answer ({seconds:g} s)",
+    "Connect": "cannot connect to the server",
+    "Interrupted": "the server closed the connection midway",
+}
 
 
 def _described(found: Any) -> FileInfo:
@@ -351,38 +427,53 @@ class WebPlace:
     """A folder on a web server, which cannot be listed. The URI's query goes with every request."""
 
     def __init__(self, uri: str) -> None:
-        import fsspec
-
         parts = urlsplit(uri)
         self._secrets = secrets_in(uri, {})
         self.uri = without_secrets(uri).rstrip("/")
         self._base = uri.partition("?")[0].rstrip("/")
         self._query = f"?{parts.query}" if parts.query else ""
-        # Secrets in the URI would appear in fsspec's errors; `_try` removes them.
-        self._files: Any = fsspec.filesystem("http", skip_instance_cache=True)
+        # Secrets in the URI would appear in its errors; `_try` removes them.
+        self._web, self._contact = Web(), Contact()
 
     def info(self, name: str) -> FileInfo:
         """By a HEAD request."""
-        found = self._try(lambda: self._files.info(self._url(name)))
-        version = found.get("ETag") or found.get("mtime") or found.get("Last-Modified") or ""
-        return FileInfo(name, int(found.get("size") or 0), version_told(str(version)))
+        found = self._try(lambda: self._web.head(self._url(name)))
+        return FileInfo(name, found.size or 0, version_told(found.version))
 
     def read(self, name: str) -> bytes:
         """By one request."""
-        data = bytes(self._try(lambda: self._files.cat_file(self._url(name))))
-        if len(data) > MAX_IMAGE_BYTES:
-            raise OSError(f"larger than {MAX_IMAGE_BYTES:,} bytes")
-        return data
+        return self._try(lambda: self._web.get(self._url(name), MAX_IMAGE_BYTES))
 
     def open(self, name: str) -> IO[bytes]:
         """By ranges if the server supports them, else from a temporary copy of the whole file."""
-        if not self._try(lambda: self._files.info(self._url(name))).get("partial"):
-            whole = tempfile.TemporaryFile()  # noqa: SIM115  whoever asked for it closes it
-            self._try(lambda: (whole.seek(0), self._files.get_file(self._url(name), whole)))
+        url = self._url(name)
+        told = self._try(lambda: self._web.head(url))
+        if told.ranges and told.size:
+
+            def read(start: int, size: int) -> bytes:
+                return self._try(lambda: self._web.part(url, start, size))
+
+            return io.BufferedReader(Parts(read, told.size), BUFFER_BYTES)
+        room = max(0, shutil.disk_usage(tempfile.gettempdir()).free - SPARE_BYTES)
+        if (told.size or 0) > room:
+            raise OSError(
+                f"it has {told.size:,} bytes, more than {tempfile.gettempdir()} has room for; "
+                "set TMPDIR to another folder"
+            )
+        whole = tempfile.TemporaryFile()  # noqa: SIM115  whoever asked for it closes it
+
+        def copy() -> None:
             whole.seek(0)
-            return whole
-        file = self._try(lambda: self._files.open(self._url(name), block_size=BUFFER_BYTES))
-        return io.BufferedReader(_Far(file, self._try), BUFFER_BYTES)
+            whole.truncate()
+            self._web.copy(url, whole, told.size or room)
+
+        try:
+            self._try(copy)
+            whole.seek(0)
+        except BaseException:
+            whole.close()
+            raise
+        return whole
 
     def names(self, pattern: str) -> Iterator[str]:
         """Always raises VisdivError."""
@@ -398,29 +489,33 @@ class WebPlace:
 
     def _try(self, act: Callable[[], T]) -> T:
         """Call, and retry while the server is unreachable, slow or overloaded."""
+        # A server that did not answer the last time is asked once.
+        attempts = 1 if self._contact.failures else ATTEMPTS
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_may_pass),
             wait=tenacity.wait_random_exponential(0.2, max=10),
-            stop=tenacity.stop_after_attempt(ATTEMPTS),
+            stop=tenacity.stop_after_attempt(attempts) | tenacity.stop_after_delay(RETRY_SECONDS),
             reraise=True,
         )
         try:
-            return retrying(act)
-        except Exception as error:  # noqa: BLE001  aiohttp's errors are of many kinds
-            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
-            status = getattr(error, "status", None)
-            text = f"HTTP status {status}" if status else f"{type(error).__name__}: {error}"
-            raise kind(redacted(" ".join(text.split()), self._secrets)[:300]) from None
+            result = retrying(act)
+        except OSError as error:
+            text = brief(str(error), self._secrets)
+            kind: type[OSError] = NoAnswerError if _may_pass(error) else OSError
+            told = FileNotFoundError(text) if isinstance(error, FileNotFoundError) else kind(text)
+            self._contact.note(self.uri, told)
+            raise told from None
+        self._contact.made()
+        return result
 
 
 def _may_pass(error: BaseException) -> bool:
-    import aiohttp
+    return is_away(error) or (isinstance(error, StatusError) and is_passing_status(error.status))
 
-    if isinstance(error, aiohttp.ClientResponseError):
-        return error.status == 429 or error.status >= 500
-    return (
-        isinstance(error, aiohttp.ClientError | TimeoutError) or "Timeout" in type(error).__name__
-    )
+
+def is_passing_status(status: int) -> bool:
+    """Whether a server that answers with this HTTP status may answer otherwise later."""
+    return status == 429 or status >= 500
 
 
 def compiled(patterns: Sequence[str]) -> re.Pattern[str] | None:

@@ -17,6 +17,7 @@ from typing import IO, Any, Self
 
 from visdiv_assets.sources.containers import ArchiveSource
 from visdiv_assets.sources.places import FileInfo
+from visdiv_assets.sources.reaching import check_time
 from visdiv_assets.sources.source import Item, is_image_name, read_limited
 from visdiv_assets.sources.tables import as_metadata
 
@@ -58,6 +59,7 @@ class TarSource(ArchiveSource):
         repeated = Counter[str]()
         with self._members(file, self._tally) as members:
             for archive, member in members:
+                check_time()
                 folder, _, base = member.name.rpartition("/")
                 stem, _, extension = base.partition(".")
                 if f"{folder}/{stem}" != sample:

@@ -1,13 +1,14 @@
 """Detecting that a source changed and has stopped changing.
 
-Here: the decision, and the state that it needs between checks. Not here: Dagster's sensor, listing
-sources.
+Here: decisions. Not here: Dagster's sensor, looking at sources (`looking.py`), what is remembered
+between looks (`state/`).
 """
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Self
+from dataclasses import dataclass
+
+# A change is asked for again at once, then after a minute, then after five times as long each time.
+FIRST_PAUSE = 60.0
+LONGEST_PAUSE = 6 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -48,52 +49,21 @@ def is_settled(
     return now - sighting.since >= settle, sighting
 
 
-@dataclass
-class WatchMemory:
-    """The state of the watch between two rounds; losing it does no harm.
+def may_ask_again(requests: int, seconds: float) -> bool:
+    """Whether to ask for an evaluation again that was asked for and has not come about.
 
-    Without it, a change counts as new at the next check. What was evaluated is read from the
-    store, never from here.
-
-    Attributes:
-        next_name: where the next round starts, so that every dataset gets its turn.
-        sightings: sightings by dataset.
-    """
-
-    next_name: str = ""
-    sightings: dict[str, Sighting] = field(default_factory=dict)
-
-    @classmethod
-    def from_cursor(cls, cursor: str | None) -> Self:
-        """Parse what `to_cursor` wrote; anything else gives an empty memory."""
-        try:
-            content = json.loads(cursor or "{}")
-            return cls(
-                str(content.get("next", "")),
-                {
-                    str(name): Sighting(str(fingerprint), float(since))
-                    for name, (fingerprint, since) in content.get("sightings", {}).items()
-                },
-            )
-        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-            return cls()
-
-    def to_cursor(self) -> str:
-        """Serialise to a string, which Dagster keeps."""
-        sightings = {
-            name: [sighting.fingerprint, sighting.since]
-            for name, sighting in self.sightings.items()
-        }
-        return json.dumps({"next": self.next_name, "sightings": sightings})
-
-
-def rotate(names: Iterable[str], first: str) -> Sequence[str]:
-    """The names in order, starting with `first` or the next one after it.
+    Args:
+        requests: how often it was asked for.
+        seconds: since it was last asked for, or last seen under way.
 
     Example:
-        >>> rotate(["a", "c", "d"], first="b")
-        ['c', 'd', 'a']
+        >>> may_ask_again(1, 0)
+        True
+        >>> [may_ask_again(2, seconds) for seconds in (30, 60)]
+        [False, True]
+        >>> may_ask_again(9, 6 * 3600)
+        True
     """
-    ordered = sorted(names)
-    start = sum(name < first for name in ordered)
-    return ordered[start:] + ordered[:start]
+    if requests <= 1:  # it may not even have been launched
+        return True
+    return seconds >= min(FIRST_PAUSE * 5.0 ** min(requests - 2, 9), LONGEST_PAUSE)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
+from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.containers import ArchiveSource
 from visdiv_assets.sources.places import FileInfo
 from visdiv_assets.sources.source import Item, is_image_name, read_limited
@@ -49,6 +50,8 @@ class ZipSource(ArchiveSource):
                         yield member.filename, read_limited(image)
                 except OSError as error:
                     yield member.filename, error
+                except VisdivError:
+                    raise
                 # Damaged, encrypted, or compressed with a method that Python does not support.
                 except Exception as error:  # noqa: BLE001  each way of packing has its own
                     yield member.filename, OSError(f"{type(error).__name__}: {error}")

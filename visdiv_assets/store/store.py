@@ -77,7 +77,7 @@ class Store:
             now: Unix time.
         """
         # Not all of the store: Dagster may keep hundreds of thousands of files of its own in it.
-        for folder in ("manifests", "embeddings", "indexes", "moments", "exports"):
+        for folder in ("manifests", "embeddings", "indexes", "moments", "exports", "pictures"):
             for path in self.root.glob(f"{folder}/**/.tmp-*"):
                 with contextlib.suppress(OSError):  # another process was faster, or read-only
                     if now - path.stat().st_mtime > LEFTOVER_SECONDS:
@@ -87,6 +87,12 @@ class Store:
         """Store a manifest, in place of an earlier one with its fingerprint."""
         path = self._manifest(dataset, manifest.fingerprint)
         write_table(path, manifest.table)
+        return path
+
+    def write_picture(self, dataset: str, name: str, png: bytes) -> Path:
+        """Store a picture of a dataset, in place of an earlier one of that name."""
+        path = self._below("pictures", dataset, f"{name}.png")
+        write_atomically(path, lambda file: file.write(png))
         return path
 
     def name_latest(self, dataset: str, fingerprint: str) -> None:
@@ -138,6 +144,10 @@ class Store:
             return fingerprint, path.stat().st_mtime_ns
         except (FileNotFoundError, IsADirectoryError, ValueError):
             return None, 0
+
+    def datasets(self) -> list[str]:
+        """The datasets that were evaluated, sorted."""
+        return sorted(path.parent.name for path in (self.root / "manifests").glob("*/latest"))
 
     @contextmanager
     def _reading_manifest(self, dataset: str, fingerprint: str) -> Iterator[Path]:

@@ -1,5 +1,6 @@
-"""Results in DuckDB: schema, migrations, writes and reads. All SQL is here.
+"""What is recorded in databases: results in DuckDB, and the service's state in SQLite.
 
-Not here: computing the results; embeddings and moments, which are files (`store/`).
-Start at `warehouse.py`; `migrations/` holds the schema.
+Here: schemas, migrations, writes and reads; all SQL. Not here: computing the results; embeddings
+and moments, which are files (`store/`).
+Start at `warehouse.py`; `migrations/` holds the schema. `state/` is what nobody queries.
 """

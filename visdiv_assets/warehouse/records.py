@@ -1,9 +1,9 @@
 """What the warehouse hands out: an evaluation, and an image that failed.
 
-Not here: how they are stored (`warehouse.py`), alerts (`alerts.py`).
+Not here: how they are stored (`warehouse.py`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 
@@ -38,6 +38,8 @@ class Evaluation:
         basis: which score the threshold applies to, `corrected` or `plain`.
         n_flat: embedded images whose pictures are one flat colour; None in rows older than
             schema 8.
+        threshold: score below which an alert is due; None if there are no alerts for it.
+        number: its place in the order of recording, from 1; None until it is recorded.
     """
 
     evaluation_id: str
@@ -64,6 +66,8 @@ class Evaluation:
     n_listed: int | None = None
     basis: str = "plain"
     n_flat: int | None = None
+    threshold: float | None = None
+    number: int | None = field(default=None, compare=False)
 
     @property
     def judged_score(self) -> float | None:

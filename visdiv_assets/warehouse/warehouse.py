@@ -1,4 +1,4 @@
-"""The DuckDB file: connections, migrations, evaluations, the outbox of alerts.
+"""The DuckDB file: connections, migrations, evaluations, findings.
 
 Here: short transactions on one file that many processes share. DuckDB locks out readers while a
 process writes, so connections are held only as long as a statement takes, and a locked file is
@@ -6,11 +6,13 @@ retried.
 """
 
 import contextlib
+import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,24 +23,17 @@ import pyarrow as pa
 import tenacity
 
 from visdiv_assets.errors import VisdivError, never_evaluated
-from visdiv_assets.quality.conditions import State
 from visdiv_assets.spectral.moments import FloatArray
-from visdiv_assets.warehouse.alerts import (
-    ALERT_COLUMNS,
-    Alert,
-    DueAlert,
-    Scored,
-    address_alerts,
-    change_conditions,
-    due_alerts,
-    has_unaddressed,
-    mark_delivered,
-    mark_failed,
-)
 from visdiv_assets.warehouse.records import Evaluation, FailedImage
 from visdiv_assets.warehouse.schema import migrate, migrations, schema_version
 
 LOCK_PATIENCE_SECONDS = 60
+
+# Whoever reads the file for longer than this keeps what it reads; writers go on in a copy.
+READER_PATIENCE_SECONDS = 1
+
+# Tables in which older versions kept what is now in the service's state.
+OLD_OUTBOX = ("deliveries", "alerts", "conditions")
 
 # Tables and views that are exported for dashboards.
 EXPORTED = (
@@ -58,128 +53,77 @@ EXPORTED = (
 # Another process has the file open, or this process has it open in the other mode.
 LOCKED = re.compile("Could not set lock on file|with a different configuration than existing")
 
+# A write-ahead log whose contents the file has already.
+OUTDATED_LOG = re.compile("WAL was created for an older version of this database")
+
 
 _COLUMNS = ", ".join(field.name for field in fields(Evaluation))
 _PLACES = ", ".join("?" for _ in fields(Evaluation))
 
 
 class Warehouse:
-    """The results of a store. The first write creates the file or migrates its schema."""
+    """The results of a store. The first write creates the file or migrates its schema.
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+    Args:
+        path: the file.
+        patience: seconds to wait for others that use it; a minute by default.
+    """
 
-    def record(
-        self, evaluation: Evaluation, spectrum: FloatArray, states: Iterable[State] = ()
-    ) -> list[Alert]:
-        """Append an evaluation, its spectrum and the alerts it raises, in one transaction.
+    def __init__(self, path: Path | str, patience: float | None = None) -> None:
+        self.path, self.patience = Path(path), patience
+
+    def record(self, evaluation: Evaluation, spectrum: FloatArray) -> Evaluation:
+        """Append an evaluation and its spectrum, in one transaction.
 
         Args:
-            evaluation: the row to append.
+            evaluation: the row to append; its number is not looked at.
             spectrum: eigenvalues, descending, shape (D,).
-            states: the conditions that now hold or no longer hold.
 
         Returns:
-            the alerts that were added to the outbox.
+            the evaluation as recorded, with its number.
 
         Raises:
             VisdivError: the file is damaged, cannot be opened, or was written by a newer version.
         """
         with self._write() as connection:
-            column = "diversity_score" if evaluation.basis == "plain" else "corrected_score"
-            previous = connection.execute(
-                f"SELECT {column} FROM latest_evaluations WHERE dataset = ?",  # noqa: S608
-                [evaluation.dataset],
-            ).fetchone()
+            [(newest,)] = connection.execute("SELECT max(number) FROM evaluations").fetchall()
+            recorded = replace(evaluation, number=(newest or 0) + 1)
             connection.execute(
                 f"INSERT INTO evaluations ({_COLUMNS}) VALUES ({_PLACES})",  # noqa: S608
-                list(asdict(evaluation).values()),
+                list(asdict(recorded).values()),
             )
             connection.execute(
                 "INSERT INTO spectra (evaluation_id, eigenvalues) VALUES (?, ?)",
-                [evaluation.evaluation_id, spectrum.tolist()],
+                [recorded.evaluation_id, spectrum.tolist()],
             )
-            scored = Scored(
-                diversity_score=evaluation.judged_score,
-                previous_score=previous[0] if previous else None,
-                rating=evaluation.rating,
-                run_id=evaluation.run_id,
-            )
-            return change_conditions(
-                connection, evaluation.dataset, states, scored, evaluation.evaluated_at
-            )
+        return recorded
 
-    def change_conditions(
-        self,
-        dataset: str,
-        states: Iterable[State],
-        now: datetime,
-        run_id: str | None = None,
-    ) -> list[Alert]:
-        """Record conditions without an evaluation, and return the alerts that they raise.
+    def newest_number(self) -> int:
+        """The number of the evaluation that was recorded last; 0 if there is none."""
+        rows = self._read("SELECT max(number) FROM evaluations", [])
+        return int(rows[0][0] or 0) if rows else 0
 
-        Nothing is written if nothing changed.
-        """
-        active = self.active_conditions().get(dataset, frozenset())
-        changed = [state for state in states if state.active != (state.condition in active)]
-        if not changed:
-            return []
-        with self._write() as connection:
-            latest = connection.execute(
-                "SELECT CASE basis WHEN 'plain' THEN diversity_score ELSE corrected_score END, "
-                "rating FROM latest_evaluations WHERE dataset = ?",
-                [dataset],
-            ).fetchone()
-            score, rating = latest or (None, None)
-            scored = Scored(diversity_score=score, rating=rating, run_id=run_id)
-            return change_conditions(connection, dataset, changed, scored, now)
+    def evaluations_after(self, number: int) -> list[Evaluation]:
+        """The evaluations that were recorded after one, in the order of recording."""
+        query = "SELECT {} FROM evaluations WHERE number > ? ORDER BY number"
+        return self._evaluations(query, [number])
 
-    def active_conditions(self) -> dict[str, frozenset[str]]:
-        """The conditions that currently hold, by dataset."""
-        conditions: dict[str, set[str]] = {}
-        for dataset, condition in self._read(
-            "SELECT dataset, condition FROM conditions WHERE active", []
-        ):
-            conditions.setdefault(dataset, set()).add(condition)
-        return {dataset: frozenset(names) for dataset, names in conditions.items()}
-
-    def alerts(self, limit: int = 50) -> list[tuple[Alert, int, int, str | None]]:
-        """The newest alerts, newest first.
-
-        Returns:
-            for each: the alert, the number of its targets, the number of targets that received
-            it, and the last error.
-        """
-        rows = self._read(
-            f"SELECT {ALERT_COLUMNS}, count(target), count(delivered_at), max(last_error) "  # noqa: S608
-            "FROM alerts LEFT JOIN deliveries USING (alert_id) "
-            "GROUP BY ALL ORDER BY alerts.created_at DESC, alerts.alert_id LIMIT ?",
-            [limit],
-        )
-        return [(Alert(*row[:-3]), *row[-3:]) for row in rows]
-
-    def take_due_alerts(self, targets: Sequence[str], now: datetime) -> dict[str, list[DueAlert]]:
-        """The alerts that are due for each target, after addressing new alerts to all of them."""
+    def old_outbox(self) -> dict[str, list[dict[str, Any]]]:
+        """Conditions, alerts and deliveries that older versions kept in this file."""
         with self._reader() as connection:
             if not connection:
-                return {target: [] for target in targets}
-            if not (targets and has_unaddressed(connection, targets)):
-                return {target: due_alerts(connection, target, now) for target in targets}
-        with self._write() as connection:
-            address_alerts(connection, targets, now)
-            return {target: due_alerts(connection, target, now) for target in targets}
+                return {}
+            there = connection.execute(
+                "SELECT table_name FROM duckdb_tables() WHERE table_name IN (SELECT unnest(?))",
+                [list(OLD_OUTBOX)],
+            ).fetchall()
+            return {name: connection.table(name).to_arrow_table().to_pylist() for (name,) in there}
 
-    def mark_delivered(self, alert_ids: Sequence[str], target: str, now: datetime) -> None:
-        """Record that the target's service accepted these alerts."""
+    def drop_old_outbox(self) -> None:
+        """Drop the tables of `old_outbox`."""
         with self._write() as connection:
-            mark_delivered(connection, alert_ids, target, now)
-
-    def mark_failed(
-        self, alert_ids: Sequence[str], target: str, error: str, next_attempt_at: datetime
-    ) -> None:
-        """Record that the target's service did not accept these alerts, and when to retry."""
-        with self._write() as connection:
-            mark_failed(connection, alert_ids, target, error, next_attempt_at)
+            for name in OLD_OUTBOX:
+                connection.execute(f"DROP TABLE IF EXISTS {name}")
 
     def export(self, folder: Path) -> None:
         """Write each table in EXPORTED to a Parquet file, replacing the old file atomically.
@@ -227,9 +171,7 @@ class Warehouse:
         Raises:
             VisdivError: as `record` does.
         """
-        query = (
-            "SELECT {} FROM evaluations WHERE dataset = ? ORDER BY evaluated_at, evaluation_id DESC"
-        )
+        query = "SELECT {} FROM evaluations WHERE dataset = ? ORDER BY number"
         return self._evaluations(query, [dataset])
 
     def pin_baseline(self, dataset: str, evaluation_id: str, now: datetime) -> None:
@@ -363,26 +305,91 @@ class Warehouse:
 
     @contextmanager
     def _connect(self, *, read_only: bool) -> Iterator[duckdb.DuckDBPyConnection]:
-        patiently = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: bool(LOCKED.search(str(error)))),
-            wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.2),
-            stop=tenacity.stop_after_delay(LOCK_PATIENCE_SECONDS),
-            reraise=True,
-        )
         try:
             with self._turn(read_only=read_only):
                 self._refuse_empty()
-                connection = patiently(duckdb.connect, str(self.path), read_only=read_only)
-                try:
-                    connection.execute("SET TimeZone = 'UTC'")
-                    yield connection
-                finally:
-                    connection.close()
+                if read_only:
+                    with contextlib.closing(self._open(self.path, read_only=True)) as connection:
+                        yield connection
+                else:
+                    with self._opened_for_writing() as connection:
+                        yield connection
         except duckdb.IntegrityError:  # the rows are wrong, not the file
             raise
         except duckdb.Error as error:  # damage raises any class, a wrong checksum just this one
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if LOCKED.search(str(error)):
+                raise VisdivError(
+                    f"another program has {self.path} open for writing, as notebooks do by "
+                    f"default; close it there, and read the files in "
+                    f"{self.path.parent / 'exports'} instead ({reason})"
+                ) from error
             raise VisdivError(f"cannot use the results database {self.path}: {reason}") from error
+
+    @contextmanager
+    def _opened_for_writing(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """The file itself; or a copy that takes its place afterwards, while somebody reads it.
+
+        DuckDB lets nobody write to a file that another process has open. Whoever reads it, a
+        notebook perhaps, keeps the file as it was, and stops nobody.
+        """
+        for left in self.path.parent.glob(f".{self.path.name}.*.tmp*"):  # by a killed process
+            left.unlink(missing_ok=True)
+        try:
+            connection = self._open(self.path, read_only=False, patience=READER_PATIENCE_SECONDS)
+        except duckdb.Error as error:
+            if not LOCKED.search(str(error)):
+                raise
+        else:
+            with contextlib.closing(connection):
+                yield connection
+            return
+        # As long as this is open, nobody can begin to write to the file.
+        with contextlib.closing(self._open(self.path, read_only=True)):
+            place = self.path.resolve()
+            copy = place.with_name(f".{self.path.name}.{uuid.uuid4().hex}.tmp")
+            log, log_copy = _write_ahead_log(place), _write_ahead_log(copy)
+            try:
+                shutil.copy(place, copy)
+                if log.exists():
+                    shutil.copy(log, log_copy)
+                with contextlib.closing(self._open(copy, read_only=False)) as connection:
+                    yield connection
+                if log_copy.exists():  # closing has written all of it to the copy, or has failed
+                    raise VisdivError(f"cannot write {self.path}: is the disk full?")
+                with copy.open("rb") as file:
+                    os.fsync(file.fileno())
+                copy.replace(place)
+                log.unlink(missing_ok=True)
+            except OSError as error:
+                raise VisdivError(f"cannot write {self.path}: {error.strerror or error}") from error
+            finally:
+                copy.unlink(missing_ok=True)
+                log_copy.unlink(missing_ok=True)
+
+    def _open(
+        self, path: Path, *, read_only: bool, patience: float | None = None
+    ) -> duckdb.DuckDBPyConnection:
+        patiently = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(lambda error: bool(LOCKED.search(str(error)))),
+            wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.2),
+            stop=tenacity.stop_after_delay(self._patience if patience is None else patience),
+            reraise=True,
+        )
+        try:
+            connection = patiently(duckdb.connect, str(path), read_only=read_only)
+        except duckdb.Error as error:
+            if not OUTDATED_LOG.search(str(error)):
+                raise
+            # A process died right after its copy had taken the file's place: it is in there.
+            _write_ahead_log(path.resolve()).unlink(missing_ok=True)
+            connection = patiently(duckdb.connect, str(path), read_only=read_only)
+        connection.execute("SET TimeZone = 'UTC'")
+        return connection
+
+    @property
+    def _patience(self) -> float:
+        return LOCK_PATIENCE_SECONDS if self.patience is None else self.patience
 
     def _refuse_empty(self) -> None:
         """An empty file held results; some versions of DuckDB would begin anew in it."""
@@ -401,7 +408,7 @@ class Warehouse:
         """
         lock = filelock.FileLock(self.path.with_name(f".{self.path.name}.lock"))
         try:
-            lock.acquire(timeout=LOCK_PATIENCE_SECONDS, poll_interval=0.01)
+            lock.acquire(timeout=self._patience, poll_interval=0.01)
         except filelock.Timeout as error:
             raise VisdivError(
                 f"another process is using {self.path}; wait until it is done, then try again"
@@ -414,3 +421,7 @@ class Warehouse:
             yield
         finally:
             lock.release()
+
+
+def _write_ahead_log(path: Path) -> Path:
+    return path.with_name(f"{path.name}.wal")

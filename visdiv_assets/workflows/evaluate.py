@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.incremental import embed_manifest
 from visdiv_assets.embedding.pipeline import Embedder, OnProgress
 from visdiv_assets.errors import VisdivError, counted
+from visdiv_assets.quality.conditions import RECOVERY
 from visdiv_assets.settings.model import Slices
 from visdiv_assets.sources.manifest import Manifest, list_images
 from visdiv_assets.sources.source import Source
@@ -29,10 +30,11 @@ from visdiv_assets.store.contents import Contents
 from visdiv_assets.store.index import EmbeddingIndex
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.records import Evaluation, FailedImage
+from visdiv_assets.warehouse.state.database import STATE_FILE, StateFile
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets.workflows.judge import states_of
 from visdiv_assets.workflows.moments import accumulate_moments
 from visdiv_assets.workflows.project import export
+from visdiv_assets.workflows.watch import judged
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +163,7 @@ def score_dataset(
     started: float,
     threshold: float | None = None,
     basis: str = "corrected",
+    recovery: timedelta = RECOVERY,
     run_id: str | None = None,
 ) -> tuple[Evaluation, Diversity]:
     """Score moments and record the evaluation.
@@ -175,6 +178,7 @@ def score_dataset(
         started: Unix time at which the evaluation began.
         threshold: score below which an alert is due; no alerts at all when None.
         basis: which score the threshold is for, `corrected` or `plain`.
+        recovery: how long a score must stay above its threshold to count as recovered.
         run_id: Dagster's, if it is a run of Dagster's.
 
     Raises:
@@ -215,11 +219,10 @@ def score_dataset(
         n_listed=store.manifest_length(dataset, listed),
         basis=basis,
         n_flat=index.n_flat,
+        threshold=threshold,
     )
-    states = (
-        () if threshold is None else states_of(evaluation, warehouse.history(dataset), threshold)
-    )
-    warehouse.record(evaluation, measured.spectrum, states)
+    with judged(warehouse, StateFile(store.root / STATE_FILE), recovery):
+        evaluation = warehouse.record(evaluation, measured.spectrum)
     try:
         store.name_latest(dataset, listed)
     except OSError as error:  # the disk is full; the sensors will ask for one more evaluation
@@ -237,6 +240,7 @@ def evaluate(
     *,
     threshold: float | None = None,
     basis: str = "corrected",
+    recovery: timedelta = RECOVERY,
     slices: Slices = None,
     precision: float | None = None,
     on_progress: OnProgress | None = None,
@@ -270,6 +274,7 @@ def evaluate(
         started=started,
         threshold=threshold,
         basis=basis,
+        recovery=recovery,
     )
     return evaluation, embedded
 

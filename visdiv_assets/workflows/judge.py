@@ -1,22 +1,27 @@
-"""What an evaluation means for its dataset: verdicts, conditions, alerts.
+"""What an evaluation means for its dataset: verdicts and conditions.
 
 Here: bringing together what `store` and `warehouse` hold with the decisions of `quality/`.
-Not here: the decisions themselves, Dagster's checks, sending alerts.
+Not here: the decisions themselves, recording conditions (`watch.py`), Dagster's checks.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from visdiv_assets.errors import VisdivError, never_evaluated
 from visdiv_assets.quality.conditions import (
+    PLAIN_MARGIN,
+    RECOVERY,
     Condition,
     Facts,
     State,
+    is_below,
     likely_reason,
     states_of_evaluation,
 )
 from visdiv_assets.quality.verdicts import (
+    DROP_HISTORY,
+    LOST_SHARE,
     Measured,
     Verdict,
     judge_age,
@@ -27,11 +32,11 @@ from visdiv_assets.quality.verdicts import (
     judge_failures,
     judge_flat,
     judge_leakage,
+    judge_lost,
     judge_model,
     judge_near_duplicates,
     judge_score,
 )
-from visdiv_assets.settings.secrets import redacted
 from visdiv_assets.spectral.score import TOO_FEW
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.records import Evaluation
@@ -45,13 +50,23 @@ def judge_dataset(
     store: Store,
     warehouse: Warehouse,
     now: datetime | None = None,
+    *,
+    after_evaluation: int = 0,
 ) -> dict[str, Verdict]:
     """Every check of a dataset's newest evaluation, by name of the check.
+
+    Args:
+        dataset: its name.
+        threshold: score below which the check of the score fails.
+        store: holds what was scored.
+        warehouse: holds the evaluations.
+        now: aware datetime; the current time when None.
+        after_evaluation: number of the last evaluation of an earlier dataset of that name.
 
     Raises:
         VisdivError: the dataset was never evaluated.
     """
-    history = warehouse.history(dataset)
+    history = [each for each in warehouse.history(dataset) if (each.number or 0) > after_evaluation]
     if not history:
         raise never_evaluated(dataset)
     *earlier, newest = history
@@ -62,6 +77,7 @@ def judge_dataset(
             judge_score(newest.judged_score, threshold), newest
         ),
         "score_drop": judge_drop(newest.judged_score, _comparable(newest, earlier)),
+        "images_lost": judge_lost(_listed(newest), [_listed(each) for each in earlier]),
         "decode_failures": judge_failures(newest.n_images, newest.n_failed),
         "flat_images": judge_flat(newest.n_images, newest.n_flat),
         "embeddings_valid": judge_embeddings(
@@ -140,51 +156,78 @@ def _judge_drift(
 
 
 def states_of(
-    evaluation: Evaluation, earlier: Sequence[Evaluation], threshold: float
+    evaluation: Evaluation,
+    earlier: Sequence[Evaluation],
+    threshold: float,
+    active: Collection[str] = (),
+    recovery: timedelta = RECOVERY,
 ) -> tuple[State, ...]:
-    """The conditions that a new evaluation puts its dataset in, given those before it."""
+    """The conditions that a new evaluation puts its dataset in.
+
+    Args:
+        evaluation: the new one.
+        earlier: those before it, in the order of recording.
+        threshold: score below which an alert is due.
+        active: the conditions that hold so far.
+        recovery: how long a score must stay above its threshold to count as recovered.
+    """
     reason = likely_reason(_facts(evaluation), _facts(earlier[-1]) if earlier else None)
+    listed = [_listed(each) for each in earlier]
+    score = evaluation.judged_score
     states = states_of_evaluation(
-        judge_score(evaluation.judged_score, threshold),
-        judge_drop(evaluation.judged_score, _comparable(evaluation, earlier)),
+        score is not None
+        and is_below(
+            score,
+            threshold,
+            was_below=Condition.BELOW_THRESHOLD in active,
+            margin=_margin(evaluation),
+            above_for=_above_for(evaluation, earlier, threshold),
+            recovery=recovery,
+        ),
+        judge_drop(score, _comparable(evaluation, earlier)),
+        judge_lost(_listed(evaluation), listed),
         threshold,
         reason,
+        regained=_listed(evaluation) >= LOST_SHARE * max(listed[-DROP_HISTORY:], default=0),
     )
-    if evaluation.judged_score is None:  # nothing is known, so nothing has changed
-        known = (Condition.NOT_EVALUATED, Condition.STALE)
-        return tuple(state for state in states if state.condition in known)
+    if score is None:  # nothing is known of it, so nothing has changed
+        of_scores = (Condition.BELOW_THRESHOLD, Condition.DROPPED)
+        return tuple(state for state in states if state.condition not in of_scores)
     return states
 
 
-def note_failure(
-    dataset: str, reason: str, warehouse: Warehouse, *, run_id: str | None = None
-) -> None:
-    """Note that a dataset could not be evaluated; an alert follows if it could be before."""
-    told = " ".join(redacted(reason).split())[:500]
-    state = State(Condition.NOT_EVALUATED, active=True, reason=told)
-    warehouse.change_conditions(dataset, [state], datetime.now(UTC), run_id)
+def _listed(evaluation: Evaluation) -> int:
+    return evaluation.n_listed or evaluation.n_images + evaluation.n_failed
 
 
-def note_stale(datasets: Iterable[str], warehouse: Warehouse, now: datetime) -> dict[str, Verdict]:
-    """Note which of these datasets nobody has evaluated for too long.
+def _margin(evaluation: Evaluation) -> float:
+    """From the judged score down to the lower end of its interval.
 
-    Datasets that were never evaluated at all are not among them: their runs fail, or are due.
-
-    Returns:
-        the verdict on each dataset that has become stale just now.
+    A plain score is no estimate and has none of its own; as much of it is taken as of the
+    corrected score.
     """
-    wanted, known = set(datasets), warehouse.active_conditions()
-    verdicts = {
-        evaluation.dataset: judge_age(evaluation.evaluated_at, now)
-        for evaluation in warehouse.latest_evaluations()
-        if evaluation.dataset in wanted
-        and Condition.STALE not in known.get(evaluation.dataset, frozenset())
-    }
-    stale = {dataset: verdict for dataset, verdict in verdicts.items() if not verdict.passed}
-    for dataset, verdict in stale.items():
-        state = State(Condition.STALE, active=True, reason=verdict.finding)
-        warehouse.change_conditions(dataset, [state], now)
-    return stale
+    if evaluation.corrected_score is None or evaluation.corrected_low is None:
+        return PLAIN_MARGIN
+    margin = evaluation.corrected_score - evaluation.corrected_low
+    if evaluation.basis != "plain":
+        return margin
+    share = margin / evaluation.corrected_score if evaluation.corrected_score else 0.0
+    return share * evaluation.diversity_score
+
+
+def _above_for(
+    evaluation: Evaluation, earlier: Sequence[Evaluation], threshold: float
+) -> timedelta:
+    """For how long every evaluation has found the score to be above; for ever if all have.
+
+    All have where it was the threshold that fell below the score, and not the other way round.
+    """
+    since = evaluation.evaluated_at
+    for each in reversed(earlier):
+        if each.judged_score is None or each.judged_score < threshold:
+            return evaluation.evaluated_at - since
+        since = min(since, each.evaluated_at)
+    return timedelta.max
 
 
 def _comparable(newest: Evaluation, earlier: Sequence[Evaluation]) -> list[float]:

@@ -29,6 +29,9 @@ from visdiv_assets.workflows.catalogue import (
 )
 from visdiv_assets.workflows.project import EvaluatedDataset, record
 
+# Why a benchmark was not compared whose settings cannot be used; they may name another model.
+FAULTY = "its settings are wrong"
+
 MATCHES = pa.schema(
     [
         ("image_id", TEXT),
@@ -110,7 +113,9 @@ def leakage_of(
     project, wanted = dataset.project, dataset.settings.leakage.threshold
     level = wanted if threshold is None else threshold
     names = benchmarks_of(project.settings, dataset.name)
-    benchmarks, not_compared = comparable(dataset.evaluation, names, project.warehouse)
+    usable = [name for name in names if name not in project.settings.faults]
+    benchmarks, not_compared = comparable(dataset.evaluation, usable, project.warehouse)
+    not_compared |= {name: FAULTY for name in names if name not in usable}
     overlaps = overlaps_of(dataset, benchmarks, level, on_progress)
     if level == wanted:
         record_leakage(dataset.name, overlaps, not_compared, project.store, project.warehouse)
@@ -241,11 +246,15 @@ def comparable(
 
 
 def benchmarks_of(settings: Settings, dataset: str) -> list[str]:
-    """The datasets that a dataset must have no image of: none, for one that is held out itself."""
+    """The datasets that a dataset must have no image of: none, for one that is held out itself.
+
+    With those that may be benchmarks, but whose settings are wrong.
+    """
     registered = settings.datasets.get(dataset)
     if registered is not None and registered.role == "benchmark":
         return []
-    return [name for name, each in settings.datasets.items() if each.role == "benchmark"]
+    benchmarks = [name for name, each in settings.datasets.items() if each.role == "benchmark"]
+    return [*benchmarks, *sorted(settings.may_be_benchmarks)]
 
 
 def record_leakage(

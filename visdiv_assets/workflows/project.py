@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from visdiv_assets.sources.source import Source
 from visdiv_assets.sources.uris import scheme_of
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.records import Evaluation
+from visdiv_assets.warehouse.state.database import STATE_FILE, StateFile
 from visdiv_assets.warehouse.warehouse import Warehouse
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,16 @@ class Project:
     settings: Settings
     store: Store
     warehouse: Warehouse
+
+    @property
+    def state(self) -> StateFile:
+        """What the service remembers."""
+        return StateFile(self.store.root / STATE_FILE)
+
+    @property
+    def recovery(self) -> timedelta:
+        """How long a score must stay above its threshold to count as recovered."""
+        return timedelta(days=self.settings.alerts.recovery_days)
 
     def dataset(self, name: str) -> "EvaluatedDataset":
         """A registered dataset and its newest evaluation.
@@ -170,12 +182,15 @@ def dataset_at(path: str, settings: Settings) -> tuple[str, SourceSettings]:
     """Name and source of what a user calls a dataset: a registered name, a path or a URI.
 
     A registered name comes first: `birds` is the dataset, `./birds` the folder.
+
+    Raises:
+        VisdivError: what the settings say of that dataset is wrong.
     """
     path = path.removeprefix("file://")
     if scheme_of(path):
         return dataset_name_for(path), SourceSettings.model_construct(uri=path)
-    if path in settings.datasets:
-        return path, settings.datasets[path].source
+    if path in settings.datasets or path in settings.faults:
+        return path, settings.dataset(path).source
     folder = absolute_path(path)
     for name, dataset in settings.datasets.items():
         if os.path.realpath(dataset.source.uri) == os.path.realpath(folder):

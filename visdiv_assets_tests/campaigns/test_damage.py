@@ -58,7 +58,7 @@ def test_all_kinds_of_files_are_damaged(sound):
     kinds = {role.partition("/")[0] for role in sound.roles()}
     assert kinds == {
         *("manifests", "embeddings", "indexes", "moments", "exports"),
-        *("visdiv.duckdb", ".visdiv.duckdb.lock"),
+        *("visdiv.duckdb", ".visdiv.duckdb.lock", "state.sqlite"),
     }
     assert {role for role, _ in STRATA + MORE} <= set(sound.roles())
 

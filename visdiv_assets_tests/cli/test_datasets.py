@@ -16,7 +16,10 @@ from visdiv_assets.cli.main import app
 from visdiv_assets.quality.conditions import Condition, State
 from visdiv_assets.settings.editing import TEMPLATE
 from visdiv_assets.settings.reading import load_settings
+from visdiv_assets.warehouse.state.database import StateFile
+from visdiv_assets.warehouse.state.outbox import address, claim, note_states, settle
 from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.watch import begin_judging, derive_alerts
 from visdiv_assets_tests.notify.receivers import webhook
 from visdiv_assets_tests.warehouse.test_warehouse import make
 
@@ -216,7 +219,7 @@ def test_remove_takes_a_dataset_out_and_keeps_its_history(visdiv, warehouse):
     before = warehouse.history("birds")
     result = visdiv("remove", "birds")
     assert result.stdout == "birds is no longer registered; its history is kept\n"
-    assert CONFIG.read_text(encoding="utf-8") == TEMPLATE
+    assert CONFIG.read_text(encoding="utf-8") == TEMPLATE.replace("\ndatasets:", "\ndatasets: {}")
     assert warehouse.history("birds") == before
     assert "0.6000" in visdiv("history", "birds").stdout
 
@@ -314,8 +317,17 @@ def test_the_outbox_is_empty_at_first(visdiv):
     assert visdiv("alerts", "list").stdout == "there were no alerts\n"
 
 
-def test_an_alert_is_listed_while_it_waits_while_it_fails_and_once_delivered(visdiv, warehouse):
-    warehouse.record(make(diversity_score=0.25), SPECTRUM, [FELL])
+@pytest.fixture
+def state(warehouse: Warehouse) -> StateFile:
+    return StateFile(warehouse.path.with_name("state.sqlite"))
+
+
+def test_an_alert_is_listed_while_it_waits_while_it_fails_and_once_delivered(
+    visdiv, warehouse, state
+):
+    begin_judging(warehouse, state)
+    warehouse.record(make(diversity_score=0.25, threshold=0.30), SPECTRUM)
+    derive_alerts(warehouse, state)
 
     def row() -> list[str]:
         lines = visdiv("alerts", "list").stdout.splitlines()
@@ -323,26 +335,35 @@ def test_an_alert_is_listed_while_it_waits_while_it_fails_and_once_delivered(vis
         return [cell.strip() for cell in line.split("│")[1:-1]]
 
     told = ["2026-03-01 12:00", "birds fell below its threshold", "0.2500"]
-    assert row() == [*told, "waiting"]
-    due = warehouse.take_due_alerts(["one", "two"], NOON + timedelta(days=1))
-    [alert_id] = [each.alert.alert_id for each in due["one"]]
-    later = NOON + timedelta(days=2)
-    warehouse.mark_failed([alert_id], "one", "[red]503", later)
+    assert row() == [*told, "nobody: there was no address for a week"]
+    address(state, {"one": "Mail (1)", "two": "Mail (2)"}, NOON)
+    claims = {name: claim(state, name, NOON) for name in ("one", "two")}
+    settle(state, "one", claims["one"], "[red]503", NOON)
     assert row() == [*told, "0 of 2: [red]503"]
-    for target in ("one", "two"):
-        warehouse.mark_delivered([alert_id], target, later)
+    for name in ("one", "two"):
+        settle(state, name, claims[name], None, NOON)
     assert row() == [*told, "2 of 2"]
 
 
-def test_alerts_of_datasets_that_were_never_scored_are_listed_without_a_score(visdiv, warehouse):
-    state = State(Condition.NOT_EVALUATED, active=True, reason="gone")
-    warehouse.change_conditions("birds", [state], NOON)
+def test_an_alert_that_was_given_up_is_listed_as_such(visdiv, state):
+    note_states(state, "birds", [FELL], NOON)
+    address(state, {"one": "Mail (1)", "two": "Mail (2)"}, NOON)
+    for name, error in (("one", None), ("two", "503")):
+        settle(state, name, claim(state, name, NOON), error, NOON)
+    assert claim(state, "two", NOON + timedelta(days=8)) is None
+    assert "1 of 2, given up: Mail (2): 503" in " ".join(visdiv("alerts", "list").stdout.split())
+    told = json.loads(visdiv("alerts", "list", "--json").stdout)["alerts"][0]["recipients"]
+    assert [each["given_up_at"] is None for each in told] == [True, False]
+
+
+def test_alerts_of_datasets_that_were_never_scored_are_listed_without_a_score(visdiv, state):
+    note_states(state, "birds", [State(Condition.NOT_EVALUATED, active=True, reason="gone")], NOON)
     assert "birds could not be evaluated" in visdiv("alerts", "list").stdout
 
 
-def test_only_the_newest_alerts_are_listed(visdiv, warehouse):
+def test_only_the_newest_alerts_are_listed(visdiv, state):
     for n in range(5):
-        warehouse.change_conditions(f"set{n}", [FELL], NOON + timedelta(hours=n))
+        note_states(state, f"set{n}", [FELL], NOON + timedelta(hours=n))
     listed = visdiv("alerts", "list", "--limit", "2").stdout
     assert [f"set{n}" in listed for n in range(5)] == [False, False, False, True, True]
 

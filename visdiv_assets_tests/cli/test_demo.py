@@ -14,6 +14,8 @@ from visdiv_assets.cli.demo import (
     run_demo,
 )
 from visdiv_assets.errors import VisdivError
+from visdiv_assets.warehouse.state.database import StateFile
+from visdiv_assets.warehouse.state.outbox import all_active_conditions
 from visdiv_assets.warehouse.warehouse import Warehouse
 
 PHOTOS = Path(__file__).parents[2] / "examples/demo/photos"
@@ -101,5 +103,7 @@ def test_the_demo_scores_both_datasets_as_documented(tmp_path):
     assert tracking.diversity_score < 0.10
     assert photos.corrected_score == pytest.approx(0.79, abs=0.02)
     # The photographs are few but do not alarm; the frames do.
-    conditions = Warehouse(tmp_path / "store/visdiv.duckdb").active_conditions()
-    assert conditions == {"demo_tracking": frozenset({"below_threshold"})}
+    conditions = all_active_conditions(StateFile(tmp_path / "store/state.sqlite"))
+    assert {name: set(held) for name, held in conditions.items()} == {
+        "demo_tracking": {"below_threshold"}
+    }

@@ -109,6 +109,13 @@ def test_a_results_file_of_a_newer_version_is_a_problem(settings, store):
     assert "upgrade visdiv" in problems(settings)["results"]
 
 
+def test_an_evaluation_of_the_future_is_a_problem_with_a_clock(settings, store):
+    with duckdb.connect(str(store / "visdiv.duckdb")) as connection:
+        connection.execute("UPDATE evaluations SET evaluated_at = now() + INTERVAL 5 YEAR")
+    assert list(problems(settings)) == ["clock"]
+    assert "a clock was wrong then, or is now" in problems(settings)["clock"]
+
+
 def test_a_file_in_place_of_the_store_is_a_problem(settings):
     settings.store.touch()
     assert problems(settings) == {
@@ -138,7 +145,8 @@ def test_weights_that_cannot_run_where_the_settings_want_them_are_a_problem(sett
 def test_a_missing_package_is_a_problem_unless_it_is_optional(settings, monkeypatch):
     monkeypatch.setattr(doctor, "PACKAGES", ("no-such-package", "no-such-extra"))
     monkeypatch.setattr(doctor, "OPTIONAL", ("no-such-extra",))
-    assert examined(settings)["no-such-extra"] == (True, "no-such-extra", "not installed")
+    optional = doctor.Finding(True, "no-such-extra", "not installed")
+    assert examined(settings)["no-such-extra"] == optional
     assert problems(settings) == {"no-such-package": "not installed"}
 
 

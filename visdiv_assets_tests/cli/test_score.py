@@ -390,9 +390,6 @@ def test_what_cannot_be_meant_is_an_error_in_one_sentence(photos, store, argumen
     [
         ("store: [", "visdiv.yaml is not a valid YAML file: line 1: .*"),
         ("stor: x", "visdiv.yaml: 'stor' is not a setting.*"),
-        ("datasets: {a/b: {source: x}}", "visdiv.yaml: 'datasets.a/b': a dataset name has .*"),
-        ("datasets: {..: {source: x}}", r"visdiv.yaml: 'datasets...': .*; got '\.\.'.*"),
-        ('datasets: {"a\\n": {source: x}}', r"visdiv.yaml: 'datasets.a\\n': .*"),
         ("store: '[red]x[/bold]'\nstor: x", "visdiv.yaml: 'stor' is not a setting.*"),
     ],
 )
@@ -402,6 +399,22 @@ def test_settings_that_make_no_sense_are_an_error_in_one_sentence(photos, store,
     assert shown.exit_code == 1
     assert re.fullmatch(f"error: {sentence}\n", shown.stderr)
     assert not store.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("datasets: {a/b: {source: x}}", "visdiv.yaml: 'datasets.a/b': a dataset name has .*"),
+        ("datasets: {..: {source: x}}", r"visdiv.yaml: 'datasets...': .*; got '\.\.'.*"),
+        ('datasets: {"a\\n": {source: x}}', r"visdiv.yaml: 'datasets.a\\n': .*"),
+    ],
+)
+def test_a_faulty_dataset_does_not_hold_up_a_folder(photos, store, text, sentence):
+    Path("visdiv.yaml").write_text(text)
+    shown = visdiv("score", photos)
+    assert shown.exit_code == 0
+    assert re.fullmatch(f"warning: {sentence}\n", shown.stderr)
+    assert n_evaluations(store) == 1
 
 
 @pytest.mark.parametrize("place", ["/proc/nowhere", "{file}", "{file}/deeper"])

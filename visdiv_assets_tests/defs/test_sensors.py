@@ -1,13 +1,17 @@
 """Sensors, schedule and checks on Dagster's real SQLite storage."""
 
 import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from typer.testing import CliRunner
 
 from visdiv_assets import VisdivError
+from visdiv_assets.cli.main import app
 from visdiv_assets.definitions import build_defs
 from visdiv_assets.defs.assets import embed as embed_module
 from visdiv_assets.defs.resources import (
@@ -15,17 +19,20 @@ from visdiv_assets.defs.resources import (
     StoreResource,
     WarehouseResource,
 )
-from visdiv_assets.defs.schedules import nightly_reevaluation
+from visdiv_assets.defs.schedules import nightly_comparison, nightly_reevaluation
 from visdiv_assets.defs.sensors import (
     alert_sensor,
     dataset_change_sensor,
     dataset_registry_sensor,
+    failed_run_sensor,
 )
+from visdiv_assets.warehouse.state.database import StateFile
+from visdiv_assets.warehouse.state.outbox import alerts
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.evaluate import embed_dataset
-from visdiv_assets_tests.defs.conftest import CheapEmbedder
+from visdiv_assets_tests.defs.conftest import CheapEmbedder, score
 from visdiv_assets_tests.embedding.fakes import write_images
-from visdiv_assets_tests.notify.receivers import webhook
+from visdiv_assets_tests.notify.receivers import hanging, webhook
 
 PHOTOS = sorted((Path(__file__).parents[2] / "examples/demo/photos").glob("*.jpg"))
 
@@ -94,6 +101,10 @@ class World:
             partition_key=dataset, instance=self.instance, raise_on_error=False
         )
 
+    @property
+    def state(self) -> StateFile:
+        return StateFile(self.root / "store/state.sqlite")
+
     def results(self) -> Warehouse:
         return Warehouse(self.root / "store/visdiv.duckdb")
 
@@ -120,14 +131,135 @@ def test_partitions_follow_the_settings(world):
     assert isinstance(world.register(), dg.SkipReason)
 
 
-def test_broken_settings_change_nothing(world):
+@pytest.mark.parametrize(
+    "text", ["datasets: [", "", "# all gone\n", "store: store\n", "store: store\ndatasets:\n", None]
+)
+def test_a_file_that_cannot_be_meant_changes_nothing_fails_the_tick_and_is_told(world, text):
+    file = world.root / "visdiv.yaml"
+    with webhook() as hook:
+        world.write("  a: {source: a}\n  b: {source: b}", alerts=f"{{urls: ['{hook.url}']}}")
+        world.register()
+        good = file.read_text()
+        file.unlink() if text is None else file.write_text(text)
+        for _ in range(3):
+            with pytest.raises(
+                dg.Failure, match=r"visdiv\.yaml cannot be used, and nothing changes"
+            ):
+                world.register()
+            world.alert()
+        assert partitions(world) == ["a", "b"]
+        assert hook.titles == ["visdiv: visdiv.yaml cannot be used"]
+        file.write_text(good)
+        world.register()
+        world.alert()
+        assert hook.titles[1:] == ["visdiv: visdiv.yaml can be used again"]
+
+
+def test_while_the_file_is_broken_changes_are_scored_and_nights_are_asked_for(world):
+    world.folder("a", PHOTOS[:4])
     world.write("  a: {source: a}")
     world.register()
     (world.root / "visdiv.yaml").write_text("datasets: [")
-    skipped = world.register()
-    assert isinstance(skipped, dg.SkipReason)
-    assert "not a valid YAML file" in skipped.skip_message
+    assert world.asked() == ["a"]
+    assert world.run("a").success
+    [request] = nightly(world, datetime(2026, 1, 10, 2, tzinfo=UTC))
+    assert request.partition_key == "a"
+
+
+def test_one_datasets_fault_is_told_and_stops_that_dataset_only(world, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_ROOT", raising=False)
+    world.folder("a", PHOTOS[:4])
+    good = "  a: {source: a}\n  b: {source: a}"
+    with webhook() as hook:
+        world.write(good, alerts=f"{{urls: ['{hook.url}']}}")
+        world.register()
+        world.write(good.replace("b: {source: a}", "b: {source: '${NO_SUCH_ROOT}/b'}"))
+        text = (world.root / "visdiv.yaml").read_text()
+        (world.root / "visdiv.yaml").write_text(f"{text}\nalerts: {{urls: ['{hook.url}']}}\n")
+        skipped = world.register()
+        assert "NO_SUCH_ROOT" in skipped.skip_message
+        assert partitions(world) == ["a", "b"]
+        assert world.asked() == ["a"]
+        world.alert()
+        assert hook.titles == ["visdiv: b has settings that cannot be used"]
+
+
+def test_most_datasets_at_once_are_taken_away_only_if_somebody_says_so(world):
+    names = [f"d{number}" for number in range(5)]
+    world.write("\n".join(f"  {name}: {{source: a}}" for name in names))
+    world.register()
+    world.write("  d0: {source: a}\n  new: {source: a}")
+    world.register()  # adds one
+    with pytest.raises(dg.Failure, match=r"has lost 4 of 6 datasets .*visdiv remove --gone"):
+        world.register()
+    # Those that are new don't outvote the others.
+    world.write("\n".join(f"  {name}: {{source: a}}" for name in ("d0", "new", *"abcdef")))
+    world.register()
+    with pytest.raises(dg.Failure, match="has lost 4"):
+        world.register()
+    world.write("  d0: {source: a}\n  new: {source: a}\n  a: {source: a}\n  b: {source: a}")
+    config = ["--config", str(world.root / "visdiv.yaml")]
+    assert CliRunner().invoke(app, ["remove", "--gone", *config]).exit_code == 0
+    world.register()
+    world.write("  d0: {source: a}\n  new: {source: a}")
+    world.register()
+    assert partitions(world) == ["d0", "new"]
+    world.write("")  # writes `datasets: {}`
+    world.register()
+    assert partitions(world) == []
+
+
+def test_a_partition_whose_addition_was_lost_is_still_this_projects(world):
+    world.write("  a: {source: a}")
+    for _ in range(2):  # ticks that are cut off
+        with dg.build_sensor_context(
+            instance=world.instance, resources={"settings": world.settings}
+        ) as context:
+            dataset_registry_sensor(context)
+    world.register()
     assert partitions(world) == ["a"]
+    world.write("")
+    world.register()
+    assert partitions(world) == []
+
+
+def test_partitions_that_others_have_added_are_left_alone(world):
+    world.instance.add_dynamic_partitions("datasets", ["theirs", "both"])
+    world.write("  mine: {source: a}\n  both: {source: a}")
+    world.register()
+    world.write("  both: {source: a}")
+    world.register()
+    assert partitions(world) == ["both", "theirs"]
+    world.write("")
+    world.register()
+    world.register()
+    assert partitions(world) == ["both", "theirs"]
+
+
+def test_partitions_of_an_older_version_are_this_projects_if_it_has_scored_them(world):
+    world.folder("a", PHOTOS[:4])
+    world.instance.add_dynamic_partitions("datasets", ["a", "theirs"])
+    score(world.root, "a")
+    world.write("  a: {source: a}")
+    world.register()
+    world.write("")
+    world.register()
+    assert partitions(world) == ["theirs"]
+
+
+@pytest.mark.slow
+def test_a_dataset_that_was_removed_while_below_is_told_again_when_it_is_registered_again(world):
+    world.folder("photos", PHOTOS[:6])
+    with webhook() as hook:
+        urls = f"{{urls: ['{hook.url}']}}"
+        for _ in range(2):
+            world.write("  photos: {source: photos, threshold: 0.9, basis: plain}", alerts=urls)
+            world.register()
+            assert world.run("photos").success
+            world.alert()
+            world.write("", alerts=urls)
+            world.register()
+        assert hook.titles == ["visdiv: photos fell below its threshold"] * 2
 
 
 def test_a_partition_is_not_taken_away_under_a_run(world):
@@ -187,18 +319,20 @@ def test_a_copy_in_progress_is_waited_for(world, monkeypatch):
     assert world.asked() == ["photos"]
 
 
-def test_the_same_change_has_the_same_run_key_so_a_failing_run_is_not_repeated(world):
+def test_a_change_is_asked_for_again_after_a_pause_whatever_became_of_its_run(world, monkeypatch):
+    now = 1e9
+    monkeypatch.setattr("visdiv_assets.defs.sensors.time.time", lambda: now)
     world.folder("photos", PHOTOS[:3])
     world.write("  photos: {source: photos}")
     world.register()
-    first, second = (world.look().run_requests[0].run_key for _ in range(2))
-    assert first == second
+    keys = []
+    for minute in range(8):  # the run fails at launch, dies after listing, or is never begun
+        now = 1e9 + 60 * minute
+        keys += [request.run_key for request in world.look().run_requests or []]
+    assert len(set(keys)) == len(keys) == 4  # once more at once, after a minute, after five more
     assert world.run("photos").success
-    (world.root / "photos" / PHOTOS[0].name).unlink()
-    third = world.look().run_requests[0].run_key
-    assert world.run("photos").success
-    shutil.copy2(PHOTOS[0], world.root / "photos")
-    assert world.look().run_requests[0].run_key not in (first, third)
+    now += 86400
+    assert world.asked() == []
 
 
 def test_a_source_that_cannot_be_listed_is_skipped_with_a_reason(world):
@@ -223,14 +357,16 @@ def test_unwatched_datasets_and_those_under_way_are_left_alone(world):
     assert world.asked() == []
 
 
-def test_when_time_is_short_every_dataset_still_gets_its_turn(world, monkeypatch):
+def test_one_source_that_hangs_costs_no_other_its_turn(world, monkeypatch):
+    monkeypatch.setattr("visdiv_assets.defs.sensors.LOOKING_SECONDS", 0.5)
     world.folder("photos", PHOTOS[:3])
-    world.write("\n".join(f"  d{number}: {{source: photos}}" for number in range(4)))
-    world.register()
-    monkeypatch.setattr("visdiv_assets.defs.sensors.TICK_SECONDS", -1.0)
-    monkeypatch.setattr("visdiv_assets.defs.sensors.time.monotonic", iter(range(0, 1000)).__next__)
-    monkeypatch.setattr("visdiv_assets.defs.sensors.TICK_SECONDS", 1.5)
-    seen = [name for _ in range(4) for name in world.asked()]
+    with hanging(1) as ([port], _):
+        rest = "\n".join(f"  d{number}: {{source: photos}}" for number in range(4))
+        world.write(f"  a: {{source: 'http://127.0.0.1:{port}/x.tar'}}\n{rest}")
+        world.register()
+        seen: list[str] = []
+        while len(seen) < 4:
+            seen += world.asked()
     assert sorted(seen) == ["d0", "d1", "d2", "d3"]
 
 
@@ -244,6 +380,15 @@ def nightly(world: World, at: datetime):
         resources={"settings": world.settings},
     ) as context:
         return nightly_reevaluation(context)
+
+
+def compare(world: World, at: datetime) -> dg.RunRequest | dg.SkipReason:
+    with dg.build_schedule_context(
+        instance=world.instance,
+        scheduled_execution_time=at,
+        resources={"settings": world.settings},
+    ) as context:
+        return nightly_comparison(context)
 
 
 def test_every_night_asks_for_each_scheduled_dataset_once(world):
@@ -266,6 +411,42 @@ def test_every_night_asks_for_each_scheduled_dataset_once(world):
     ]
 
 
+def test_a_night_that_was_missed_is_made_up_for(world):
+    world.write("  a: {source: a}\n  b: {source: b}")
+    world.register()
+    tags = {"dagster/partition": "b"}
+    busy = dg.DagsterRun(job_name="evaluate_dataset", tags=tags, status=dg.DagsterRunStatus.STARTED)
+    world.instance.add_run(busy)
+    # The machine was off from ten to two till twenty past.
+    [request] = nightly(world, datetime(2026, 1, 10, 2, 30, tzinfo=UTC))
+    assert request.run_key == "nightly:a:2026-01-10"
+    assert request.tags["visdiv/night"] == "2026-01-10"
+    world.instance.report_run_canceled(busy)
+    [request] = nightly(world, datetime(2026, 1, 10, 8, 0, tzinfo=UTC))
+    assert request.run_key == "nightly:b:2026-01-10"
+    assert isinstance(nightly(world, datetime(2026, 1, 10, 8, 15, tzinfo=UTC)), dg.SkipReason)
+
+
+def test_the_comparison_comes_two_hours_later_once_a_night_and_late_if_it_must(world):
+    world.write("  a: {source: a}")
+    world.register()
+
+    assert isinstance(compare(world, datetime(2026, 1, 10, 3, 45, tzinfo=UTC)), dg.SkipReason)
+    request = compare(world, datetime(2026, 1, 10, 9, 0, tzinfo=UTC))
+    assert request.run_key == "comparison:2026-01-10"
+    assert isinstance(compare(world, datetime(2026, 1, 10, 9, 15, tzinfo=UTC)), dg.SkipReason)
+
+
+def test_nothing_is_compared_on_the_day_on_which_the_first_dataset_was_registered(world):
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    world.write("  a: {source: a}", nightly="{time: '00:00'}")
+    world.register()
+    today = compare(world, midnight + timedelta(hours=23, minutes=45))
+    tomorrow = compare(world, midnight + timedelta(hours=26))
+    assert isinstance(today, dg.SkipReason)
+    assert isinstance(tomorrow, dg.RunRequest)
+
+
 def test_a_nightly_run_over_unchanged_images_embeds_none_and_its_checks_run_with_it(world):
     world.folder("photos", PHOTOS[:6])
     world.write("  photos: {source: photos}")
@@ -274,7 +455,7 @@ def test_a_nightly_run_over_unchanged_images_embeds_none_and_its_checks_run_with
         result = world.run("photos")
         [event] = result.asset_materializations_for_node("sscd_embeddings")
         assert event.metadata["newly embedded"].value == expected
-        assert len(result.get_asset_check_evaluations()) == 9
+        assert len(result.get_asset_check_evaluations()) == 10
 
 
 def test_a_run_keeps_to_the_images_that_it_listed_while_another_run_goes_by(world, monkeypatch):
@@ -400,7 +581,7 @@ def test_a_stale_dataset_is_told_and_its_check_fails_in_the_ui(world, monkeypatc
         world.alert()
         monkeypatch.undo()
         world.alert()
-        assert hook.titles == ["visdiv: photos has not been evaluated for more than 26 hours"]
+        assert hook.titles == ["visdiv: photos has no evaluation of the last 26 hours"]
     records = world.instance.event_log_storage.get_asset_check_execution_history(
         dg.AssetCheckKey(dg.AssetKey("diversity_metrics"), "not_stale"), limit=1
     )
@@ -414,8 +595,8 @@ def test_without_alert_urls_nothing_is_lost(world):
     world.register()
     world.run("photos")
     assert world.alert() == "the settings name no alert URLs"
-    [(alert, targets, delivered, _)] = world.results().alerts()
-    assert (alert.condition, targets, delivered) == ("below_threshold", 0, 0)
+    [(alert, deliveries)] = alerts(world.state)
+    assert (alert.condition, deliveries) == ("below_threshold", [])
 
 
 def test_a_missing_secret_and_a_bad_url_are_named_and_keep_nobody_else_waiting(world):
@@ -432,3 +613,89 @@ def test_a_missing_secret_and_a_bad_url_are_named_and_keep_nobody_else_waiting(w
     assert "NO_SUCH_SECRET" in said
     assert "'nonsense'" in said
     assert "s3cret" not in said
+
+
+# --- failed runs ---
+
+
+def noted(world: World, result: dg.ExecuteInProcessResult, **tags: str) -> dg.SkipReason | None:
+    """What the sensor does about a failed run."""
+    run = world.instance.get_run_by_id(result.run_id)
+    if tags:
+        world.instance.add_run_tags(run.run_id, tags)
+        run = world.instance.get_run_by_id(result.run_id)
+    [event] = [each for each in result.all_events if each.event_type_value == "PIPELINE_FAILURE"]
+    with dg.build_run_status_sensor_context(
+        "failed_run_sensor",
+        event,
+        world.instance,
+        run,
+        resources={"settings": world.settings, "store": world.store},
+    ) as context:
+        return failed_run_sensor(context.for_run_failure())
+
+
+def conditions(world: World) -> list[tuple[str, bool]]:
+    return [(alert.condition, alert.began) for alert, _ in reversed(alerts(world.state))]
+
+
+def analyze(world: World, dataset: str) -> dg.ExecuteInProcessResult:
+    overrides = {"settings": world.settings, "embedder": CheapEmbedder(settings=world.settings)}
+    job = build_defs(resource_overrides=overrides).resolve_job_def("analyze_dataset")
+    return job.execute_in_process(
+        partition_key=dataset,
+        instance=world.instance,
+        raise_on_error=False,
+        asset_selection=[dg.AssetKey("near_duplicates")],
+    )
+
+
+def test_a_failed_evaluation_is_told_and_a_failed_analysis_as_what_it_is(world):
+    world.folder("photos", PHOTOS[:4])
+    world.write("  photos: {source: photos}")
+    world.register()
+    failed = analyze(world, "photos")  # it was never evaluated
+    assert not failed.success
+    noted(world, failed)
+    assert conditions(world) == [("not_analyzed", True)]
+    shutil.rmtree(world.root / "photos")
+    noted(world, world.run("photos"))
+    assert conditions(world)[1:] == [("not_evaluated", True)]
+
+
+def test_a_failure_that_is_told_late_is_no_news_if_the_next_run_succeeded(world):
+    world.write("  photos: {source: photos}")
+    world.register()
+    failed = world.run("photos")
+    world.folder("photos", PHOTOS[:4])
+    assert world.run("photos").success
+    noted(world, failed)
+    assert conditions(world) == []
+
+
+def test_a_failed_run_that_is_tried_again_is_not_told(world):
+    world.write("  photos: {source: photos}")
+    world.register()
+    failed = world.run("photos")
+    assert "tried again" in noted(world, failed, **{"dagster/will_retry": "true"}).skip_message
+    assert conditions(world) == []
+
+
+def test_somebody_who_writes_to_the_results_does_not_stop_alerts(world):
+    world.folder("photos", PHOTOS[:4])
+    code = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print(1, flush=True); input()"
+    with webhook() as hook:
+        rule = "{source: photos, threshold: 0.9, basis: plain}"
+        world.write(f"  photos: {rule}", alerts=f"{{urls: ['{hook.url}']}}")
+        world.register()
+        assert world.run("photos").success
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(world.results().path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as notebook:
+            notebook.stdout.readline()
+            said = world.alert()
+            notebook.communicate(b"\n")
+        assert hook.titles == ["visdiv: photos fell below its threshold"]
+        assert "new evaluations are judged later: another program has" in said

@@ -268,9 +268,15 @@ def test_what_is_added_and_removed_leaves_the_file_as_it_was(tmp_path, before):
     path.write_text(before, encoding="utf-8")
     for name in ("emus", "fish"):
         add_dataset(path, name, "x", threshold=0.5)
+    added = path.read_text(encoding="utf-8")
     for name in ("emus", "fish"):
         remove_dataset(path, name)
+    if not load_settings(path).datasets:  # nothing is left, which is said
+        before = before.replace("datasets:", "datasets: {}", 1)
     assert path.read_text(encoding="utf-8") == before
+    for name in ("emus", "fish"):
+        add_dataset(path, name, "x", threshold=0.5)
+    assert path.read_text(encoding="utf-8") == added
 
 
 def test_removing_every_dataset_keeps_all_comments_outside_them(path):
@@ -361,6 +367,120 @@ def test_any_dataset_can_be_added_and_removed_without_a_trace(tmp_path, name, en
     assert content["datasets"][name] == entry
     remove_dataset(path, name)
     assert path.read_text(encoding="utf-8") == before
+
+
+# --- while another dataset is faulty ---
+
+FAULTY = [
+    "  b: {source: x, treshold: 1}\n",
+    "  b:\n",
+    "  b: [source, x]\n",
+    "  b: {source: '${VISDIV_TEST_UNSET}'}\n",
+    "  b: {source: x, source: y}\n",
+    "  b: {source: x}\n  b: {source: y}\n",
+    "  b: {source: x, threshold: .nan}\n",
+    "  b: {source: x, watch: !!bool maybe}\n",
+    "  b: {source: x, tags: {day: 2024-13-45}}\n",
+    "  b: &b {source: x, tags: *b}\n",
+    "  b: !mine {source: x}\n",
+]
+
+
+@pytest.mark.parametrize("faulty", FAULTY)
+def test_datasets_are_added_and_removed_beside_a_faulty_one(tmp_path, faulty):
+    path = tmp_path / "visdiv.yaml"
+    before = (
+        f"# ours\ndatasets:   # all\n  a: {{source: x}}   # first\n{faulty}  c: {{source: x}}\n"
+    )
+    path.write_text(before)
+    assert list(load_settings(path).faults) == ["b"]
+    add_dataset(path, "d", "z")
+    assert path.read_text() == before + "  d:\n    source: z\n"
+    settings = load_settings(path)
+    assert (list(settings.datasets), list(settings.faults)) == (["a", "c", "d"], ["b"])
+    remove_dataset(path, "d")
+    assert path.read_text() == before
+    remove_dataset(path, "b")
+    assert path.read_text() == before.replace(faulty, "")
+    settings = load_settings(path)
+    assert (list(settings.datasets), settings.faults) == (["a", "c"], {})
+
+
+def test_a_file_in_one_line_can_be_edited_beside_a_faulty_dataset(tmp_path):
+    path = tmp_path / "visdiv.yaml"
+    path.write_text("datasets: {a: {source: x}, b: {source: y, zzz: 1}}  # ours\n")
+    add_dataset(path, "c", "z")
+    settings = load_settings(path)
+    assert (list(settings.datasets), list(settings.faults)) == (["a", "c"], ["b"])
+    remove_dataset(path, "b")
+    assert (list(load_settings(path).datasets), load_settings(path).faults) == (["a", "c"], {})
+
+
+@pytest.mark.parametrize(
+    "faulty", ["{source: x, source: y}", "{source: x, watch: !!bool maybe}", "&b {tags: *b}"]
+)
+def test_what_cannot_be_written_anew_without_a_change_is_left_alone(tmp_path, faulty):
+    path = tmp_path / "visdiv.yaml"
+    before = f"datasets: {{a: {{source: x}}, b: {faulty}}}\n"
+    path.write_text(before)
+    with pytest.raises(VisdivError, match="cannot be edited before what is wrong in it is correct"):
+        add_dataset(path, "c", "z")
+    assert path.read_text() == before
+
+
+def test_a_number_in_a_names_place_can_be_removed(tmp_path):
+    path = tmp_path / "visdiv.yaml"
+    path.write_text("datasets:\n  2024: {source: x}\n  2024-05-01: {source: x}\n  true: {}\n")
+    for name in ("2024", "2024-05-01", "true"):
+        assert name in load_settings(path).faults
+        remove_dataset(path, name)
+    assert path.read_text() == "datasets: {}\n"
+
+
+def test_of_a_number_and_its_text_the_one_with_the_name_is_removed(tmp_path):
+    path = tmp_path / "visdiv.yaml"
+    path.write_text('datasets:\n  2024: {source: x}\n  "2024": {source: y}\n')
+    with pytest.raises(VisdivError, match=r"is not written in .* as it is shown; remove it there"):
+        remove_dataset(path, "2024 (line 2)")
+    remove_dataset(path, "2024")
+    assert (load_settings(path).datasets, list(load_settings(path).faults)) == ({}, ["2024"])
+
+
+@pytest.mark.parametrize("name", ["b", "2024"])
+def test_the_name_of_a_faulty_dataset_is_taken(tmp_path, name):
+    path = tmp_path / "visdiv.yaml"
+    path.write_text("datasets:\n  b: {}\n  2024: {source: x}\n")
+    with pytest.raises(VisdivError, match=f"the dataset '{name}' already exists"):
+        add_dataset(path, name, "x")
+
+
+def test_a_dataset_that_would_be_faulty_is_refused_beside_another_one(tmp_path, monkeypatch):
+    monkeypatch.delenv("VISDIV_TEST_UNSET", raising=False)
+    path = tmp_path / "visdiv.yaml"
+    before = "datasets:\n  b: {}\n"
+    path.write_text(before)
+    for name, source, problem in [
+        (
+            "a",
+            "${VISDIV_TEST_UNSET}",
+            r"VISDIV_TEST_UNSET, used by 'datasets\.a\.source', is not set$",
+        ),
+        ("https://me:hunter2@host/x", "x", "a dataset name has"),
+    ]:
+        with pytest.raises(VisdivError, match=problem) as refused:
+            add_dataset(path, name, source)
+        assert "hunter2" not in str(refused.value)
+        assert path.read_text() == before
+
+
+@pytest.mark.parametrize("key", ["datasets:", '"datasets" :  # ours', "datasets: &all"])
+def test_removing_the_last_dataset_says_that_none_are_left(tmp_path, key):
+    path = tmp_path / "visdiv.yaml"
+    path.write_text(f"{key}\n  a: {{source: x}}\nstore: s\n")
+    remove_dataset(path, "a")
+    content = YAML(typ="safe", pure=True).load(path.read_text())
+    assert content == {"datasets": {}, "store": "s"}
+    assert re.findall("#.*", path.read_text()) == re.findall("#.*", key)
 
 
 # --- several at once ---
@@ -470,7 +590,7 @@ def test_the_template_is_valid_with_its_examples_uncommented(tmp_path, monkeypat
     )
     assert settings.nightly.timezone == "Europe/Berlin"
     monkeypatch.setenv("VISDIV_ALERT_URL", "json://host")
-    assert settings.alerts.resolved_urls() == ["json://host"]
+    assert settings.alerts.resolved(*settings.alerts.urls) == "json://host"
 
 
 def test_create_never_overwrites(path):

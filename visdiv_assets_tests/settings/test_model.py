@@ -28,9 +28,13 @@ def _nothing_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(text: str) -> Settings:
+    """The settings of a file without faults; what is wrong with a dataset is raised, too."""
     path = Path("visdiv.yaml")
     path.write_text(text, encoding="utf-8")
-    return load_settings(path)
+    settings = load_settings(path)
+    for name in settings.faults:
+        settings.dataset(name)
+    return settings
 
 
 # --- where settings come from ---
@@ -370,14 +374,15 @@ def test_secrets_of_alerts_are_looked_up_only_when_they_are_needed(monkeypatch):
     with pytest.raises(
         VisdivError, match=r"variable VISDIV_TEST_TOKEN, used by 'alerts\.urls', is not set"
     ):
-        alerts.resolved_urls()
+        alerts.resolved(alerts.urls[0])
+    assert alerts.resolved(alerts.urls[1]) == "json://plain"
     monkeypatch.setenv("VISDIV_TEST_TOKEN", "secret")
-    assert alerts.resolved_urls() == ["json://host/secret", "json://plain"]
+    assert alerts.resolved(alerts.urls[0]) == "json://host/secret"
     assert "secret" not in repr(alerts)
 
 
 def test_without_urls_alerts_go_nowhere():
-    assert read("alerts:\n  urls:\n").alerts.resolved_urls() == []
+    assert read("alerts:\n  urls:\n").alerts.urls == []
 
 
 def test_environment_variables_stand_in_every_other_value_too(tmp_path, monkeypatch):
@@ -406,7 +411,7 @@ def test_environment_variables_stand_in_every_other_value_too(tmp_path, monkeypa
 def test_a_variable_that_is_not_set_is_refused_by_file_and_key(text, where):
     with pytest.raises(
         VisdivError,
-        match=rf"^visdiv\.yaml: .* VISDIV_TEST_UNSET, used by '{where}', is not set$",
+        match=rf"^visdiv\.yaml: .* VISDIV_TEST_UNSET, used by '{where}', is not set \(line 1\)$",
     ):
         read(text)
 
@@ -427,27 +432,9 @@ def test_a_value_that_contains_itself_is_refused():
 
 def test_every_error_names_its_line():
     with pytest.raises(VisdivError) as refused:
-        read(
-            "store: x\n"
-            "\n"
-            "# a comment\n"
-            "datasets:\n"
-            "  birds:\n"
-            "    source: x\n"
-            "    threshold: 2\n"
-            "  cats:\n"
-            "    watch: true\n"
-            "alerts:\n"
-            "  urls:\n"
-            "    - json://host\n"
-            "    - 3\n"
-        )
-    for place, line in [
-        (r"datasets\.birds\.threshold", 7),
-        (r"datasets\.cats\.source", 8),  # what is missing is missing from a dataset
-        (r"alerts\.urls\.1", 13),
-    ]:
-        assert re.search(rf"'{place}'[^']* \(line {line}\)", str(refused.value))
+        read("store: x\n\n# a comment\nstor: y\nalerts:\n  urls:\n    - json://host\n    - 3\n")
+    for place, line in [("stor", 4), (r"alerts\.urls\.1", 8)]:
+        assert re.search(rf"'{place}'[^']* .*\(line {line}\)", str(refused.value))
 
 
 @pytest.mark.parametrize(
@@ -508,14 +495,15 @@ def test_the_night_reads_as_it_is_written():
 
 
 def nights_of(nightly: NightlySettings, year: int) -> Counter[date]:
-    """The nights that begin at any 15-minute tick of a year and the days around it."""
+    """How often each night of a year begins, as seen at the 15-minute ticks of it."""
     tick = datetime(year - 1, 12, 30, tzinfo=UTC)
     nights: Counter[date] = Counter()
+    last = nightly.night_at(tick)
     while tick < datetime(year + 1, 1, 3, tzinfo=UTC):
-        night = nightly.night_that_begins(tick)
-        if night is not None and night.year == year:
-            nights[night] += 1
         tick += timedelta(minutes=15)
+        if (night := nightly.night_at(tick)) != last and night.year == year:
+            nights[night] += 1
+        last = night
     return nights
 
 
@@ -533,7 +521,7 @@ def nights_of(nightly: NightlySettings, year: int) -> Counter[date]:
         ("00:07", "Asia/Kathmandu"),
     ],
 )
-def test_every_night_of_a_year_begins_at_exactly_one_tick(time, zone):
+def test_every_night_of_a_year_begins_once(time, zone):
     nights = nights_of(NightlySettings(time=time, timezone=zone), 2026)
     assert len(nights) == 365
     assert set(nights.values()) == {1}
@@ -551,16 +539,16 @@ def test_every_night_of_a_year_begins_at_exactly_one_tick(time, zone):
 def test_a_night_begins_when_the_clocks_of_its_zone_say_so(day, first_tick):
     nightly = NightlySettings(time="02:00", timezone="Europe/Berlin")
     tick = datetime.combine(day, datetime.strptime(first_tick, "%H:%M").time(), UTC)
-    assert nightly.night_that_begins(tick) == day
-    assert nightly.night_that_begins(tick + timedelta(minutes=14, seconds=59)) == day
-    assert nightly.night_that_begins(tick + timedelta(minutes=15)) is None
-    assert nightly.night_that_begins(tick - timedelta(microseconds=1)) is None
+    assert nightly.night_at(tick) == day
+    assert nightly.begins(day) == tick
+    assert nightly.night_at(tick + timedelta(hours=22)) == day
+    assert nightly.night_at(tick - timedelta(microseconds=1)) == day - timedelta(days=1)
 
 
 def test_a_tick_may_be_in_any_zone():
     nightly = NightlySettings(time="02:00")
     tick = datetime(2026, 1, 15, 2, tzinfo=UTC).astimezone(ZoneInfo("Pacific/Auckland"))
-    assert nightly.night_that_begins(tick) == date(2026, 1, 15)
+    assert nightly.night_at(tick) == date(2026, 1, 15)
 
 
 # --- settling ---

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import http.server
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -63,3 +64,69 @@ def http_server(folder: Path, headers: Mapping[str, str] | None = None) -> Itera
     finally:
         web.shutdown()
         thread.join()
+
+
+@contextlib.contextmanager
+def socket_server(behave: Callable[[socket.socket], None]) -> Iterator[str]:
+    """Host and port of a server that does with each connection whatever `behave` does.
+
+    What `behave` returns from is closed; at the end, all connections are cut.
+    """
+    listening = socket.create_server(("127.0.0.1", 0), backlog=256)
+    connections: list[socket.socket] = []
+
+    def serve(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            behave(connection)
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            connections.append(connection)
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        with contextlib.suppress(OSError):
+            listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        thread.join()
+        for each in connections:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+
+def silent(connection: socket.socket) -> None:
+    """Accepts and never answers."""
+    while connection.recv(65_536):
+        pass
+
+
+def answering(answer: Callable[[str, str], bytes | None]) -> Callable[[socket.socket], None]:
+    """Answers each request with what `answer` makes of its method and path; None is silence."""
+
+    def behave(connection: socket.socket) -> None:
+        asked = connection.makefile("rb")
+        while line := asked.readline():
+            method, path, _ = line.decode().split(" ", 2)
+            while asked.readline().strip():
+                pass
+            data = answer(method, path)
+            if data is None:
+                silent(connection)
+                return
+            connection.sendall(data)
+
+    return behave
+
+
+def head(status: str = "200 OK", **headers: object) -> bytes:
+    """The head of an answer; underscores in the names of headers become dashes."""
+    lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode()

@@ -1,45 +1,29 @@
-"""Watching sources: one request at the end of a change, whatever is forgotten on the way."""
+"""Watching sources: a request at the end of a change, and again if nothing comes of it."""
 
-import json
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visdiv_assets.sources.watch import Sighting, WatchMemory, is_settled, rotate
+from visdiv_assets.sources.watch import Sighting, is_settled, may_ask_again
 
 SETTLE = 60.0
 
-names = st.text(max_size=5)
-numbers = st.integers() | st.floats()
-json_values = st.recursive(
-    st.none() | st.booleans() | numbers | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
-    max_leaves=8,
-)
-# What looks like a cursor: the right keys, and anything below them.
-almost_cursors = st.fixed_dictionaries({}, optional={"next": json_values, "sightings": json_values})
-
 
 class Watch:
-    """Looks as the sensor does: through a cursor, a request being followed by an evaluation."""
+    """Looks as the sensor does, a request being followed by an evaluation."""
 
     def __init__(self, evaluated: str | None) -> None:
         self.evaluated = evaluated
-        self.cursor: str | None = None
+        self.sighting: Sighting | None = None
         self.requests: list[tuple[float, str]] = []
 
     def look(self, fingerprint: str, now: float) -> None:
-        memory = WatchMemory.from_cursor(self.cursor)
-        settled, sighting = is_settled(
-            fingerprint, self.evaluated, memory.sightings.get("birds"), now, SETTLE
-        )
+        settled, self.sighting = is_settled(fingerprint, self.evaluated, self.sighting, now, SETTLE)
         if settled:
             self.requests.append((now, fingerprint))
             self.evaluated = fingerprint
-        memory.sightings = {"birds": sighting} if sighting else {}
-        self.cursor = memory.to_cursor()
 
 
 # --- settling ---
@@ -67,7 +51,7 @@ def test_an_unchanged_source_asks_for_nothing():
     for step in range(100):
         watch.look("a", now=step * 30)
     assert watch.requests == []
-    assert WatchMemory.from_cursor(watch.cursor) == WatchMemory()
+    assert watch.sighting is None
 
 
 def test_a_source_that_was_never_evaluated_is_asked_for_once_it_is_at_rest():
@@ -121,77 +105,13 @@ def test_a_time_that_will_not_come_is_not_waited_for(since):
     assert is_settled("b", "a", sighting, now=160, settle=SETTLE)[0]
 
 
-# --- the cursor ---
+# --- asking again ---
 
 
-@given(names, st.dictionaries(names, st.builds(Sighting, names, st.floats(0, 1e11))))
-def test_a_cursor_holds_all_that_is_remembered(next_name, sightings):
-    memory = WatchMemory(next_name, sightings)
-    assert WatchMemory.from_cursor(memory.to_cursor()) == memory
-
-
-@pytest.mark.parametrize(
-    "cursor",
-    [
-        None,
-        "",
-        "null",
-        "[]",
-        "3",
-        '"text"',
-        "{",
-        '{"sightings": null}',
-        '{"sightings": []}',
-        '{"sightings": {"birds": 3}}',
-        '{"sightings": {"birds": ["a"]}}',
-        '{"sightings": {"birds": ["a", "yesterday"]}}',
-        '{"sightings": {"birds": ["a", null]}}',
-        '{"sightings": {"birds": ["a", 1' + "0" * 400 + "]}}",
-        "[" * 100_000,
-    ],
-    ids=range(15),
-)
-def test_a_cursor_that_is_lost_or_garbage_is_an_empty_memory(cursor):
-    assert WatchMemory.from_cursor(cursor) == WatchMemory()
-
-
-@given(st.none() | st.text() | json_values.map(json.dumps) | almost_cursors.map(json.dumps))
-def test_whatever_the_cursor_the_next_change_is_found(cursor):
-    watch = Watch(evaluated="a")
-    watch.cursor = cursor
-    watch.look("changed", now=1000)
-    watch.requests.clear()  # a cursor may say by chance that it has been there for long
-    watch.evaluated = "a"
-    watch.look("changed", now=1000 + SETTLE)
-    assert watch.requests == [(1000 + SETTLE, "changed")]
-
-
-def test_a_cursor_lost_during_a_change_delays_the_request_and_doubles_nothing():
-    watch = Watch(evaluated="a")
-    watch.look("b", now=0)
-    watch.cursor = None
-    for now in (60, 90, 120, 150):
-        watch.look("b", now)
-    assert watch.requests == [(120, "b")]
-
-
-# --- taking turns ---
-
-
-@given(st.sets(names), names)
-def test_every_round_visits_all_from_where_it_is_to_begin(datasets, first):
-    order = rotate(datasets, first)
-    assert sorted(order) == sorted(datasets)
-    later = [name >= first for name in order]
-    assert later == sorted(later, reverse=True)
-
-
-@given(st.sets(names, min_size=1, max_size=20), st.integers(1, 5))
-def test_rounds_cut_short_visit_all_in_turn(datasets, per_round):
-    visited: list[str] = []
-    first = ""
-    for _ in range(math.ceil(len(datasets) / per_round)):
-        order = rotate(datasets, first)
-        visited += order[:per_round]
-        first = order[per_round % len(order)]
-    assert set(visited) == datasets
+@given(st.integers(1, 10**6), st.floats(0, 1e9))
+def test_the_pause_before_asking_again_grows_and_has_an_end(requests, seconds):
+    if may_ask_again(requests + 1, seconds):
+        assert may_ask_again(requests, seconds)
+    assert may_ask_again(requests, 6 * 3600)
+    assert may_ask_again(1, 0)
+    assert not may_ask_again(requests + 1, 59)

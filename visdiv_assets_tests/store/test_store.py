@@ -536,3 +536,12 @@ def test_an_unsafe_fingerprint_of_an_older_version_counts_as_never_evaluated(sto
     assert store.latest_fingerprint("dataset") == (None, 0)
     with pytest.raises(VisdivError, match="never been evaluated"):
         store.latest_manifest("dataset")
+
+
+def test_a_picture_takes_the_place_of_the_one_before(tmp_path):
+    store = Store(tmp_path)
+    for png in (b"the first", b"the second"):
+        path = store.write_picture("birds", "core_set", png)
+    assert path == tmp_path / "pictures/birds/core_set.png"
+    assert path.read_bytes() == b"the second"
+    assert [each.name for each in path.parent.iterdir()] == ["core_set.png"]

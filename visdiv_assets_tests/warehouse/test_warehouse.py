@@ -7,6 +7,8 @@ import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -63,8 +65,8 @@ def digest(path: Path) -> str:
 
 
 def test_an_evaluation_comes_back_as_it_was_recorded(warehouse):
-    evaluation = make(run_id="run", dataset="birds")
-    warehouse.record(evaluation, SPECTRUM)
+    evaluation = warehouse.record(make(run_id="run", dataset="birds", threshold=0.3), SPECTRUM)
+    assert (evaluation.number, evaluation.threshold) == (1, 0.3)
     assert warehouse.history("birds") == [evaluation]
     assert warehouse.latest_evaluations() == [evaluation]
 
@@ -82,13 +84,13 @@ def test_the_spectrum_stands_beside_the_evaluation(warehouse):
     assert query(warehouse, "FROM spectra") == [("e1", SPECTRUM.tolist())]
 
 
-def test_the_history_of_a_dataset_goes_from_old_to_new(warehouse):
+def test_the_history_of_a_dataset_is_in_the_order_of_recording_whatever_the_clock_said(warehouse):
     for name, hours in (("b", 2), ("c", 3), ("a", 1)):
         warehouse.record(
             make(evaluation_id=name, evaluated_at=NOON + timedelta(hours=hours)), SPECTRUM
         )
     warehouse.record(make(evaluation_id="d", dataset="cats"), SPECTRUM)
-    assert [evaluation.evaluation_id for evaluation in warehouse.history("birds")] == list("abc")
+    assert [evaluation.evaluation_id for evaluation in warehouse.history("birds")] == list("bca")
 
 
 def test_the_latest_evaluations_are_one_for_each_dataset_by_name(warehouse):
@@ -326,6 +328,80 @@ def test_eight_processes_that_create_and_write_one_file_at_once_lose_nothing(war
     assert [writer.returncode for writer in writers] == [0] * 8
     assert [len(warehouse.history(f"set{number}")) for number in range(8)] == [10] * 8
     assert query(warehouse, "SELECT count(*), min(len(eigenvalues)) FROM spectra") == [(80, 512)]
+
+
+# --- others who use the file ---
+
+HOLD = (
+    "import duckdb, sys\n"
+    "connection = duckdb.connect(sys.argv[1]{})\n"
+    "print('open', flush=True)\n"
+    "input()\n"
+    "print(connection.sql({!r}).fetchall())\n"
+)
+
+
+@contextmanager
+def held(warehouse: Warehouse, options: str, query: str = "SELECT 1") -> Iterator[Callable]:
+    """Another program has the file open; yields what lets it go, and returns what it has read."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD.format(options, query), str(warehouse.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as program:
+        assert program.stdout is not None
+        program.stdout.readline()
+        yield lambda: program.communicate("\n")[0]
+
+
+def test_somebody_who_reads_the_file_stops_neither_writers_nor_readers(warehouse, monkeypatch):
+    monkeypatch.setattr("visdiv_assets.warehouse.warehouse.LOCK_PATIENCE_SECONDS", 0)
+    warehouse.record(make(), SPECTRUM)
+    count = "SELECT count(*) FROM evaluations"
+    with held(warehouse, ", read_only=True", count) as let_go:
+        for name in ("e2", "e3"):
+            warehouse.record(make(evaluation_id=name), SPECTRUM)
+        assert len(warehouse.history("birds")) == 3
+        assert let_go() == "[(1,)]\n"  # it reads what was there when it opened the file
+    warehouse.record(make(evaluation_id="e4"), SPECTRUM)
+    assert [each.number for each in warehouse.history("birds")] == [1, 2, 3, 4]
+    assert {path.name for path in warehouse.path.parent.iterdir()} == {
+        warehouse.path.name,
+        f".{warehouse.path.name}.lock",
+    }
+
+
+def test_a_write_that_fails_while_somebody_reads_leaves_the_file_as_it_was(warehouse):
+    warehouse.record(make(), SPECTRUM)
+    with held(warehouse, ", read_only=True"):
+        before = warehouse.path.read_bytes()
+        with pytest.raises(duckdb.IntegrityError):
+            warehouse.record(make(), SPECTRUM)  # its id is taken
+        assert warehouse.path.read_bytes() == before
+    assert len(list(warehouse.path.parent.iterdir())) == 2
+
+
+def test_what_a_killed_writer_has_committed_survives_a_reader_and_the_next_writer(warehouse):
+    warehouse.record(make(), SPECTRUM)
+    code = (
+        "import duckdb, os, sys\n"
+        "c = duckdb.connect(sys.argv[1])\n"
+        "c.execute(\"INSERT INTO evaluations SELECT * REPLACE ('killed' AS evaluation_id, \"\n"
+        '          "2 AS number) FROM evaluations")\n'
+        "os._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(warehouse.path)], check=True)
+    log = warehouse.path.with_name(f"{warehouse.path.name}.wal")
+    left = log.read_bytes()
+    with held(warehouse, ", read_only=True"):
+        warehouse.record(make(evaluation_id="next"), SPECTRUM)
+    assert ids(warehouse) == {"e1", "killed", "next"}
+    # As if this writer had been killed as well, after the file and before its log.
+    log.write_bytes(left)
+    assert ids(warehouse) == {"e1", "killed", "next"}
+    warehouse.record(make(evaluation_id="last"), SPECTRUM)
+    assert ids(warehouse) == {"e1", "killed", "next", "last"}
 
 
 @pytest.fixture

@@ -4,7 +4,14 @@ import pytest
 
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.model import Settings
-from visdiv_assets.workflows.leakage import benchmarks_of, comparable, find_overlap
+from visdiv_assets.workflows.leakage import (
+    FAULTY,
+    benchmarks_of,
+    comparable,
+    find_overlap,
+    leakage_of,
+)
+from visdiv_assets.workflows.project import Project
 
 
 def test_images_that_another_dataset_has_are_found_with_their_counterpart(leaky):
@@ -53,3 +60,14 @@ def test_benchmarks_are_those_of_the_role_and_leak_into_none():
     assert benchmarks_of(settings, "a") == ["b"]
     assert benchmarks_of(settings, "b") == []
     assert benchmarks_of(settings, "not-registered") == ["b"]
+
+
+def test_a_benchmark_whose_settings_are_wrong_is_not_compared_and_that_is_told(leaky):
+    leaky.evaluate("birds")
+    leaky.evaluate("bench")
+    content = {"datasets": {"birds": {"source": "birds"}}}
+    settings = Settings.model_validate(content)
+    settings.note_faults({"bench": "wrong", "other": "wrong"}, {"bench"})
+    assert benchmarks_of(settings, "birds") == ["bench"]
+    project = Project(settings, leaky.store, leaky.warehouse)
+    assert leakage_of(project.dataset("birds")).not_compared == {"bench": FAULTY}

@@ -11,7 +11,12 @@ import dagster as dg
 
 from visdiv_assets.defs.assets.ingest import image_manifest
 from visdiv_assets.defs.partitions import datasets
-from visdiv_assets.defs.reporting import clear_errors, failures_table, log_progress, reasons_table
+from visdiv_assets.defs.reporting import (
+    clear_errors,
+    failures_table,
+    log_progress,
+    reasons_table,
+)
 from visdiv_assets.defs.resources import (
     GPU_POOL,
     EmbedderResource,
@@ -40,7 +45,7 @@ def sscd_embeddings(
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """SSCD descriptors of a dataset's images, as float16 segments keyed by image content."""
     started = time.monotonic()
-    with clear_errors(), _hangup_ends_like_sigterm():
+    with clear_errors(context.retry_number), _hangup_ends_like_sigterm():
         configured = settings.load().dataset(context.partition_key)
         source = open_source(configured.source)
         model, kept = embedder.open(context.partition_key), store.open()

@@ -10,6 +10,7 @@ from visdiv_assets.defs.partitions import datasets
 from visdiv_assets.defs.reporting import (
     clear_errors,
     effects_table,
+    kept_picture,
     log_steps,
     picture,
     sentences,
@@ -48,7 +49,13 @@ def bias_axes(context: dg.AssetExecutionContext, project: ProjectResource) -> dg
         dataset = project.open().dataset(context.partition_key)
         found = axes_of(dataset.evaluation, dataset.project.store)
         record_axes(found, dataset.project.store, dataset.project.warehouse)
-        sheet = axes_sheet(found, dataset.source, dataset.decoding)
+        shown = kept_picture(
+            contact_sheet_png(axes_sheet(found, dataset.source, dataset.decoding)),
+            "images at both ends of each axis",
+            dataset.project.store,
+            dataset.name,
+            "bias_axes",
+        )
     return dg.MaterializeResult(
         metadata={
             "summary": sentences(describe(found.axes)),
@@ -56,9 +63,7 @@ def bias_axes(context: dg.AssetExecutionContext, project: ProjectResource) -> dg
                 round(found.axes.axes[0].share, 6) if found.axes.axes else 0.0
             ),
             "shared by all images (‖mean‖²)": round(found.axes.shared, 6),
-            "images at both ends": picture(
-                contact_sheet_png(sheet), "images at both ends of each axis"
-            ),
+            "images at both ends": shown,
             "seconds": round(time.monotonic() - started, 3),
         }
     )
@@ -89,14 +94,20 @@ def augmentation_guidance(
         model = embedder.open(dataset.name)
         measured = list(measure_augmentations(sample, model, on_progress=on_progress))
         record_augmentations(measured, evaluation, kept, dataset.project.warehouse)
+        shown = kept_picture(
+            contact_sheet_png(augmentations_sheet(sample, measured)),
+            "copies that each augmentation makes",
+            kept,
+            dataset.name,
+            "augmentation_guidance",
+        )
     effects = {each.augmentation.name: each.effect for each in measured}
-    examples = contact_sheet_png(augmentations_sheet(sample, measured), side=80)
     return dg.MaterializeResult(
         metadata={
             "summary": sentences(advise(effects)),
             "effects": effects_table(measured),
             "changes": picture(effects_png(effects), "changes of the corrected score"),
-            "examples": picture(examples, "copies that each augmentation makes"),
+            "examples": shown,
             "images": len(sample.keys),
             "seconds": round(time.monotonic() - started, 3),
         }

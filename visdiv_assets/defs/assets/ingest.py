@@ -19,7 +19,7 @@ def image_manifest(
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The list of a dataset's images as of one look at its source: one row an image."""
     started = time.monotonic()
-    with clear_errors():
+    with clear_errors(context.retry_number):
         source = open_source(settings.load().dataset(context.partition_key).source)
         manifest = list_dataset(context.partition_key, source, store.open())
     return dg.MaterializeResult(

@@ -9,10 +9,10 @@ from visdiv_assets.defs.partitions import datasets
 from visdiv_assets.defs.reporting import (
     clear_errors,
     clusters_table,
+    kept_picture,
     leakage_table,
     leaks_table,
     log_steps,
-    picture,
 )
 from visdiv_assets.defs.resources import (
     GPU_POOL,
@@ -25,7 +25,7 @@ from visdiv_assets.workflows.leakage import leakage_of
 from visdiv_assets.workflows.select import core_set_sheet, record_core_set, select_core_set
 from visdiv_assets.workflows.sheets import duplicates_sheet, overlaps_sheet
 
-# Pictures are kept in Dagster's own database, 25 KB each.
+# More rows would be too small to look at in Dagster.
 ROWS_SHOWN = 5
 
 
@@ -44,15 +44,18 @@ def near_duplicates(
     with clear_errors():
         dataset = project.open().dataset(context.partition_key)
         found = duplicates_of(dataset, on_progress=log_steps(context))
-        sheet = None
+        shown: dg.MarkdownMetadataValue | str = "none"
         if found.clusters:
             sheet = duplicates_sheet(found, dataset.source, dataset.decoding, ROWS_SHOWN)
+            shown = kept_picture(
+                sheet, "largest clusters", dataset.project.store, dataset.name, "near_duplicates"
+            )
     return dg.MaterializeResult(
         metadata={
             **_rates(found),
             "exact copies": found.n_exact,
             "clusters": len(found.near_clusters),
-            "largest clusters": picture(sheet, "largest clusters") if sheet else "none",
+            "largest clusters": shown,
             "images by cluster": clusters_table(found),
             "score (corrected), as it is": _corrected(found.before),
             "score (corrected), duplicates removed": _corrected(found.after),
@@ -84,7 +87,15 @@ def benchmark_leakage(
         leaking = [each for each in found.overlaps if len(each.images)]
         others = [dataset.project.dataset(each.other.dataset) for each in leaking]
         places = {each.name: (each.source, each.decoding) for each in [dataset, *others]}
-        sheet = overlaps_sheet(leaking, places, ROWS_SHOWN) if leaking else None
+        shown: dg.MarkdownMetadataValue | str = "none"
+        if leaking:
+            shown = kept_picture(
+                overlaps_sheet(leaking, places, ROWS_SHOWN),
+                "images and what benchmarks have",
+                dataset.project.store,
+                dataset.name,
+                "benchmark_leakage",
+            )
     not_compared = "; ".join(f"{each}: {why}" for each, why in found.not_compared.items())
     if not not_compared:
         benchmark = dataset.settings.role == "benchmark"
@@ -95,7 +106,7 @@ def benchmark_leakage(
             "threshold": dataset.settings.leakage.threshold,
             "benchmarks": leakage_table(found.overlaps),
             "images": leaks_table(leaking),
-            "leaks": picture(sheet, "images and what benchmarks have") if sheet else "none",
+            "leaks": shown,
             "not compared": not_compared,
             "model": dataset.evaluation.model_id,
             "seconds": round(time.monotonic() - started, 3),
@@ -116,7 +127,13 @@ def core_set(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.
             dataset.name, kept, results, wanted.k, wanted.method, trim=wanted.trim
         )
         record_core_set(found, kept, results)
-        sheet = core_set_sheet(found, dataset.source, dataset.decoding)
+        shown = kept_picture(
+            core_set_sheet(found, dataset.source, dataset.decoding),
+            "the first images, in the order of choice",
+            kept,
+            dataset.name,
+            "core_set",
+        )
     plain, fair = found.random_plain(), found.random_corrected()
     return dg.MaterializeResult(
         metadata={
@@ -129,7 +146,7 @@ def core_set(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.
             "random selections (corrected)": _mean(fair),
             "covering radius": round(found.scores.radius, 4),
             "covering radius at random": round(found.random[0].radius, 4),
-            "first images": picture(sheet, "the first images, in the order of choice"),
+            "first images": shown,
             "model": found.model_id,
         }
     )

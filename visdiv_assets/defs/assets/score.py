@@ -75,6 +75,7 @@ def diversity_metrics(
             started=_run_started(context),
             threshold=configured.threshold,
             basis=configured.basis,
+            recovery=opened.recovery,
             run_id=context.run.run_id,
         )
     return dg.MaterializeResult(
