@@ -388,8 +388,9 @@ def wanted_evaluations(
     return wanted
 
 
-# A run that was asked for is there by then; else it was lost on the way.
-ON_ITS_WAY = timedelta(minutes=30)
+# A run that was asked for is there by then; else it was lost on the way. If it was only slow,
+# Dagster knows by its key that it is the same.
+ON_ITS_WAY = timedelta(minutes=5)
 MOST_REQUESTS_A_NIGHT = 3
 # How late the first night of a dataset may be that was never asked for.
 FIRST_NIGHT = timedelta(hours=12)
