@@ -316,7 +316,7 @@ def judge_recipients(
                 first = once.setdefault(each.text, each)
                 if first is each:
                     continue
-                if any(-1 <= kill.at - first.at <= near and kill.at <= each.at for kill in kills):
+                if any(-5 <= kill.at - first.at <= near and kill.at <= each.at for kill in kills):
                     excused += 1
                     continue
                 findings.append(

@@ -178,3 +178,13 @@ def test_what_a_later_run_finds_stays_the_newest_verdict(project):
         dg.AssetCheckKey(METRICS, "drift"), limit=10
     )
     assert len(history) == 2
+
+
+def test_a_check_that_only_warns_is_no_error_where_it_passes(project):
+    assert project.evaluate("birds").success
+    found = project.check("birds", METRICS, "drift").get_asset_check_evaluations()
+    found += project.check("birds", METRICS, "embeddings_valid").get_asset_check_evaluations()
+    assert [(each.passed, each.severity.value) for each in found] == [
+        (True, "WARN"),
+        (True, "ERROR"),
+    ]
