@@ -20,7 +20,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = sorted((ROOT / "examples/demo/photos").glob("*.jpg"))[:64]
-DATA = ["guidance/published.csv", "warehouse/migrations/*.sql", "py.typed"]
+DATA = [
+    "guidance/published.csv",
+    "warehouse/migrations/*.sql",
+    "warehouse/state/migrations/*.sql",
+    "py.typed",
+]
 Scores = tuple[float, float]
 UV = Path(sys.executable).with_name("uv")
 
