@@ -9,6 +9,9 @@ datasets = dg.DynamicPartitionsDefinition(name="datasets")
 
 PARTITION_TAG = "dagster/partition"
 
+# On a failed run that Dagster is going to try again.
+WILL_RETRY_TAG = "dagster/will_retry"
+
 
 def datasets_in_flight(instance: dg.DagsterInstance, *, queued: bool = True) -> set[str]:
     """The datasets that a run is at work on, or queued for."""

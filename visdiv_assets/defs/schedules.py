@@ -5,7 +5,8 @@ reads no settings; so the schedules tick every quarter of an hour, and ask wheth
 have been asked for. A night that was missed is made up for.
 """
 
-from datetime import UTC, datetime, timedelta
+from collections.abc import Collection
+from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
 
@@ -13,7 +14,7 @@ from visdiv_assets.defs.jobs import compare_datasets, evaluate_dataset
 from visdiv_assets.defs.partitions import PARTITION_TAG, datasets, datasets_in_flight, run_tags
 from visdiv_assets.defs.reporting import clear_errors
 from visdiv_assets.defs.resources import SettingsResource
-from visdiv_assets.settings.model import TICK_MINUTES
+from visdiv_assets.settings.model import TICK_MINUTES, Settings
 from visdiv_assets.settings.secrets import redacted
 from visdiv_assets.warehouse.state.database import STATE_FILE, StateFile
 from visdiv_assets.workflows.watch import due_tonight
@@ -54,15 +55,7 @@ def nightly_reevaluation(
     ]
     tonight = dg.RunsFilter(tags={NIGHT_TAG: str(night)})
     there = {run.tags.get(PARTITION_TAG, "") for run in context.instance.get_runs(tonight)}
-    due = due_tonight(
-        candidates,
-        night,
-        configured.nightly.begins(night),
-        moment,
-        there,
-        StateFile(configured.store / STATE_FILE),
-        datetime.now(UTC),
-    )
+    due = _due(candidates, configured, night, moment, there)
     return [
         dg.RunRequest(
             run_key=f"nightly:{name}:{night}",
@@ -92,15 +85,19 @@ def nightly_comparison(
     night = configured.nightly.night_at(moment - AFTER_THE_NIGHT)
     tonight = dg.RunsFilter(tags={NIGHT_TAG: str(night)}, job_name=compare_datasets.name)
     there = [COMPARISON] if context.instance.get_runs_count(tonight) else []
-    due = due_tonight(
-        [COMPARISON] if configured.datasets else [],
-        night,
-        configured.nightly.begins(night),
-        moment,
-        there,
-        StateFile(configured.store / STATE_FILE),
-        datetime.now(UTC),
-    )
+    due = _due([COMPARISON] if configured.datasets else [], configured, night, moment, there)
     if not due:
         return dg.SkipReason(f"the comparison of {night} has been asked for")
     return dg.RunRequest(run_key=f"comparison:{night}", tags={NIGHT_TAG: str(night)})
+
+
+def _due(
+    names: Collection[str],
+    configured: Settings,
+    night: date,
+    moment: datetime,
+    there: Collection[str],
+) -> list[str]:
+    """Those to ask for now, of a night that has begun."""
+    begun, state = configured.nightly.begins(night), StateFile(configured.store / STATE_FILE)
+    return due_tonight(names, night, begun, moment, there, state, datetime.now(UTC))

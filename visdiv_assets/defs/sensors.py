@@ -17,6 +17,7 @@ from visdiv_assets.defs.checks import evaluation_between_runs
 from visdiv_assets.defs.jobs import analyze_dataset, evaluate_dataset
 from visdiv_assets.defs.partitions import (
     PARTITION_TAG,
+    WILL_RETRY_TAG,
     datasets,
     datasets_in_flight,
     run_tags,
@@ -63,9 +64,6 @@ RESULTS_PATIENCE = 2.0
 
 # So many sources that cannot be looked at are told with a tick.
 PROBLEMS_TOLD = 20
-
-# On a failed run that Dagster is going to try again.
-WILL_RETRY_TAG = "dagster/will_retry"
 
 # The steps without which a dataset has no score, and those of its analysis.
 EVALUATION_STEPS = {"image_manifest", "sscd_embeddings", "embedding_moments", "diversity_metrics"}

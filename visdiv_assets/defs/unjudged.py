@@ -10,11 +10,9 @@ import dagster as dg
 from dagster._core.event_api import PartitionKeyFilter  # Dagster has no public name for it
 
 from visdiv_assets.defs.checks import evaluation_between_runs, judge_checks
-from visdiv_assets.defs.partitions import PARTITION_TAG
+from visdiv_assets.defs.partitions import PARTITION_TAG, WILL_RETRY_TAG
 from visdiv_assets.defs.reporting import nothing_secret
 from visdiv_assets.defs.resources import ProjectResource
-
-WILL_RETRY_TAG = "dagster/will_retry"
 
 
 @dg.run_failure_sensor(minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING)

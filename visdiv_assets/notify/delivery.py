@@ -405,18 +405,5 @@ class Deliveries:
             self._answers.pop(key, None)
 
 
-_deliveries = Deliveries()
-
-
-def deliver_due(
-    state: StateFile,
-    targets: Sequence[Target],
-    *,
-    dagster_url: str,
-    now: datetime | None = None,
-    wait_seconds: float = ROUND_SECONDS,
-) -> list[Delivered]:
-    """`Deliveries.deliver` of this process: what is being sent goes on from round to round."""
-    return _deliveries.deliver(
-        state, targets, dagster_url=dagster_url, now=now, wait_seconds=wait_seconds
-    )
+# One for each process, so that what is being sent goes on from round to round.
+deliver_due = Deliveries().deliver

@@ -42,9 +42,9 @@ from visdiv_assets.sources.reaching import (
     is_away,
     unlisted,
 )
-from visdiv_assets.sources.source import MAX_IMAGE_BYTES, read_limited
+from visdiv_assets.sources.source import MAX_IMAGE_BYTES, Parts, read_limited
 from visdiv_assets.sources.uris import has_magic, scheme_of
-from visdiv_assets.sources.web import Parts, StatusError, Web
+from visdiv_assets.sources.web import StatusError, Web
 
 T = TypeVar("T")
 

@@ -4,12 +4,13 @@ Here: listing and reading, image ids, which file names count as images.
 Not here: any particular source.
 """
 
+import io
 import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 # The extensions of the formats that `embedding/decoding.py` opens; a test compares the two.
 # fmt: off
@@ -127,6 +128,48 @@ def read_limited(file: IO[bytes]) -> bytes:
     if len(data) > MAX_IMAGE_BYTES:
         raise OSError(f"larger than {MAX_IMAGE_BYTES:,} bytes")
     return data
+
+
+class Parts(io.RawIOBase):
+    """A file that is read in parts: on a web server, or the first bytes of another file.
+
+    Args:
+        read: gives some bytes, by their start and number.
+        size: how many there are.
+    """
+
+    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
+        self._read, self._size, self._at = read, size, 0
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Where to read next."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise OSError("it begins before the file does")
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        """Where it reads next."""
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """By one request."""
+        wanted = min(len(buffer), self._size - self._at)
+        if wanted <= 0:
+            return 0
+        data = self._read(self._at, wanted)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def is_image_name(name: str) -> bool:

@@ -7,7 +7,6 @@ are (`places.py`). Requests run in fsspec's thread, which all servers share: not
 import asyncio
 import concurrent.futures
 import functools
-import io
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -235,45 +234,3 @@ def _many_resolvers(loop: asyncio.AbstractEventLoop) -> None:
     # being found.
     pool = concurrent.futures.ThreadPoolExecutor(RESOLVERS, thread_name_prefix="resolve")
     loop.call_soon_threadsafe(loop.set_default_executor, pool)
-
-
-class Parts(io.RawIOBase):
-    """A file on a web server, read in parts.
-
-    Args:
-        read: gives some bytes, by their start and number.
-        size: how many there are.
-    """
-
-    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
-        self._read, self._size, self._at = read, size, 0
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def seekable(self) -> bool:
-        """Always."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Where to read next."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise OSError("it begins before the file does")
-        self._at = base + offset
-        return self._at
-
-    def tell(self) -> int:
-        """Where it reads next."""
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        """By one request."""
-        wanted = min(len(buffer), self._size - self._at)
-        if wanted <= 0:
-            return 0
-        data = self._read(self._at, wanted)
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)

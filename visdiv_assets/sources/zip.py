@@ -4,16 +4,16 @@ Here: members by name. Nothing is extracted to disk. Not here: finding archives 
 """
 
 import io
-import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import IO, Any
+from functools import partial
+from typing import IO
 
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.containers import ArchiveSource
 from visdiv_assets.sources.places import FileInfo
-from visdiv_assets.sources.source import Item, is_image_name, read_limited
+from visdiv_assets.sources.source import Item, Parts, is_image_name, read_limited
 
 LOCAL_HEADER = b"PK\x03\x04"
 MAX_ARCHIVES = 1000  # in one file, one after the other
@@ -72,6 +72,11 @@ def _start_of(archive: zipfile.ZipFile) -> int:
     return min((each.header_offset for each in archive.infolist()), default=archive.start_dir)
 
 
+def _part_of(content: IO[bytes], start: int, size: int) -> bytes:
+    content.seek(start)
+    return content.read(size)
+
+
 @contextmanager
 def _archives_in(content: IO[bytes]) -> Iterator[list[zipfile.ZipFile]]:
     """The archives in a file, in order; zipfile itself sees only the last one."""
@@ -82,38 +87,10 @@ def _archives_in(content: IO[bytes]) -> Iterator[list[zipfile.ZipFile]]:
             if start <= 0:
                 break
             try:
-                before = zipfile.ZipFile(io.BufferedReader(_Start(content, start)))
+                before = zipfile.ZipFile(
+                    io.BufferedReader(Parts(partial(_part_of, content), start))
+                )
             except zipfile.BadZipFile:  # such as the program of an archive that unpacks itself
                 break
             archives.insert(0, stack.enter_context(before))
         yield archives
-
-
-class _Start(io.RawIOBase):
-    """The first bytes of a file, as a file."""
-
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        self._file, self._size, self._at = file, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise OSError("it begins before the file does")
-        self._at = base + offset
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        self._file.seek(self._at)
-        data = self._file.read(max(0, min(len(buffer), self._size - self._at)))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)

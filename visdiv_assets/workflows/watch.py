@@ -195,8 +195,8 @@ def note_stale(datasets: Iterable[str], state: StateFile, now: datetime) -> dict
     }
     stale = {dataset: verdict for dataset, verdict in verdicts.items() if not verdict.passed}
     for dataset, verdict in stale.items():
-        reason = verdict.finding if "hours" in verdict.finding else verdict.text
-        note_states(state, dataset, [State(Condition.STALE, active=True, reason=reason)], now)
+        told = State(Condition.STALE, active=True, reason=verdict.text)
+        note_states(state, dataset, [told], now)
     return stale
 
 

@@ -28,19 +28,12 @@ LONGEST_UNANSWERED = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
-class Alert:
-    """A change to notify people of: a condition of a dataset began or ended.
+class Scored:
+    """What an alert reports about its evaluation.
 
     Attributes:
-        alert_id: unique.
-        created_at: aware datetime.
-        dataset: its name; empty if it is about the settings file.
-        condition: value of `Condition`.
-        began: whether the condition began; otherwise it ended.
-        reason: the likely reason; may be empty.
         diversity_score: judged score of the newest evaluation; None if there was none.
         previous_score: judged score of the evaluation before; None if there was none.
-        threshold: limit of the condition; None if it has none.
         rating: rating of the newest evaluation.
         run_id: Dagster run, or None.
         basis: which score `diversity_score` is, `corrected` or `plain`.
@@ -50,37 +43,38 @@ class Alert:
         corrected_high: upper end.
     """
 
+    diversity_score: float | None = None
+    previous_score: float | None = None
+    rating: str | None = None
+    run_id: str | None = None
+    basis: str | None = None
+    plain_score: float | None = None
+    corrected_score: float | None = None
+    corrected_low: float | None = None
+    corrected_high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alert(Scored):
+    """A change to notify people of: a condition of a dataset began or ended.
+
+    Attributes:
+        alert_id: unique.
+        created_at: aware datetime.
+        dataset: its name; empty if it is about the settings file.
+        condition: value of `Condition`.
+        began: whether the condition began; otherwise it ended.
+        reason: the likely reason; may be empty.
+        threshold: limit of the condition; None if it has none.
+    """
+
     alert_id: str
     created_at: datetime
     dataset: str
     condition: str
     began: bool
     reason: str
-    diversity_score: float | None = None
-    previous_score: float | None = None
     threshold: float | None = None
-    rating: str | None = None
-    run_id: str | None = None
-    basis: str | None = None
-    plain_score: float | None = None
-    corrected_score: float | None = None
-    corrected_low: float | None = None
-    corrected_high: float | None = None
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What an alert reports about its evaluation; attributes as of `Alert`."""
-
-    diversity_score: float | None = None
-    previous_score: float | None = None
-    rating: str | None = None
-    run_id: str | None = None
-    basis: str | None = None
-    plain_score: float | None = None
-    corrected_score: float | None = None
-    corrected_low: float | None = None
-    corrected_high: float | None = None
 
 
 @dataclass(frozen=True)
