@@ -51,6 +51,11 @@ def _advice(settings: Mapping[str, Any]) -> Iterator[str]:
             f"set run_monitoring.free_slots_after_run_end_seconds to {FREED_SECONDS}, or runs that "
             "end keep their places in pools for longer"
         )
+    if not _section(settings, "run_queue").get("max_user_code_failure_retries"):
+        yield (
+            "set run_queue.max_user_code_failure_retries to 60, or a run fails whose turn comes "
+            "while the code is not loaded"
+        )
     retries = _section(settings, "run_retries")
     if retries.get("enabled") in (None, False) or not retries.get("max_retries"):
         yield (

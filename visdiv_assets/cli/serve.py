@@ -67,7 +67,13 @@ def serve(
             raise VisdivError(
                 f"there is no workspace.yaml in {here}; start it in the project's folder"
             )
-        home = os.environ.get("DAGSTER_HOME") or str(dagster_home(here))
+        home = os.environ.get("DAGSTER_HOME")
+        if not home:
+            home = str(dagster_home(here))
+            say(
+                f"Dagster's data is in {home}, where a link leads to dagster.yaml; "
+                "Dagster's warning about that file means nothing"
+            )
         dagster = Path(sys.executable).with_name("dagster")
         command = [str(dagster), "dev", "-h", host, "-p", str(port)]
         # Nothing of the current folder is imported instead of a library.

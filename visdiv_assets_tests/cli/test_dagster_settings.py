@@ -34,6 +34,7 @@ def test_the_projects_own_settings_are_as_they_should_be():
         ("run_monitoring:\n  enabled: true", "run_monitoring:\n  enabled: false", "run_monitoring"),
         ("run_end_seconds: 60", "run_end_seconds: 300", "free_slots_after_run_end_seconds to 60"),
         ("  free_slots_after_run_end_seconds: 60", "", "free_slots_after_run_end_seconds to 60"),
+        ("  max_user_code_failure_retries: 60\n", "", "max_user_code_failure_retries to 60"),
         ("run_retries:\n  enabled: true", "run_retries:\n  enabled: false", "max_retries to 2"),
         ("max_retries: 2", "max_retries: 0", "max_retries to 2"),
         ("op_failure: false", "op_failure: true", "retry_on_asset_or_op_failure to false"),
@@ -56,7 +57,7 @@ def test_a_setting_that_lets_runs_get_stuck_is_named(file, was, now, told):
 @pytest.mark.parametrize("text", ["", "[]", "run_monitoring: 1", "concurrency: {pools: []}"])
 def test_settings_of_any_form_are_looked_at(file, text):
     file.write_text(text)
-    assert len(advice(file)) == 4
+    assert len(advice(file)) == 5
 
 
 def test_folders_that_are_absolute_or_of_the_environment_are_fine(file):
