@@ -146,6 +146,15 @@ class _HungUp(EmbedderResource):
         return _EndedByTheSecondBatch(signal.SIGHUP)
 
 
+@pytest.fixture
+def started_from_a_terminal():
+    """Whoever started the tests with nohup has them ignore what this one is about."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("started_from_a_terminal")
 @pytest.mark.parametrize("embedder", [_Terminated, _HungUp])
 def test_a_run_that_a_signal_ends_keeps_its_finished_rows(project, instance, embedder):
     assert not run(project, instance, "photos", embedder).success
