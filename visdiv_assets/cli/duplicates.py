@@ -39,6 +39,7 @@ from visdiv_assets.errors import VisdivError, counted
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from visdiv_assets.workflows.clusters import Cluster
     from visdiv_assets.workflows.duplicates import Duplicates, Score
     from visdiv_assets.workflows.leakage import Overlap
     from visdiv_assets.workflows.project import EvaluatedDataset
@@ -76,13 +77,15 @@ Export = Annotated[
   visdiv duplicates birds --export drop.txt    list the redundant images
   visdiv duplicates birds --export move.sh     a script that moves them, and back
   visdiv duplicates birds --threshold 0.9      stricter
-  visdiv duplicates birds --split              no chains
+  visdiv duplicates birds --no-split           whole clusters, and chains with them
   visdiv duplicates birds --against cars       images that cars has, too
   visdiv duplicates ~/photos                   a folder that was scored
 
 Of each cluster, the largest picture is kept, then the least compressed,
-then the first by name. A file and the links to it are one image. Results
-found with the thresholds in the settings are recorded in the tables
+then the first by name, and every other image reaches the threshold with it.
+A file and the links to it are one image. The default threshold is made for
+photographs; look at the clusters of other pictures before you drop anything.
+Results found with the thresholds in the settings are recorded in the tables
 duplicates and redundancy.
 """
 )
@@ -96,13 +99,14 @@ def duplicates(
         ),
     ] = None,
     split: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--split",
-            help="Divide chains, so that every image is this similar to the one that is kept.",
-            metavar="",
+            "--split/--no-split",
+            help="Divide chains, so that every image is this similar to the one that is kept for "
+            "it, or keep one image of a whole cluster. Default: as in the settings, which divide.",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
     export: Export = None,
     sheet: Sheet = None,
     json_output: Json = False,
@@ -119,8 +123,10 @@ def duplicates(
         dataset = dataset_called(name, project)
         _check_script(export, dataset)
         if against:
-            if split:
-                raise VisdivError("--split works on one dataset; it cannot be used with --against")
+            if split is not None:
+                raise VisdivError(
+                    "--split and --no-split work on one dataset; they cannot be used with --against"
+                )
             others = [dataset_called(other, project) for other in dict.fromkeys(against)]
             if dataset.name in [other.name for other in others]:
                 raise VisdivError(f"--against needs other datasets; leave out {name}")
@@ -288,18 +294,18 @@ def _print_duplicates(found: "Duplicates") -> None:
                 f"{each.number:,}",
                 f"{each.n_images:,}",
                 f"{each.n_contents:,}",
-                f"[red]{smallest}[/]" if each.smallest < found.threshold else smallest,
+                f"[red]{smallest}[/]" if _is_chain(each, found) else smallest,
                 Text(visible(found.images_of(each)["image_id"][0].as_py())),
             )
         out.print(shown)
         more = len(found.clusters) - CLUSTERS_SHOWN
         if more > 0:
             say(f"… and {more:,} more; --export FILE.csv lists all")
-        chains = sum(each.smallest < found.threshold for each in found.near_clusters)
-        if chains and not found.split:
+        chains = sum(_is_chain(each, found) for each in found.near_clusters)
+        if chains:
             say(
-                f"{counted(chains, 'cluster is a chain', 'clusters are chains')}: "
-                "not all their images are alike; --split divides them"
+                f"{counted(chains, 'cluster is a chain', 'clusters are chains')}: many of their "
+                "images may resemble nothing that is kept; --split divides them"
             )
     if found.evaluation.n_flat:
         flat = counted(found.evaluation.n_flat, "picture is", "pictures are")
@@ -315,6 +321,11 @@ def _print_duplicates(found: "Duplicates") -> None:
             say(f"Without them the score is {fair}; plain, {plain}.")
     _say_changed(found.n_changed, dataset)
     _print_recall(found.method, found.recall)
+
+
+def _is_chain(cluster: "Cluster", found: "Duplicates") -> bool:
+    """Whether it was not divided, though not all its images are alike."""
+    return not found.split and cluster.smallest < found.threshold
 
 
 def _say_changed(count: int, dataset: str) -> None:

@@ -52,8 +52,9 @@ Devices = Annotated[str | list[str], BeforeValidator(_check_devices)]
 
 DEFAULT_THRESHOLD = 0.30
 
-# For SSCD embeddings, a cosine similarity of 0.75 finds copies with 90 % precision (Pizzi et al.,
-# CVPR 2022). FineVision uses 0.95 to detect benchmark images.
+# For SSCD embeddings of photographs, a cosine similarity of 0.75 finds copies with 90 % precision
+# (Pizzi et al., CVPR 2022); screenshots that are no copies may reach it, too. FineVision uses 0.95
+# to detect benchmark images.
 COPY_THRESHOLD = 0.75
 LEAK_THRESHOLD = 0.95
 
@@ -191,9 +192,9 @@ class NearDuplicateSettings(_Strict):
         description="images whose embeddings reach this cosine similarity are near-duplicates",
     )
     split: bool = Field(
-        False,
-        description="split chains, so that every redundant image reaches the threshold with the "
-        "image that is kept",
+        True,
+        description="divide chains, so that every redundant image reaches the threshold with the "
+        "image that is kept for it; false: keep one image of a whole cluster",
     )
     warn_rate: float = Field(
         0.05, ge=0, le=1, description="warn when more than this share of the images is redundant"

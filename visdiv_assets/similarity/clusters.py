@@ -1,9 +1,10 @@
 """Clusters of near-duplicates: which rows belong together, how far apart they are, which to keep.
 
-Here: connected components, medoids, diameters, the order in which to keep images. Not here:
-finding pairs (`pairs.py`), images.
+Here: connected components, how chains are divided, medoids, diameters, the order in which to keep
+images. Not here: finding pairs (`pairs.py`), images.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -229,6 +230,54 @@ def cover(rows: Rows, members: Members, threshold: float) -> list[Members]:
         owner[: len(head)] = near[centres].argmax(axis=0)  # also for zero rows, similar to nothing
         groups += [left[owner == number] for number in range(len(centres))]
         left = left[owner == len(centres)]
+    return groups
+
+
+def groups_of(
+    rows: Rows,
+    labels: NDArray[np.int64],
+    rank: NDArray[np.int64],
+    threshold: float,
+    *,
+    split: bool = True,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Members]:
+    """Rows of which one is enough, each group with the row to keep first.
+
+    Memory is a few blocks of rows, whatever the sizes of components. Time grows with members
+    times groups of a component, so it is long only for a long chain.
+
+    Args:
+        rows: shape (N, D).
+        labels: the component of each row at the threshold, shape (N,), as `similar_components`
+            finds it.
+        rank: the place of each row in the order of preference, shape (N,).
+        threshold: cosine similarity.
+        split: divide components by `cover`, so that every row of a group is at least this similar
+            to the row to keep. Otherwise a group is a component, and if that is a chain, most of it
+            may resemble nothing that is kept.
+        on_progress: told of components done, and of all.
+
+    Example:
+        >>> import numpy as np
+        >>> angles = np.radians([0, 30, 60, 170])
+        >>> rows = np.column_stack([np.cos(angles), np.sin(angles)])
+        >>> labels, rank = np.array([0, 0, 0, 1]), np.array([2, 1, 0, 3])
+        >>> [group.tolist() for group in groups_of(rows, labels, rank, threshold=0.8)]
+        [[2, 1]]
+        >>> [group.tolist() for group in groups_of(rows, labels, rank, 0.8, split=False)]
+        [[2, 1, 0]]
+    """
+    components = [members[np.argsort(rank[members])] for members in members_of(labels)]
+    if not split:
+        return components
+    groups = []
+    for done, members in enumerate(components, start=1):
+        # Two rows are connected by nothing but their similarity, so they need not be read.
+        parts = cover(rows, members, threshold) if len(members) > 2 else [members]
+        groups += [group for group in parts if len(group) > 1]
+        if on_progress is not None:
+            on_progress(done, len(components))
     return groups
 
 

@@ -16,11 +16,7 @@ from numpy.typing import NDArray
 
 from visdiv_assets.embedding.pictures import Size
 from visdiv_assets.embedding.preprocess import Decoding
-from visdiv_assets.similarity.clusters import (
-    cover,
-    keep_order,
-    members_of,
-)
+from visdiv_assets.similarity.clusters import groups_of, keep_order, members_of
 from visdiv_assets.similarity.pairs import similar_components
 from visdiv_assets.sources.source import Source
 from visdiv_assets.spectral.corrected import CorrectedScore, corrected
@@ -61,7 +57,8 @@ class Duplicates:
     Attributes:
         evaluation: the evaluation whose images were looked at.
         threshold: cosine similarity from which two images are near-duplicates.
-        split: whether every image is that similar to the one that is kept for it.
+        split: whether every image is that similar to the one that is kept for it; otherwise
+            clusters are whole components, chains among them.
         n_distinct: different contents among the images.
         near: how many contents may go at each threshold, that of the dataset among them.
         clusters: the cluster of the most contents first.
@@ -137,7 +134,7 @@ def duplicates_of(
     dataset: EvaluatedDataset,
     *,
     threshold: float | None = None,
-    split: bool = False,
+    split: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> Duplicates:
     """What a dataset holds more than once; recorded if found with the thresholds of its settings.
@@ -145,7 +142,7 @@ def duplicates_of(
     Args:
         dataset: what to look at.
         threshold: cosine similarity, 0 to 1; as in the settings when None.
-        split: divide clusters even if the settings do not ask for it.
+        split: divide chains or not; as in the settings when None.
         on_progress: told of progress.
 
     Raises:
@@ -158,7 +155,7 @@ def duplicates_of(
         dataset.source,
         dataset.decoding,
         threshold=wanted.threshold if threshold is None else threshold,
-        split=split or wanted.split,
+        split=wanted.split if split is None else split,
         known=known_sizes(dataset.name, project.warehouse),
         device=dataset.device,
         on_progress=on_progress,
@@ -175,16 +172,17 @@ def find_duplicates(
     decoding: Decoding,
     *,
     threshold: float,
-    split: bool = False,
+    split: bool = True,
     known: Mapping[str, Size] | None = None,
     device: str = "cpu",
     on_progress: OnProgress | None = None,
 ) -> Duplicates:
     """Exact copies and near-duplicates in a dataset, and which image of each cluster to keep.
 
-    Clusters are connected components of the pairs that reach the threshold. Kept is the largest
-    picture, of equally large ones the least compressed, of equal ones the first by name. A file
-    that has several names, such as links, is one image; its name without links is kept.
+    Clusters are connected components of the pairs that reach the threshold, divided so that every
+    image is that similar to the one that is kept for it. Kept is the largest picture, of equally
+    large ones the least compressed, of equal ones the first by name. A file that has several names,
+    such as links, is one image; its name without links is kept.
 
     Args:
         evaluation: whose images.
@@ -192,8 +190,8 @@ def find_duplicates(
         source: where they are: those of clusters are looked at for their width and height.
         decoding: how to decode them.
         threshold: cosine similarity, 0 to 1.
-        split: divide the components, so that every image is at least `threshold` similar to the
-            one that is kept for it.
+        split: divide the components. If not, an image may be listed that resembles nothing that is
+            kept: a component may be a chain.
         known: sizes that need not be looked at again, by content key in hex.
         device: where products are computed, as `similar_components` has it.
         on_progress: told of progress.
@@ -207,11 +205,10 @@ def find_duplicates(
     found = similar_components(
         rows, levels, device=device, on_progress=step(on_progress, "comparing")
     )
-    components = {level: members_of(found.labels[level]) for level in levels}
     catalogue = Catalogue(index, rows)
     sizes = sizes_of_rows(
         catalogue,
-        np.concatenate([np.empty(0, np.int64), *components[threshold]]),
+        np.concatenate([np.empty(0, np.int64), *members_of(found.labels[threshold])]),
         source,
         decoding,
         known or {},
@@ -219,20 +216,14 @@ def find_duplicates(
     )
     rank = np.empty(len(rows), dtype=np.int64)
     rank[keep_order(sizes.pixels, sizes.bytes)] = np.arange(len(rows))
-    near = {level: len(rows) - 1 - int(found.labels[level].max()) for level in levels}
-    groups = [members[np.argsort(rank[members])] for members in components[threshold]]
-    if split:
-        for level in levels:
-            divided = [
-                cover(rows, members[np.argsort(rank[members])], level)
-                for members in components[level]
-            ]
-            near[level] = sum(len(group) - 1 for parts in divided for group in parts)
-            if level == threshold:
-                groups = [group for parts in divided for group in parts if len(group) > 1]
+    dividing = step(on_progress, "dividing clusters")
+    groups = {
+        level: groups_of(rows, found.labels[level], rank, level, split=split, on_progress=dividing)
+        for level in levels
+    }
     listed = list_clusters(
         catalogue,
-        groups,
+        groups[threshold],
         sizes,
         lambda places: look_at(source, index, places),
         step(on_progress, "measuring clusters"),
@@ -244,7 +235,7 @@ def find_duplicates(
         threshold=threshold,
         split=split,
         n_distinct=len(rows),
-        near=near,
+        near={level: sum(len(group) - 1 for group in groups[level]) for level in levels},
         clusters=listed.clusters,
         images=listed.images,
         may_go=listed.may_go,

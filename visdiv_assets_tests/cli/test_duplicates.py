@@ -339,7 +339,7 @@ def test_the_threshold_of_the_settings_is_used(visdiv, birds):
     assert ["near-duplicates at 0.999", "0", "0.0%"] in cells(visdiv("duplicates", "birds"))
 
 
-def test_a_chain_is_named_and_divided(visdiv):
+def make_chain():
     Path("cars").mkdir()
     write_image(Path("one.png"), 1)
     write_image(Path("two.png"), 2)
@@ -347,10 +347,20 @@ def test_a_chain_is_named_and_divided(visdiv):
         for frame in range(11):
             Image.blend(one, two, frame / 10).save(f"cars/{frame:02}.png")
     score("cars")
-    told = visdiv("duplicates", "cars").stdout
-    assert "1 cluster is a chain: not all their images are alike; --split divides" in told
-    told = visdiv("duplicates", "cars", "--split").stdout
-    assert "chain" not in told
+
+
+def test_a_chain_is_divided_unless_whole_clusters_are_asked_for(visdiv):
+    make_chain()
+    told = visdiv("duplicates", "cars", "--no-split").stdout
+    assert "1 cluster is a chain: " in told
+    assert "--split divides them" in told
+    assert "chain" not in visdiv("duplicates", "cars").stdout
+    divided = exported(visdiv, name="cars")
+    assert len(divided) < len(exported(visdiv, "--no-split", name="cars")) == 10
+    whole = SETTINGS.replace("source: cars", "source: cars, near_duplicates: {split: false}")
+    Path("visdiv.yaml").write_text(whole)
+    assert len(exported(visdiv, name="cars")) == 10
+    assert exported(visdiv, "--split", name="cars") == divided
 
 
 def test_duplicates_in_another_dataset(visdiv, birds, test_set):
@@ -381,8 +391,9 @@ def test_a_dataset_is_not_compared_with_itself(visdiv, birds):
 
 
 def test_several_datasets_are_not_divided(visdiv, birds, test_set):
-    result = visdiv("duplicates", "birds", "--against", "test", "--split", code=1)
-    assert "--split works on one dataset" in result.stderr
+    for how in ("--split", "--no-split"):
+        result = visdiv("duplicates", "birds", "--against", "test", how, code=1)
+        assert "--split and --no-split work on one dataset" in result.stderr
 
 
 def test_in_a_log_progress_is_a_line_now_and_then(visdiv, birds, monkeypatch):

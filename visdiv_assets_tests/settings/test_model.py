@@ -276,14 +276,14 @@ def test_a_dataset_is_watched_and_scheduled_with_threshold_0_30_unless_it_says_o
 def test_near_duplicates_are_what_sscd_takes_for_copies_unless_a_dataset_says_otherwise():
     dataset = read("datasets: {a: {source: x}}").dataset("a")
     near = dataset.near_duplicates
-    assert (near.threshold, near.split, near.warn_rate) == (0.75, False, 0.05)
+    assert (near.threshold, near.split, near.warn_rate) == (0.75, True, 0.05)
     assert dataset.leakage.threshold == 0.95
     other = read(
-        "datasets: {a: {source: x, near_duplicates: {threshold: 0.9, split: true, warn_rate: 0},"
+        "datasets: {a: {source: x, near_duplicates: {threshold: 0.9, split: false, warn_rate: 0},"
         " leakage: {threshold: 1}}}"
     ).dataset("a")
     near = other.near_duplicates
-    assert (near.threshold, near.split, near.warn_rate) == (0.9, True, 0)
+    assert (near.threshold, near.split, near.warn_rate) == (0.9, False, 0)
     assert other.leakage.threshold == 1
 
 

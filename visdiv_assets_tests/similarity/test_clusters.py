@@ -12,9 +12,11 @@ from visdiv_assets.similarity.clusters import (
     Components,
     cover,
     extent_of,
+    groups_of,
     keep_order,
     members_of,
 )
+from visdiv_assets.similarity.pairs import similar_components
 
 
 def chain(count, degrees):
@@ -166,6 +168,30 @@ def test_a_group_takes_what_is_near_even_where_a_later_one_would_be_nearer():
 def test_a_row_of_zeros_is_a_group_of_its_own():
     rows = np.zeros((3, 4))
     assert [group.tolist() for group in cover(rows, np.arange(3), threshold=0.5)] == [[0], [1], [2]]
+
+
+@given(ROWS, st.floats(0, 1), st.randoms(use_true_random=False))
+def test_every_row_that_may_go_is_similar_enough_to_the_one_kept_for_it(rows, threshold, rng):
+    near = similarity(rows) >= np.float32(threshold)
+    rank = np.array(rng.sample(range(len(rows)), len(rows)))
+    labels = similar_components(rows, [threshold]).labels[threshold]
+    groups = groups_of(rows, labels, rank, threshold)
+    going = [row for group in groups for row in group[1:]]
+    kept = sorted(set(range(len(rows))) - set(going))
+    assert len(going) == len(set(going))
+    for first, *others in groups:
+        assert others
+        assert all(near[first, each] and rank[first] < rank[each] for each in others)
+    assert not near[np.ix_(kept, kept)][~np.eye(len(kept), dtype=bool)].any()
+
+
+def test_of_a_whole_component_one_is_kept_whatever_it_resembles():
+    rows = chain(5, degrees=30)
+    labels = similar_components(rows, [0.8]).labels[0.8]
+    whole = groups_of(rows, labels, np.arange(5), 0.8, split=False)
+    assert [group.tolist() for group in whole] == [[0, 1, 2, 3, 4]]
+    divided = groups_of(rows, labels, np.arange(5), 0.8)
+    assert [group.tolist() for group in divided] == [[0, 1], [2, 3]]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=20))

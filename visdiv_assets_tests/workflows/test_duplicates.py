@@ -106,8 +106,8 @@ def test_a_sample_of_what_is_kept_is_that_of_the_kept_rows_alone(birds, kept_sha
     assert diversity(left.moments).score == diversity(alone.moments).score
 
 
-def test_a_chain_shows_in_the_smallest_similarity_of_its_cluster(film):
-    found = film.find("film", threshold=0.9)
+def test_undivided_a_chain_shows_in_the_smallest_similarity_of_its_cluster(film):
+    found = film.find("film", threshold=0.9, split=False)
     [cluster] = found.clusters
     assert cluster.n_contents == 21
     assert cluster.smallest < 0.5
@@ -115,8 +115,8 @@ def test_a_chain_shows_in_the_smallest_similarity_of_its_cluster(film):
 
 
 @pytest.mark.parametrize("threshold", [0.75, 0.9, 0.95, 0.99])
-def test_divided_every_image_is_as_similar_as_asked_to_the_one_kept_for_it(film, threshold):
-    found = film.find("film", threshold=threshold, split=True)
+def test_every_image_is_as_similar_as_asked_to_the_one_kept_for_it(film, threshold):
+    found = film.find("film", threshold=threshold)
     assert len(found.clusters) > 1
     assert min(found.images["similarity_to_kept"].to_pylist()) >= np.float32(threshold)
     kept = found.images.filter(found.images["keep"])["image_id"].to_pylist()
@@ -149,6 +149,7 @@ def test_progress_is_told_step_by_step(birds):
     assert list(dict.fromkeys(what for what, _, _ in told)) == [
         "comparing",
         "looking at sizes",
+        "dividing clusters",
         "measuring clusters",
     ]
     assert all(done <= total for _, done, total in told)
