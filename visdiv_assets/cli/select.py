@@ -44,7 +44,8 @@ commands = typer.Typer()
 
 [bold]Methods[/]
 
-  k-centre            no image is far from a chosen one; takes rare images first
+  k-centre            no image is far from a chosen one: the farthest counts, not
+                      the average; takes rare images first
   log-det             as different from each other as can be; highest score
   leverage            in directions that few others have; fastest; may take near-copies
   facility-location   stand for the others, each region counting the same
@@ -113,7 +114,7 @@ def select(
         if sheet is not None:
             write_picture(sheet, core_set_sheet(found, dataset.source, dataset.decoding))
     if json_output:
-        print_json(_as_json(found, dataset.evaluation.basis))
+        print_json(_as_json(found))
         return
     if list_file is None:
         for image_id in found.image_ids:
@@ -149,42 +150,34 @@ def _print_scores(found: "CoreSet") -> None:
     table.add_column("")
     table.add_column("chosen", justify="right")
     table.add_column("at random", justify="right")
-    plain, fair = found.random_plain(), found.random_corrected()
-    for what, own, random in (
-        ("plain score", found.scores.plain, plain),
-        ("corrected score", found.scores.corrected, fair),
-    ):
-        told = "too few" if random is None else f"{random[0]:.4f} ± {random[1]:.4f}"
-        table.add_row(what, "too few" if own is None else f"{own:.4f}", told)
+    own, random = found.scores.plain, found.random_plain()
+    told = "too few" if random is None else f"{random[0]:.4f} ± {random[1]:.4f}"
+    table.add_row("plain score", "too few" if own is None else f"{own:.4f}", told)
     radius = found.random[0].radius
     table.add_row("covering radius", f"{found.scores.radius:.4f}", f"{radius:.4f}")
     err.print(table)
     err.print(
         f"{len(found.image_ids):,} of {found.n_distinct:,} different images, by {found.method}. "
         "At random: as many, ten times, mean ± standard deviation.\n"
-        "Covering radius: how far the image that is represented worst is from the nearest chosen."
+        "Covering radius: how far the image that is represented worst is from the nearest chosen.\n"
+        "No corrected score: chosen images are no random sample."
     )
 
 
-def _as_json(found: "CoreSet", basis: str) -> dict[str, object]:
-    plain, fair = found.random_plain(), found.random_corrected()
-    is_plain = basis == "plain"
-    judged = plain if is_plain else fair
+def _as_json(found: "CoreSet") -> dict[str, object]:
+    plain = found.random_plain()
     return {
         "dataset": found.dataset,
         "method": found.method,
         "k": len(found.image_ids),
         "n_distinct": found.n_distinct,
-        "score": found.scores.plain if is_plain else found.scores.corrected,
-        "basis": basis,
-        "random_score": judged and judged[0],
-        "random_score_spread": judged and judged[1],
+        "score": found.scores.plain,
+        "basis": "plain",
+        "random_score": plain and plain[0],
+        "random_score_spread": plain and plain[1],
         "plain_score": found.scores.plain,
         "random_plain_score": plain and plain[0],
         "random_plain_score_spread": plain and plain[1],
-        "corrected_score": found.scores.corrected,
-        "random_corrected_score": fair and fair[0],
-        "random_corrected_score_spread": fair and fair[1],
         "covering_radius": found.scores.radius,
         "random_covering_radius": found.random[0].radius,
         "model_id": found.model_id,

@@ -21,8 +21,7 @@ from visdiv_assets.similarity.coreset import Method, covering_radius, select_div
 from visdiv_assets.similarity.coreset_rows import OnProgress
 from visdiv_assets.sources.manifest import TEXT
 from visdiv_assets.sources.source import Source
-from visdiv_assets.spectral.corrected import corrected
-from visdiv_assets.spectral.sample import Sample
+from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.score import diversity
 from visdiv_assets.store.rows import DatasetRows
 from visdiv_assets.store.store import Store
@@ -40,14 +39,15 @@ SHEET_PICTURES = 64
 class Scores:
     """How diverse and how representative some images are.
 
+    There is no corrected score: that estimates the population which images were drawn from at
+    random, and these were chosen. Compare the plain score with that of as many at random.
+
     Attributes:
         plain: diversity score, in [0, 1]; None of a single image.
-        corrected: corrected for their number; None of fewer than 50.
         radius: greatest distance of an image of the dataset from the nearest of them, in [0, 2].
     """
 
     plain: float | None
-    corrected: float | None
     radius: float
 
 
@@ -76,10 +76,6 @@ class CoreSet:
     def random_plain(self) -> tuple[float, float] | None:
         """Mean and standard deviation of the random plain scores; None of single images."""
         return _mean_and_spread([each.plain for each in self.random])
-
-    def random_corrected(self) -> tuple[float, float] | None:
-        """The same of the corrected scores; None of fewer than 50 images."""
-        return _mean_and_spread([each.corrected for each in self.random])
 
 
 def _mean_and_spread(values: Sequence[float | None]) -> tuple[float, float] | None:
@@ -182,11 +178,8 @@ def _rows_named(
 
 def _scores(rows: NDArray[Any], radius: float) -> Scores:
     if len(rows) < 2:
-        return Scores(None, None, radius)
-    sample = Sample.of(rows)
-    fair = corrected(sample)
-    plain = diversity(sample.moments).score
-    return Scores(plain, None if fair.too_few else fair.score, radius)
+        return Scores(None, radius)
+    return Scores(diversity(Moments.of(rows)).score, radius)
 
 
 def record_core_set(core_set: CoreSet, store: Store, warehouse: Warehouse) -> None:

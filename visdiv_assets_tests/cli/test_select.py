@@ -46,6 +46,14 @@ def test_the_list_is_on_stdout_and_how_good_it_is_on_stderr(visdiv):
         assert what in result.stderr
 
 
+def test_chosen_images_have_no_corrected_score_since_they_are_no_random_sample(visdiv):
+    told = visdiv("select", "birds", "-k", "55").stderr
+    assert "No corrected score: chosen images are no random sample." in told
+    assert told.count("corrected score") == 1
+    found = json.loads(visdiv("select", "birds", "-k", "55", "--json").stdout)
+    assert not [key for key in found if "corrected" in key]
+
+
 def test_the_list_is_a_source_to_score(visdiv):
     visdiv("select", "birds", "-k", "10", "--out", "birds/list.txt")
     listed = list_images(open_source("birds/list.txt")).table["image_id"].to_pylist()
@@ -63,7 +71,7 @@ def test_every_method_is_to_be_had_and_an_unknown_one_is_not(visdiv):
         assert (told["method"], told["k"], len(told["images"])) == (method, 8, 8)
         assert told["plain_score"] > 0
         assert told["random_plain_score_spread"] > 0
-        assert told["score"] is told["corrected_score"] is None  # judged by the corrected one
+        assert (told["score"], told["basis"]) == (told["plain_score"], "plain")
     assert "k-centre" in visdiv("select", "birds", "-k", "8", "--method", "best", code=2).stderr
 
 

@@ -134,16 +134,13 @@ def core_set(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.
             dataset.name,
             "core_set",
         )
-    plain, fair = found.random_plain(), found.random_corrected()
     return dg.MaterializeResult(
         metadata={
             "images": len(found.image_ids),
             "of distinct images": found.n_distinct,
             "method": found.method,
             "diversity score (plain)": _or_few(found.scores.plain),
-            "random selections (plain)": _mean(plain),
-            "diversity score (corrected for size)": _or_few(found.scores.corrected),
-            "random selections (corrected)": _mean(fair),
+            "random selections (plain)": _mean(found.random_plain()),
             "covering radius": round(found.scores.radius, 4),
             "covering radius at random": round(found.random[0].radius, 4),
             "first images": shown,
