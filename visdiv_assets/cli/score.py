@@ -109,6 +109,7 @@ def score(
         from visdiv_assets.sources.names import left_out_of
         from visdiv_assets.sources.opening import open_source
         from visdiv_assets.workflows.evaluate import evaluate
+        from visdiv_assets.workflows.order import order_of, told
         from visdiv_assets.workflows.project import decoding_of
 
         # Of all datasets, a faulty one is one that could not be scored.
@@ -160,6 +161,7 @@ def score(
                 _print_left_out(name, left_out)
                 _print_failures(embedded.index)
                 _print_flat(embedded.index)
+                _print_order(name, told(order_of(evaluation, project.store)))
         finally:
             if evaluations and not json_output:
                 print_evaluations(evaluations)
@@ -237,6 +239,11 @@ def _print_failures(index: "EmbeddingIndex") -> None:
         err.print(Text(f"  {visible(image_id)}: {visible(redacted(reason))}"), soft_wrap=True)
     if index.n_failed > shown:
         err.print(f"  … and {index.n_failed - shown:,} more; 2> failures.txt keeps them all")
+
+
+def _print_order(name: str, warning: str) -> None:
+    if warning:
+        err.print(Text(visible(f"{name}: {warning}")), soft_wrap=True)
 
 
 def _print_flat(index: "EmbeddingIndex") -> None:

@@ -426,6 +426,28 @@ def test_a_store_that_cannot_be_written_is_an_error_in_one_sentence(photos, monk
     assert re.fullmatch("error: /.*: .*\n", shown.stderr)
 
 
+# --- visdiv score: images in an order ---
+
+
+def test_images_that_are_alike_by_name_are_told_and_the_result_is_the_same(tmp_path):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for photo in PHOTOS:
+        with Image.open(photo) as picture:
+            for frame in range(6):
+                box = (4 * frame, 4 * frame, picture.width, picture.height)
+                picture.crop(box).save(folder / f"{photo.stem} {frame}.png")
+    shown = visdiv("score", folder, "--json")
+    assert shown.exit_code == 0
+    assert json.loads(shown.stdout)["n_images"] == 24
+    [line] = shown.stderr.splitlines()
+    assert re.fullmatch(
+        r"clips-[0-9a-f]{8}: Images next to each other by name are much more alike \(0\.9\d\) than "
+        r"others \(0\.\d\d\)\. If .* it is no sample of it; and if .* with `sampling_unit`\.",
+        line,
+    )
+
+
 # --- visdiv score: images that fail ---
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from PIL import Image
 
 from visdiv_assets.definitions import build_defs
 from visdiv_assets.defs.resources import EmbedderResource, SettingsResource
@@ -79,6 +80,7 @@ def test_one_run_takes_a_dataset_from_its_source_to_its_score_and_says_what_it_f
     assert metrics["diversity score (plain)"] == pytest.approx(evaluation.diversity_score, abs=1e-6)
     assert metrics["effective rank (plain)"] == pytest.approx(evaluation.effective_rank, abs=0.01)
     assert metrics["images listed"] == 12
+    assert metrics["order by name"] == "none that matters"
     assert metrics["spectrum"].startswith("![")
     assert "data:image/png;base64," in metrics["spectrum"]
 
@@ -104,6 +106,17 @@ def test_undecodable_images_are_listed_in_the_ui_and_do_not_stop_the_run(project
     assert "&#60;script&#62;&#124;x.png" in embeddings["failures"]
     [evaluation] = warehouse(project).latest_evaluations()
     assert (evaluation.n_images, evaluation.n_failed) == (12, 1)
+
+
+def test_images_that_are_in_an_order_are_told(project, instance):
+    for photograph in sorted(PHOTOS.glob("*.jpg"))[:12]:
+        with Image.open(photograph) as picture:
+            small = picture.resize((picture.width // 2, picture.height // 2))
+            small.save(project / "photos" / f"{photograph.stem} small.png")
+    result = run(project, instance, "photos")
+    assert metadata(result, "diversity_metrics")["order by name"].startswith(
+        "Images next to each other by name are much more alike"
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from visdiv_assets.spectral.score import TOO_FEW, rate
 from visdiv_assets.warehouse.records import Evaluation
 from visdiv_assets.workflows.evaluate import score_dataset
 from visdiv_assets.workflows.moments import accumulate_moments
+from visdiv_assets.workflows.order import order_of, told
 
 
 @dg.asset(partitions_def=datasets, group_name="score", deps=[sscd_embeddings], kinds={"numpy"})
@@ -78,6 +79,7 @@ def diversity_metrics(
             recovery=opened.recovery,
             run_id=context.run.run_id,
         )
+        order = told(order_of(evaluation, opened.store))
     return dg.MaterializeResult(
         metadata={
             **_corrected(evaluation),
@@ -89,6 +91,7 @@ def diversity_metrics(
             "images listed": evaluation.n_listed or evaluation.n_images,
             "failed": evaluation.n_failed,
             "one flat colour": evaluation.n_flat or 0,
+            "order by name": order or "none that matters",
             "dimension": evaluation.dimension,
             "model": evaluation.model_id,
             "seconds": round(evaluation.seconds, 3),
