@@ -77,16 +77,16 @@ Export = Annotated[
   visdiv duplicates birds --export drop.txt    list the redundant images
   visdiv duplicates birds --export move.sh     a script that moves them, and back
   visdiv duplicates birds --threshold 0.9      stricter
-  visdiv duplicates birds --no-split           whole clusters, and chains with them
+  visdiv duplicates birds --no-split           keep one image of a whole chain
   visdiv duplicates birds --against cars       images that cars has, too
   visdiv duplicates ~/photos                   a folder that was scored
 
 Of each cluster, the largest picture is kept, then the least compressed,
-then the first by name, and every other image reaches the threshold with it.
-A file and the links to it are one image. The default threshold is made for
-photographs; look at the clusters of other pictures before you drop anything.
-Results found with the thresholds in the settings are recorded in the tables
-duplicates and redundancy.
+then the first by name. All others reach the threshold with the one that is
+kept, except in chains with --no-split. A file and the links to it are one
+image. The default threshold is made for photographs; look at the clusters of
+other pictures before you drop anything. Results found with the thresholds in
+the settings are recorded in the tables duplicates and redundancy.
 """
 )
 def duplicates(
@@ -103,7 +103,8 @@ def duplicates(
         typer.Option(
             "--split/--no-split",
             help="Divide chains, so that every image is this similar to the one that is kept for "
-            "it, or keep one image of a whole cluster. Default: as in the settings, which divide.",
+            "it, or keep one image of a whole chain. Default: as in the settings, which divide.",
+            metavar="",
             show_default=False,
         ),
     ] = None,

@@ -194,7 +194,7 @@ class NearDuplicateSettings(_Strict):
     split: bool = Field(
         True,
         description="divide chains, so that every redundant image reaches the threshold with the "
-        "image that is kept for it; false: keep one image of a whole cluster",
+        "image that is kept for it; false: keep one image of a whole chain",
     )
     warn_rate: float = Field(
         0.05, ge=0, le=1, description="warn when more than this share of the images is redundant"
