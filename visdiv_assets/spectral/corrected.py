@@ -433,3 +433,57 @@ def _reach(data: _Spectral, entropy: _Estimate, ratio: _Estimate) -> float:
     variance += float(data.shares[data.heavy] @ influence[data.heavy] ** 2) / data.n
     error = np.sqrt(variance + (entropy.systematic / 2) ** 2)
     return float(special.stdtrit(n - 1, (1 + LEVEL) / 2) * error)
+
+
+def score_influences(sample: Sample) -> tuple[float, FloatArray] | None:
+    """The logarithm of the corrected score, and what each sampled row would change about it.
+
+    The influence of a row is judged by the other rows: no row vouches for its own direction.
+    In-sample influences, which suffice for the interval, favour whatever has many rows, and so
+    mislead a search for the weights of a mixture whose parts differ in size.
+
+    Returns:
+        ln(score), not clipped to what a score can be, and ψ, shape (k,): ln(score) of the
+        *population* moves by about ε·p·ψ if a row with the share p of the dataset gets 1 + ε times
+        its weight. The weighted mean of ψ is 0. None if the rows are too few, if there is no
+        variance, or if the score would be the plain score of few contents.
+
+    Example:
+        >>> import numpy as np
+        >>> rows = np.random.default_rng(0).standard_normal((200, 8)) * [3, 1, 1, 1, 1, 1, 1, 1]
+        >>> sample = Sample.of(rows)
+        >>> value, influence = score_influences(sample)
+        >>> round(float(np.exp(value)), 9) == round(corrected(sample).score, 9)
+        True
+        >>> bool(np.corrcoef(influence, sample.rows[:, 0] ** 2)[0, 1] < -0.9)
+        True
+    """
+    data = _spectral(sample)
+    if data is None or data.effective_rows < ENOUGH_ROWS:
+        return None
+    ratio = _log_participation_ratio(data)
+    if ratio is None:
+        return None
+    ell, (rows, dimension) = data.eigenvalues, data.components.shape
+    z = _penalties(ell, RESOLVED * (data.effective_rows - 1) + int(data.heavy.sum()))
+    resolvent = 1.0 / (ell[:, None] + z)
+    odds = np.where(data.heavy, 0.0, data.shares / np.maximum(1.0 - data.shares, 1.0 / rows))
+    with one_blas_thread():
+        within = data.components @ resolvent  # xᵀ(S+z)⁻¹x
+        freedom = ell @ resolvent
+    left_out = within / (1 - np.minimum(odds[:, None] * within, 1 - 1e-9))
+    kappa = z * (data.shares @ left_out) / (data.shares @ within)
+    # xᵀ(Σ+κ)⁻¹x of the population. Its integral over κ, made finite, is −xᵀ(ln Σ)x, and the
+    # entropy −tr(Σ ln Σ) is the mean of that over the rows.
+    whitened = left_out * (z / kappa)
+    lengths = data.components.sum(axis=1)
+    log_kappa = np.log(kappa)
+    middle = (whitened - lengths[:, None] / (1 + kappa)) * kappa
+    slope = -float(np.gradient(freedom[:3], log_kappa[:3], edge_order=2)[0])
+    head, _ = _unresolved(float(kappa[0]), float(freedom[0]), slope, dimension)
+    surprise = whitened[:, 0] * head / freedom[0] - lengths * np.log1p(kappa[0])
+    surprise += np.trapezoid(middle, log_kappa, axis=1)
+    surprise += lengths * (np.log1p(1 / kappa[-1]) - 1 / kappa[-1]) + whitened[:, -1]
+    influence = (surprise - lengths * data.over_rows(surprise) + ratio.influence) / 2
+    value = (_entropy(data).value + ratio.value) / 2 - np.log(dimension)
+    return float(value), influence - data.over_rows(influence)
