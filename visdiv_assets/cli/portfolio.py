@@ -4,6 +4,7 @@ Here: arguments and tables. Not here: what they compute (`workflows/`, modules o
 names).
 """
 
+import math
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -109,6 +110,8 @@ def compare(
 
   visdiv mix birds cars faces
   visdiv mix birds cars faces --budget 100000
+  visdiv mix birds cars --most cars=0.5     no more than half of it cars
+  visdiv mix birds cars --least cars=0.1    at least a tenth of it cars
 """
 )
 def mix(
@@ -122,17 +125,37 @@ def mix(
             help="Size of the mixture in images; no dataset gives more than it has.",
         ),
     ] = None,
+    most: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SHARE", help="Largest share of a dataset, from 0 to 1; repeatable."
+        ),
+    ] = None,
+    least: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SHARE", help="Smallest share of a dataset, from 0 to 1; repeatable."
+        ),
+    ] = None,
     json_output: Json = False,
     config: Config = None,
 ) -> None:
-    """Find the most diverse mixture of datasets."""
+    """Find the mixture of datasets with the highest corrected score."""
+    largest, smallest = _shares(most), _shares(least)
     with clear_errors():
         from visdiv_assets.workflows.mix import plan_mixture
 
         project = open_project(config, *(names or ()))
         evaluations = _newest(names, project)
-        with err.status("searching"):
-            plan = plan_mixture(evaluations, project.store, budget=budget)
+        with err.status("searching") as status:
+            plan = plan_mixture(
+                evaluations,
+                project.store,
+                budget=budget,
+                most=largest,
+                least=smallest,
+                on_found=lambda score: status.update(f"searching; best score so far {score:.3f}"),
+            )
     if json_output:
         parts = zip(evaluations, plan.weights.tolist(), plan.adds.tolist(), strict=True)
         print_json(
@@ -143,7 +166,7 @@ def mix(
                     {
                         "weight": weight,
                         "n_images_wanted": round(weight * budget) if budget else None,
-                        "plain_score_lost_without": adds,
+                        "corrected_score_lost_without": adds,
                         "evaluation": evaluation_as_json(each),
                     }
                     for each, weight, adds in parts
@@ -161,11 +184,11 @@ def mix(
             _or_few(each.corrected_score),
             f"[bold]{weight:.1%}[/]" if weight else "drop",
             f"{weight * budget:,.0f}" if budget else "",
-            f"{-adds:+.4f}" if weight else "",
+            f"{-adds:+.4f}" if weight and not math.isnan(adds) else "",
         )
     out.print(table)
     out.print(f"The mixture scores {_fair(plan.corrected)}; equal weights, {_fair(plan.even)}.")
-    out.print("'without it': change of the best plain score that the others could reach alone.")
+    out.print("'without it': change of the score if the others alone were mixed.")
 
 
 @commands.command(
@@ -289,6 +312,20 @@ def drift(
     ):
         out.print(f"  {what:<33} {value}")
     out.print("more than chance" if measured.large else "no more than chance", style="bold")
+
+
+def _shares(given: list[str] | None) -> dict[str, float]:
+    """What NAME=SHARE says, as often as it was given."""
+    shares = {}
+    for text in given or ():
+        name, _, number = text.rpartition("=")
+        try:
+            shares[name] = float(number)
+        except ValueError:
+            shares[name] = float("nan")
+        if not name or not 0 <= shares[name] <= 1:
+            raise typer.BadParameter(f"a share is NAME=SHARE with 0 to 1, as cars=0.5; got {text}")
+    return shares
 
 
 def _times(ratio: float) -> str:

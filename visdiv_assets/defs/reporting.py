@@ -188,10 +188,10 @@ def differences_table(differences: Sequence[Difference]) -> dg.MarkdownMetadataV
 def mixture_table(plan: Mixture) -> dg.MarkdownMetadataValue:
     """Weight of each dataset in the best mixture, and what the mixture is without it."""
     rows = [
-        f"| {_cell(name)} | {weight:.1%} | {-adds if weight else 0:+.4f} |"
+        f"| {_cell(name)} | {weight:.1%} | {TOO_FEW if math.isnan(adds) else f'{0 - adds:+.4f}'} |"
         for name, weight, adds in zip(plan.names, plan.weights, plan.adds, strict=True)
     ]
-    head = "| dataset | weight | change of the plain score without it |"
+    head = "| dataset | weight | change of the score without it |"
     return dg.MetadataValue.md("\n".join([head, "|---|--:|--:|", *rows]))
 
 

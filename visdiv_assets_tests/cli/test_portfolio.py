@@ -1,5 +1,6 @@
 """The commands about datasets beside each other, as a user types them."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,37 @@ def test_mix_refuses_a_budget_that_there_are_not_enough_images_for(visdiv, two):
     result = visdiv("mix", "--budget", "151", code=1)
     assert result.stdout == ""
     assert "the datasets have 150 images, not 151" in result.stderr
+
+
+def test_mix_keeps_shares_within_what_is_given(visdiv, two):
+    told = json.loads(visdiv("mix", "--most", "birds=0.2", "--json").stdout)
+    weights = {each["evaluation"]["dataset"]: each["weight"] for each in told["datasets"]}
+    assert weights["birds"] <= 0.2 + 1e-9
+    rows = by_first(visdiv("mix", "--least", "birds=0.9", "--least", "cars=0.1"))
+    assert (rows["birds"][1], rows["cars"][1]) == ("90.0%", "10.0%")
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (("--least", "birds=0.6", "--least", "cars=0.6"), "smallest shares add up to 120.0%"),
+        (("--most", "birds=0.3", "--most", "cars=0.3"), "largest shares add up to 60.0%"),
+        (("--most", "birds=0.3", "--least", "birds=0.5"), "birds cannot be at least 50.0%"),
+        (("--budget", "150", "--least", "cars=0.5"), "cars cannot be at least 50.0%"),
+        (("--most", "dogs=0.3"), "dogs is given a share, but isn't among the datasets"),
+    ],
+)
+def test_mix_says_in_a_sentence_which_shares_no_mixture_has(visdiv, two, given, problem):
+    result = visdiv("mix", *given, code=1)
+    assert problem in result.stderr
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("share", ["birds", "=0.5", "birds=", "birds=1.5", "birds=nan", "birds=-1"])
+@pytest.mark.parametrize("option", ["--most", "--least"])
+def test_mix_takes_a_share_that_is_none_for_wrong_usage(visdiv, two, option, share):
+    assert "NAME=SHARE" in visdiv("mix", option, share, code=2).stderr
 
 
 def test_mix_refuses_different_models(visdiv, two):

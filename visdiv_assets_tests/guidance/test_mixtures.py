@@ -1,4 +1,7 @@
-"""Mixtures: their score follows from moments, and no grid finds better weights."""
+"""Mixtures: their score follows from moments, and no grid finds better weights.
+
+A known spectrum has a known best mixture; what is drawn from it must lead close to that.
+"""
 
 import itertools
 
@@ -13,11 +16,12 @@ from visdiv_assets.guidance.mixtures import (
     mixture_covariance,
     mixture_score,
 )
-from visdiv_assets.spectral.corrected import corrected
+from visdiv_assets.spectral.corrected import corrected, score_influences
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.sample import Sample
 from visdiv_assets.spectral.score import diversity
-from visdiv_assets_tests.spectral.matrices import power_law, seeds
+from visdiv_assets.spectral.spectrum import effective_rank, participation_ratio
+from visdiv_assets_tests.spectral.matrices import power_law, rotation, seeds
 
 
 def weighted(draws):
@@ -33,6 +37,23 @@ def some_parts(count, dimension, seed):
         flat = rng.standard_normal((n, rank)) @ rng.standard_normal((rank, dimension))
         parts.append(rng.exponential() * flat + rng.standard_normal(dimension))
     return parts
+
+
+def normal(n, spectrum, seed, turn=None):
+    """Rows with a known spectrum, along the axes or turned."""
+    rows = np.random.default_rng(seed).standard_normal((n, len(spectrum))) * np.sqrt(spectrum)
+    return rows if turn is None else rows @ turn.T
+
+
+def true_score(spectra, turns, weights):
+    """The score of a mixture of populations without means, from their covariances."""
+    covariance = sum(
+        w * (turn * spectrum) @ turn.T
+        for w, spectrum, turn in zip(weights, spectra, turns, strict=True)
+    )
+    eigenvalues = np.clip(np.linalg.eigvalsh(covariance), 0, None)
+    product = effective_rank(eigenvalues) * participation_ratio(eigenvalues)
+    return float(np.sqrt(product)) / len(eigenvalues)
 
 
 def grid(count, step):
@@ -74,6 +95,79 @@ def test_no_weights_of_a_fine_grid_are_better(count, step, seed):
     found = best_mixture("abc"[:count], samples)
     best = max(mixture_score(parts, weights) for weights in grid(count, step))
     assert mixture_score(parts, found.weights) >= best * (1 - 1e-3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("sizes", [(100, 2000), (30, 600)])
+def test_a_small_part_gets_the_weight_that_its_population_deserves(sizes, seed):
+    index = np.arange(1.0, 97)
+    spectra = [np.where(index <= 64, 1.0, 0.0), np.where(index > 72, 1.0, 0.0)]
+    turns = [np.eye(96), np.eye(96)]
+    samples = [
+        Sample.of(normal(n, spectrum, 10 * seed + at))
+        for at, (n, spectrum) in enumerate(zip(sizes, spectra, strict=True))
+    ]
+    found = best_mixture(["photographs", "screenshots"], samples)
+    best = max(true_score(spectra, turns, weights) for weights in grid(2, 0.01))
+    assert true_score(spectra, turns, found.weights) >= 0.98 * best
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    seeds,
+    st.lists(st.tuples(st.integers(30, 300), st.floats(0, 2)), min_size=2, max_size=3),
+)
+def test_a_mixtures_score_changes_as_the_influences_of_its_rows_say(seed, shapes):
+    turns = [rotation(24, seed + at) for at in range(len(shapes))]
+    spectra = [np.arange(1.0, 25) ** -exponent for _, exponent in shapes]
+    samples = [
+        Sample.of(normal(n + 60, spectrum, seed + at, turn))
+        for at, ((n, _), spectrum, turn) in enumerate(zip(shapes, spectra, turns, strict=True))
+    ]
+    weights, step = np.full(len(shapes), 1 / len(shapes)), 1e-4
+    mixed = mix_samples(samples, weights)
+    value, influence = score_influences(mixed)
+    assert corrected(mixed).score <= np.exp(value) * (1 + 1e-9)  # which is not clipped
+    moved = weights + step * np.eye(len(shapes))[0] - step / len(shapes)
+    slope = (score_influences(mix_samples(samples, moved))[0] - value) / step
+    own = influence[np.searchsorted(mixed.keys, samples[0].keys)].mean()
+    # The influence is an estimate of what the population would do, and not the exact derivative.
+    assert own == pytest.approx(slope, abs=0.1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_found_is_no_worse_than_equal_weights_among_many_parts(seed):
+    rng = np.random.default_rng(seed)
+    samples = [
+        Sample.of(power_law(int(rng.integers(5, 200)), 12, exponent=rng.uniform(0, 3), seed=at))
+        for at in range(12)
+    ]
+    found = best_mixture([str(at) for at in range(12)], samples)
+    alone = [corrected(sample).score for sample in samples]
+    assert found.corrected.score >= max(found.even.score, np.nanmax(alone)) - 1e-9
+
+
+def test_a_part_of_too_few_rows_to_be_judged_alone_still_counts_in_a_mixture():
+    few, many = np.arange(16) < 6, np.arange(16) >= 6
+    samples = [Sample.of(normal(n, axes, n)) for n, axes in ((40, few), (400, many))]
+    assert corrected(samples[0]).too_few
+    found = best_mixture(["few", "many"], samples)
+    assert 0.2 < found.weights[0] < 0.6
+    assert found.adds[0] > 0.2
+
+
+def test_what_was_found_so_far_is_told_and_only_rises():
+    told = []
+    samples = [Sample.of(power_law(100, 8, exponent=at, seed=at)) for at in range(2)]
+    found = best_mixture(["a", "b"], samples, on_found=told.append)
+    assert told == sorted(set(told))
+    assert told[-1] >= found.corrected.score
+
+
+def test_the_same_samples_give_the_same_weights_to_the_last_bit():
+    samples = [Sample.of(power_law(100, 8, exponent=at, seed=at)) for at in range(3)]
+    once, again = (best_mixture(["a", "b", "c"], samples).weights for _ in range(2))
+    assert once.tobytes() == again.tobytes()
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -119,7 +213,7 @@ def test_one_part_is_the_whole_mixture():
     sample = Sample.of(power_law(80, 8))
     found = best_mixture(["a"], [sample])
     assert found.weights.tolist() == [1.0]
-    assert found.adds.tolist() == pytest.approx([mixture_score([sample.moments], np.ones(1))])
+    assert found.adds.tolist() == [found.corrected.score]
     assert found.corrected.score == pytest.approx(corrected(sample).score, rel=1e-6)
 
 
@@ -130,6 +224,35 @@ def test_no_part_weighs_more_than_a_budget_allows(most):
     weights = best_mixture(["a", "b", "c"], samples, np.array(most)).weights
     assert (weights <= np.array(most) * 1.002).all()
     assert weights.sum() == pytest.approx(1)
+
+
+@settings(max_examples=15)
+@given(st.lists(st.floats(0, 0.33), min_size=3, max_size=3), seeds)
+def test_no_part_weighs_less_than_its_floor(least, seed):
+    samples = [Sample.of(power_law(100, 6, exponent=2 * at, seed=seed + at)) for at in range(3)]
+    weights = best_mixture(["a", "b", "c"], samples, least=np.array(least)).weights
+    assert (weights >= np.array(least) - 1e-9).all()
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_floors_and_caps_hold_where_they_cost_score():
+    first, second = np.eye(8)[:4].sum(axis=0), np.eye(8)[4:].sum(axis=0)
+    samples = [Sample.of(normal(200, axes, seed)) for seed, axes in enumerate([first, second])]
+    free = best_mixture(["a", "b"], samples)
+    bound = best_mixture(["a", "b"], samples, np.array([1.0, 0.1]))
+    assert bound.weights == pytest.approx([0.9, 0.1], abs=0.01)
+    assert np.isnan(bound.adds[0])  # the other may not fill the mixture
+    assert bound.adds[1] > 0
+    bound = best_mixture(["a", "b"], samples, least=np.array([0.8, 0.0]))
+    assert bound.weights == pytest.approx([0.8, 0.2], abs=0.01)
+    assert bound.corrected.score < free.corrected.score
+
+
+@pytest.mark.parametrize("least", [[0.6, 0.6], [0.5, 0.0]])
+def test_floors_that_no_mixture_has_are_refused(least):
+    samples = [Sample.of(part) for part in some_parts(2, 6, seed=0)]
+    with pytest.raises(ValueError, match="smallest weights are too large"):
+        best_mixture(["a", "b"], samples, np.array([0.4, 1.0]), np.array(least))
 
 
 def test_a_budget_that_the_parts_cannot_fill_is_refused():
