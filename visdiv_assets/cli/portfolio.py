@@ -30,6 +30,7 @@ from visdiv_assets.cli.console import (
 from visdiv_assets.errors import VisdivError
 
 if TYPE_CHECKING:
+    from visdiv_assets.guidance.drift import Side
     from visdiv_assets.spectral.corrected import CorrectedScore
     from visdiv_assets.warehouse.records import Evaluation
     from visdiv_assets.workflows.drift import DatasetDrift
@@ -249,7 +250,7 @@ def slices(name: AnyDataset, json_output: Json = False, config: Config = None) -
 @commands.command(
     epilog="""[bold]Examples[/]
 
-  visdiv drift birds                since the evaluation before, or since the pinned one
+  visdiv drift birds                since the last other state, and in the long run
   visdiv drift birds --pin          measure from the newest evaluation from now on
   visdiv drift birds --against cars
 """
@@ -263,12 +264,12 @@ def drift(
         bool, typer.Option("--pin", help="Make the newest evaluation the baseline.", metavar="")
     ] = False,
     unpin: Annotated[
-        bool, typer.Option("--unpin", help="Compare with the evaluation before again.", metavar="")
+        bool, typer.Option("--unpin", help="Measure from no fixed evaluation again.", metavar="")
     ] = False,
     json_output: Json = False,
     config: Config = None,
 ) -> None:
-    """Measure how far a dataset has moved, and whether that is more than chance."""
+    """Tell whether the images that came or went are of another kind, and how far all has moved."""
     with clear_errors():
         from visdiv_assets.workflows.drift import DatasetDrift, drift_between, drift_of
 
@@ -285,33 +286,40 @@ def drift(
             return
         if unpin:
             warehouse.unpin_baseline(name)
-            told = f"the drift of {name} is measured from the evaluation before"
+            told = f"the drift of {name} is measured from no fixed evaluation"
             (err if json_output else out).print(told, markup=False)
             return
         if against is None:
             found = drift_of(name, store, warehouse)
         else:
             other = dataset_called(against, project).evaluation
-            found = DatasetDrift(newest, other, drift_between(other, newest, store))
+            found = DatasetDrift(newest, ((other, drift_between(other, newest, store)),))
     if json_output:
         print_json({"dataset": name, "drift": None if found is None else _drift_as_json(found)})
         return
     if found is None:
         out.print(f"{name} has no earlier evaluation of the same model", markup=False)
         return
-    measured = found.drift
-    before = f"{found.before.dataset} of {found.before.evaluated_at:%Y-%m-%d %H:%M}"
-    out.print(f"{name} against {before} (UTC):", markup=False)
-    angles = ", ".join(f"{angle:.0f}°" for angle in measured.angles)
-    for what, value in (
-        ("distance of the means", f"{measured.centroid:.4f}"),
-        ("squared Fréchet distance", f"{measured.frechet:.4f}"),
-        ("angles between leading subspaces", angles),
-        ("squared Fréchet, of a sample", f"{max(measured.sampled, 0.0):.4f}"),
-        ("the same by chance, at most", f"{measured.by_chance:.4f}"),
-    ):
-        out.print(f"  {what:<33} {value}")
-    out.print("more than chance" if measured.large else "no more than chance", style="bold")
+    for before, measured in found.measured:
+        since = f"{before.dataset} of {before.evaluated_at:%Y-%m-%d %H:%M}"
+        finding = measured.finding(found.comparisons)
+        out.print(f"{name} against {since} (UTC): {finding}", markup=False)
+        angles = ", ".join(f"{angle:.0f}°" for angle in measured.angles)
+        about = "" if measured.exact else "about "
+        for what, value in (
+            ("images that came", f"{about}{measured.came.images:,}{_p(measured.came)}"),
+            ("images that went", f"{about}{measured.went.images:,}{_p(measured.went)}"),
+            ("images that stayed", f"{about}{measured.stayed:,}"),
+            ("distance of the means", f"{measured.centroid:.4f}"),
+            ("squared Fréchet distance", f"{measured.frechet:.4f}"),
+            ("angles between leading subspaces", angles),
+        ):
+            out.print(f"  {what:<33} {value}")
+    out.print(found.finding, style="bold")
+
+
+def _p(side: "Side") -> str:
+    return "" if side.p is None else f" (p = {side.p:.3f})"
 
 
 def _shares(given: list[str] | None) -> dict[str, float]:
@@ -354,16 +362,24 @@ def _fair_as_json(score: "CorrectedScore") -> dict[str, object]:
 
 
 def _drift_as_json(found: "DatasetDrift") -> dict[str, object]:
-    measured = found.drift
     return {
         "now": evaluation_as_json(found.now),
-        "before": evaluation_as_json(found.before),
-        "centroid_distance": measured.centroid,
-        "squared_frechet_distance": measured.frechet,
-        "angles": measured.angles.tolist(),
-        "sampled_squared_frechet_distance": max(measured.sampled, 0.0),
-        "by_chance": measured.by_chance,
-        "more_than_chance": measured.large,
+        "more_than_chance": found.large,
+        "finding": found.finding,
+        "comparisons": [
+            {
+                "before": evaluation_as_json(before),
+                "came": asdict(drift.came),
+                "went": asdict(drift.went),
+                "stayed": drift.stayed,
+                "exact": drift.exact,
+                "p": drift.p,
+                "centroid_distance": drift.centroid,
+                "squared_frechet_distance": drift.frechet,
+                "angles": drift.angles.tolist(),
+            }
+            for before, drift in found.measured
+        ],
     }
 
 

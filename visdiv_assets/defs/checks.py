@@ -34,7 +34,7 @@ CHECKS = {
     "enough_images": "WARN with so few images that the plain score is biased.",
     "not_stale": "ERROR when the last evaluation is more than 26 hours old.",
     "model_unchanged": "WARN when another model made the score than last time.",
-    "drift": "WARN when the images have moved from their baseline by more than chance.",
+    "drift": "WARN when what came or went is of another kind, by more than chance.",
 }
 
 

@@ -15,6 +15,7 @@ import dagster as dg
 from visdiv_assets.errors import Unreachable, VisdivError
 from visdiv_assets.guidance.augmentation import more_than_chance, verdict
 from visdiv_assets.guidance.comparison import Difference
+from visdiv_assets.guidance.drift import Drift
 from visdiv_assets.guidance.mixtures import Mixture
 from visdiv_assets.guidance.slices import Slice
 from visdiv_assets.quality.verdicts import count_reasons
@@ -196,15 +197,25 @@ def mixture_table(plan: Mixture) -> dg.MarkdownMetadataValue:
 
 
 def drift_table(found: Sequence[DatasetDrift]) -> dg.MarkdownMetadataValue:
-    """How far each dataset has moved."""
-    rows = [
-        f"| {_cell(each.now.dataset)} | {each.before.evaluated_at:%Y-%m-%d %H:%M} "
-        f"| {each.drift.centroid:.4f} | {each.drift.frechet:.4f} | {each.drift.angles[0]:.0f}° to "
-        f"{each.drift.angles[-1]:.0f}° | {'more than chance' if each.drift.large else 'no more'} |"
-        for each in found
-    ]
-    head = "| dataset | since (UTC) | means | Fréchet | angles | |"
-    return dg.MetadataValue.md("\n".join([head, "|---|---|--:|--:|--:|---|", *rows]))
+    """What came to each dataset and went from it, and how far it has moved."""
+    rows = []
+    for each in found:
+        name = _cell(each.now.dataset)
+        if not each.measured:
+            rows.append(f"| {name} | | | | | | | {each.finding} |")
+        rows += [
+            f"| {name} | {before.evaluated_at:%Y-%m-%d %H:%M} "
+            f"| {_about(drift, drift.came.images)} | {_about(drift, drift.went.images)} "
+            f"| {drift.centroid:.4f} | {drift.frechet:.4f} | {drift.angles[0]:.0f}° to "
+            f"{drift.angles[-1]:.0f}° | {drift.finding(each.comparisons)} |"
+            for before, drift in each.measured
+        ]
+    head = "| dataset | since (UTC) | came | went | means | Fréchet | angles | |"
+    return dg.MetadataValue.md("\n".join([head, "|---|---|--:|--:|--:|--:|--:|---|", *rows]))
+
+
+def _about(drift: Drift, images: int) -> str:
+    return f"{'' if drift.exact else 'about '}{images:,}"
 
 
 def clusters_table(found: Duplicates) -> dg.MarkdownMetadataValue:

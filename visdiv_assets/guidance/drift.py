@@ -1,25 +1,55 @@
-"""How far apart two sets of embeddings are, and whether that is more than chance.
+"""How far apart two sets of embeddings are, and whether what came or went is of another kind.
 
-Here: distances of centroids, Gaussians and subspaces, and their size by chance.
-Not here: which sets to compare, verdicts.
+Here: what came, went and stayed between two samples, a test of each, and distances of centroids,
+Gaussians and subspaces.
+Not here: which sets to compare (`workflows/drift.py`), verdicts.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from visdiv_assets.errors import counted
 from visdiv_assets.spectral.moments import FloatArray, Moments
 from visdiv_assets.spectral.sample import Sample
+from visdiv_assets.spectral.sampling import near_duplicate_units
 from visdiv_assets.spectral.threads import one_blas_thread
 
 # Leading directions whose subspaces are compared.
 LEADING = 10
 
-# With 19 shuffles, a distance exceeds all of them by chance with a probability of 5 %.
-SHUFFLES = 19
+# Where nothing has drifted, it is found to be more than chance this often.
+LEVEL = 0.05
 
-# Rows of each side that the shuffles use.
-ROWS_SHUFFLED = 400
+# With 4 tests at once, a single one must reach 0.0125; 199 shuffles go down to 0.005.
+SHUFFLES = 199
+
+# Fewer sampling units do not tell what kind they are of.
+FEWEST = 5
+
+# Directions are scaled to one spread, unless they have less than about 3 times the mean variance.
+# A smaller factor finds noise in the pixels better and a few pictures of another kind worse.
+RIDGE = 3.0
+
+_STAYED, _CAME, _WENT = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Side:
+    """What came, or what went.
+
+    Attributes:
+        images: how many, copies included; an estimate unless `Drift.exact`.
+        units: sampling units of it that were compared.
+        p: probability of a difference as large where there is no drift, in (0, 1]; None if there
+            are too few units.
+    """
+
+    images: int
+    units: int
+    p: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,70 +60,214 @@ class Drift:
         centroid: distance of the means, ≥ 0; unit vectors are at most 2 apart.
         frechet: squared Fréchet distance of the two Gaussians, ≥ 0.
         angles: principal angles between the leading subspaces, degrees, ascending, in [0, 90].
-        sampled: Fréchet distance between the sampled rows that the shuffles use.
-        by_chance: the largest Fréchet distance of any shuffle of those rows.
+        came: what is only in the later set.
+        went: what is only in the earlier set.
+        stayed: images of the later set that did not come, copies included.
+        exact: whether the numbers of images are exact, not estimated from samples.
+        tests: how many tests were made; if nothing stayed, what came and went are one.
     """
 
     centroid: float
     frechet: float
     angles: FloatArray
-    sampled: float
-    by_chance: float
+    came: Side
+    went: Side
+    stayed: int
+    exact: bool
+    tests: int
+
+    @property
+    def p(self) -> float | None:
+        """The smaller probability, times the number of tests (Bonferroni); None without any."""
+        found = [side.p for side in (self.came, self.went) if side.p is not None]
+        return min(1.0, self.tests * min(found)) if found else None
 
     @property
     def large(self) -> bool:
-        """Whether it is larger than in every shuffle, which happens by chance 1 time in 20."""
-        return self.sampled > self.by_chance
+        """Whether it is more than chance explains; 1 time in 20 without any drift."""
+        return is_large(self.p)
+
+    def finding(self, comparisons: int = 1) -> str:
+        """What was found, in words.
+
+        Args:
+            comparisons: how many sets this one is compared with.
+        """
+        if not self.came.images and not self.went.images:
+            return "no image came or went"
+        told = [] if self.p is None else [in_words(self.p, comparisons)]
+        units = "which count as" if self.exact else "of which the samples have"
+        few = [
+            counted(side.images, f"{what} image")
+            + ("" if side.units == side.images else f", {units} {side.units:,}")
+            for side, what in ((self.came, "new"), (self.went, "removed"))
+            if side.images and side.p is None
+        ]
+        return "; ".join([*told, *(f"cannot tell from {each}" for each in few)])
+
+
+def is_large(p: float | None, comparisons: int = 1) -> bool:
+    """Whether the smallest of several p-values is more than chance, by Bonferroni's correction.
+
+    Example:
+        >>> is_large(0.03), is_large(0.03, comparisons=2), is_large(None)
+        (True, False, False)
+    """
+    return p is not None and p * comparisons <= LEVEL
+
+
+def in_words(p: float, comparisons: int = 1) -> str:
+    """As `is_large`, for people."""
+    return "more than chance" if is_large(p, comparisons) else "no more than chance"
 
 
 def measure_drift(before: Sample, now: Sample) -> Drift:
-    """Distances between two sets, and between random halves of both together.
+    """Distances between two sets, and whether what came or went is of another kind.
+
+    Contents are known by their keys, so each came, went or stayed; where a sample is not complete,
+    this is known of the keys up to its largest one. Near-duplicates are one sampling unit. What
+    came is tested against all that was there before, and what went against all that is there now,
+    by shuffling units. More copies of a content that was there before are nothing new.
+
+    The row with the smallest key tells whether its unit came, went or stayed. Keys are random, so
+    without drift any unit may be any of these, whether images came one by one or in clips. If every
+    unit that lies in two groups stayed, large units would, and single images would come and go.
 
     Args:
         before: one set, with at least 2 rows.
-        now: the other, of the same dimension.
+        now: the other, of the same dimension; equal contents have equal keys.
 
     Returns:
-        distances from all moments; the shuffles need rows, so they use the samples.
+        distances from all moments; all else from the samples.
 
     References:
-        Dowson & Landau, "The Fréchet distance between multivariate normal distributions", 1982;
-        Björck & Golub, "Numerical methods for computing angles between linear subspaces", 1973.
+        Székely & Rizzo, "Testing for equal distributions in high dimension", InterStat, 2004 (the
+        energy distance); Chen et al., "A regularized Hotelling's T² test for pathway analysis in
+        proteomic studies", JASA 106, 2011 (scaled directions); Dowson & Landau, "The Fréchet
+        distance between multivariate normal distributions", 1982; Björck & Golub, "Numerical
+        methods for computing angles between linear subspaces", 1973.
 
     Example:
         >>> import numpy as np
-        >>> rng = np.random.default_rng(0)
-        >>> rows = rng.standard_normal((400, 8))
-        >>> same = measure_drift(Sample.of(rows[:200]), Sample.of(rows[200:]))
-        >>> moved = measure_drift(Sample.of(rows[:200]), Sample.of(rows[200:] + 0.5))
-        >>> same.large, moved.large
-        (False, True)
+        >>> rows = np.random.default_rng(0).standard_normal((440, 64))
+        >>> rows[420:, 0] += 3.0
+        >>> first, second, third = (Sample.of(rows[:n]) for n in (400, 420, 440))
+        >>> measure_drift(first, second).finding(), measure_drift(second, third).finding()
+        ('no more than chance', 'more than chance')
+        >>> measure_drift(first, Sample.of(rows[:403])).finding()
+        'cannot tell from 3 new images'
     """
-    one, other = _drawn(before), _drawn(now)
-    sampled = _frechet_of_rows(one, other)
-    pool = np.concatenate([one, other])
-    rng = np.random.default_rng(0)  # the same shuffles every time
-    by_chance = 0.0
-    for _ in range(SHUFFLES):
-        order = rng.permutation(len(pool))
-        first, second = pool[order[: len(one)]], pool[order[len(one) :]]
-        by_chance = max(by_chance, _frechet_of_rows(first, second))
+    rows, n_before, n_now = _side_by_side(before, now)
+    groups = np.select([n_before == 0, n_now == 0], [_CAME, _WENT], _STAYED)
+    rows, groups = _units(rows, groups)
+    p_came, p_went = _p_values(rows, groups)
+    tests = sum(p is not None for p in (p_came, p_went))
+    share_came = float(np.maximum(n_now - n_before, 0).sum() / n_now.sum())
+    share_went = float(np.maximum(n_before - n_now, 0).sum() / n_before.sum())
+    n_came = round(share_came * now.moments.n)
     return Drift(
         centroid=float(np.linalg.norm(before.moments.mean - now.moments.mean)),
         frechet=frechet_distance(before.moments, now.moments),
         angles=principal_angles(before.moments, now.moments),
-        sampled=sampled,
-        by_chance=by_chance,
+        came=Side(n_came, int(np.sum(groups == _CAME)), p_came),
+        went=Side(round(share_went * before.moments.n), int(np.sum(groups == _WENT)), p_went),
+        stayed=now.moments.n - n_came,
+        exact=before.complete and now.complete,
+        tests=tests if np.any(groups == _STAYED) else min(tests, 1),
     )
 
 
-def _drawn(sample: Sample) -> FloatArray:
-    """Rows for the shuffles, with copies in proportion; random, since keys are random."""
-    ends = np.cumsum(sample.counts[:ROWS_SHUFFLED])
-    size = min(int(ends[-1]), ROWS_SHUFFLED)
-    places = (np.arange(size) + 0.5) * (ends[-1] / size)
-    drawn: FloatArray = sample.rows[np.searchsorted(ends, places, side="right")]
-    return drawn
+def _side_by_side(before: Sample, now: Sample) -> tuple[FloatArray, NDArray[Any], NDArray[Any]]:
+    """The rows that either sample has, in order of keys, and how often each set has them.
+
+    Beyond the largest key of a sample that is not complete, nobody knows what the set has.
+    """
+    keys, first = np.unique(np.concatenate([before.keys, now.keys]), return_index=True)
+    rows = np.concatenate([before.rows, now.rows])[first]
+    times = []
+    for each in (before, now):
+        counts = np.zeros(len(keys), each.counts.dtype)
+        counts[np.searchsorted(keys, each.keys)] = each.counts
+        times.append(counts)
+    ends = [each.keys[-1] for each in (before, now) if not each.complete]
+    known = int(np.searchsorted(keys, min(ends), side="right")) if ends else len(keys)
+    return rows[:known], times[0][:known], times[1][:known]
+
+
+def _units(rows: FloatArray, groups: NDArray[np.int64]) -> tuple[FloatArray, NDArray[np.int64]]:
+    """A row for each sampling unit, and its group: those of its first row.
+
+    Args:
+        rows: shape (k, D), in an order that is random.
+        groups: of each row, shape (k,).
+    """
+    units = near_duplicate_units(rows)
+    _, first = np.unique(units, return_index=True)
+    of_units = groups[first]
+    n_came, n_went, n_stayed = (
+        np.bincount(units, weights=groups == group) for group in (_CAME, _WENT, _STAYED)
+    )
+    if n_stayed.any():  # else files were stored anew, or two sets have pictures in common
+        # As many files that came as went: the same pictures, compressed anew.
+        of_units[(n_came == n_went) & (n_came > 0) & (n_stayed == 0)] = _STAYED
+    return rows[first], of_units
+
+
+def _p_values(rows: FloatArray, groups: NDArray[np.int64]) -> list[float | None]:
+    """How probable differences of what came, and of what went, from all others are by chance.
+
+    None where there are too few units.
+    """
+    distances: FloatArray | None = None
+    found: list[float | None] = []
+    for group in (_CAME, _WENT):
+        chosen = groups == group
+        if min(np.sum(chosen), np.sum(~chosen)) < FEWEST:
+            found.append(None)
+            continue
+        distances = _distances(rows) if distances is None else distances
+        found.append(_by_chance(distances, chosen))
+    return found
+
+
+def _distances(rows: FloatArray) -> FloatArray:
+    """Distances of rows after scaling their directions to one spread, shape (k, k).
+
+    Some of many directions decide what kind a picture is of. Unscaled, those of the largest spread
+    would drown them.
+    """
+    centred = rows - rows.mean(axis=0)
+    with one_blas_thread():
+        values, axes = np.linalg.eigh(centred.T @ centred / len(rows))
+        spread = float(values.mean())
+        if not spread > 0:
+            return np.zeros((len(rows), len(rows)))
+        scaled = centred @ (axes / np.sqrt(np.clip(values, 0, None) + RIDGE * spread))
+        products = scaled @ scaled.T
+    squares = np.diag(products)
+    distances: FloatArray = np.sqrt(np.clip(squares[:, None] + squares - 2 * products, 0, None))
+    np.fill_diagonal(distances, 0.0)
+    return distances
+
+
+def _by_chance(distances: FloatArray, chosen: NDArray[np.bool_]) -> float:
+    """How probable an energy distance as large as that of the chosen rows from the others is.
+
+    Args:
+        distances: shape (k, k).
+        chosen: shape (k,), with some True and some False.
+
+    Returns:
+        the share of shuffles, the given order among them, that are as far apart, in (0, 1].
+    """
+    rng = np.random.default_rng(0)  # the same shuffles every time
+    shuffled = rng.permuted(np.tile(chosen, (SHUFFLES, 1)), axis=1)
+    every = np.concatenate([chosen[None], shuffled])
+    weights = np.where(every, 1 / chosen.sum(), -1 / (~chosen).sum())
+    with one_blas_thread():
+        energies = -np.sum((weights @ distances) * weights, axis=1)
+    as_far = energies >= energies[0] - 1e-12  # shuffles may be equal but for rounding
+    return float(as_far.mean())
 
 
 def frechet_distance(one: Moments, other: Moments) -> float:
@@ -114,16 +288,6 @@ def frechet_distance(one: Moments, other: Moments) -> float:
     apart = float(np.sum((one.mean - other.mean) ** 2))
     overlap = float(np.sqrt(np.clip(cross, 0, None)).sum())
     return max(apart + float(np.trace(s) + np.trace(t)) - 2 * overlap, 0.0)
-
-
-def _frechet_of_rows(one: FloatArray, other: FloatArray) -> float:
-    """As `frechet_distance`, but faster if there are fewer rows than dimensions."""
-    a, b = one - one.mean(axis=0), other - other.mean(axis=0)
-    a, b = a / np.sqrt(max(len(a) - 1, 1)), b / np.sqrt(max(len(b) - 1, 1))
-    with one_blas_thread():
-        overlap = float(np.linalg.svd(a @ b.T, compute_uv=False).sum())
-    apart = float(np.sum((one.mean(axis=0) - other.mean(axis=0)) ** 2))
-    return apart + float(np.sum(a * a) + np.sum(b * b)) - 2 * overlap
 
 
 def principal_angles(one: Moments, other: Moments, leading: int = LEADING) -> FloatArray:

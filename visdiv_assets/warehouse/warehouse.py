@@ -182,7 +182,7 @@ class Warehouse:
             )
 
     def unpin_baseline(self, dataset: str) -> None:
-        """Measure the drift of a dataset from its previous evaluation again."""
+        """Measure the drift of a dataset from no fixed evaluation."""
         with self._write() as connection:
             connection.execute("DELETE FROM baselines WHERE dataset = ?", [dataset])
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from visdiv_assets.errors import VisdivError, never_evaluated
+from visdiv_assets.errors import VisdivError, counted, never_evaluated
 from visdiv_assets.quality.conditions import (
     PLAIN_MARGIN,
     RECOVERY,
@@ -41,7 +41,7 @@ from visdiv_assets.spectral.score import TOO_FEW
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.records import Evaluation
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets.workflows.drift import baseline_of, drift_between
+from visdiv_assets.workflows.drift import drift_from
 
 
 def judge_dataset(
@@ -143,16 +143,34 @@ def _with_both_scores(verdict: Verdict, evaluation: Evaluation) -> Verdict:
 def _judge_drift(
     newest: Evaluation, earlier: Sequence[Evaluation], store: Store, warehouse: Warehouse
 ) -> Verdict:
-    before = baseline_of(newest, earlier, warehouse)
-    if before is None:
-        return judge_drift(None, 0.0, 0.0, 0.0)
-    if before.manifest_fingerprint == newest.manifest_fingerprint:
-        return judge_drift(0.0, 0.0, 0.0, 0.0)
     try:
-        drift = drift_between(before, newest, store)
-    except VisdivError as error:  # kept by an older version, or gone
-        return Verdict(True, f"the drift cannot be measured: {error}")
-    return judge_drift(drift.centroid, drift.frechet, drift.sampled, drift.by_chance)
+        found = drift_from(newest, earlier, store, warehouse)
+    except VisdivError as error:
+        return judge_drift(False, f"the drift cannot be measured: {error}")
+    if found is None:
+        return judge_drift(
+            False, "there is no earlier evaluation of the same model to compare with"
+        )
+    told: list[str] = []
+    measured: Measured = {}
+    for at, (before, drift) in enumerate(reversed(found.measured)):
+        since = f"{before.evaluated_at:%Y-%m-%d %H:%M} UTC"
+        about = "" if drift.exact else "about "
+        told.append(
+            f"since {since}, {about}{counted(drift.came.images, 'image')} came and "
+            f"{about}{drift.went.images:,} went: {drift.finding(found.comparisons)}"
+        )
+        of = ", in the long run" if at else ""
+        measured |= {
+            f"since{of}": since,
+            f"came{of}": drift.came.images,
+            f"went{of}": drift.went.images,
+            f"stayed{of}": drift.stayed,
+            f"distance of the means{of}": drift.centroid,
+            f"squared Fréchet distance{of}": drift.frechet,
+            f"p-value{of}": "cannot tell" if drift.p is None else drift.p,
+        }
+    return judge_drift(found.large, "; ".join(told) or found.finding, measured)
 
 
 def states_of(

@@ -28,9 +28,10 @@ def some_images(folder, seeds):
         write_image(Path(folder, f"{seed:03}.png"), seed)
 
 
-def bright_images(folder, seeds):
+def reddish_images(folder, seeds):
     for seed in seeds:
-        noise = np.random.default_rng(seed).integers(128, 256, (8, 8, 3), dtype=np.uint8)
+        noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        noise[..., 0] = 160 + noise[..., 0] // 3
         Image.fromarray(noise).save(Path(folder, f"{seed:03}.png"))
 
 
@@ -227,29 +228,53 @@ def test_drift_tells_chance_from_change(visdiv, two):
     result = visdiv("drift", "birds")
     assert result.stdout.startswith("birds against birds of ")
     assert result.stdout.endswith("\nno more than chance\n")
-    bright_images("birds", range(50))
+    reddish_images("birds", range(90, 140))
     score("birds")
-    result = visdiv("drift", "birds")
-    assert result.stdout.endswith("\nmore than chance\n")
-    for what in (
-        "distance of the means",
-        "squared Fréchet distance",
-        "angles",
-        "by chance, at most",
-    ):
-        assert what in result.stdout
+    for _ in range(2):  # scoring it again changes nothing
+        result = visdiv("drift", "birds")
+        assert result.stdout.count("birds against birds of ") == 2
+        assert result.stdout.endswith("\nmore than chance\n")
+        for what in (
+            "images that came                  50 (p = 0.005)",
+            "images that came                  60 (p = 0.005)",
+            "images that went                  0\n",
+            "images that stayed                90",
+            "distance of the means",
+            "squared Fréchet distance",
+            "angles",
+        ):
+            assert what in result.stdout
+        score("birds")
+
+
+def test_drift_does_not_pass_over_a_few_images_in_silence(visdiv, two):
+    reddish_images("birds", range(80, 83))
+    score("birds")
+    assert visdiv("drift", "birds").stdout.endswith("\ncannot tell from 3 new images\n")
 
 
 def test_drift_is_measured_from_the_pinned_evaluation_until_it_is_unpinned(visdiv, two):
-    first, _ = two
-    assert f"measured from {first.evaluated_at:%Y-%m-%d %H:%M}" in (
+    reddish_images("birds", range(50))
+    score("birds")
+    assert visdiv("drift", "birds").stdout.endswith("\nmore than chance\n")
+    newest = Warehouse("store/visdiv.duckdb").history("birds")[-1]
+    assert f"measured from {newest.evaluated_at:%Y-%m-%d %H:%M}" in (
         visdiv("drift", "birds", "--pin").stdout
     )
-    bright_images("birds", range(50))
-    score("birds"), score("birds")
+    assert visdiv("drift", "birds").stdout == "the images are the same as before\n"
+    assert "from no fixed evaluation" in visdiv("drift", "birds", "--unpin").stdout
     assert visdiv("drift", "birds").stdout.endswith("\nmore than chance\n")
-    assert "the evaluation before" in visdiv("drift", "birds", "--unpin").stdout
-    assert visdiv("drift", "birds").stdout.endswith("\nno more than chance\n")
+
+
+def test_drift_as_json_has_every_comparison(visdiv, two):
+    some_images("birds", range(80, 90))
+    score("birds")
+    found = json.loads(visdiv("drift", "birds", "--json").stdout)["drift"]
+    [each] = found["comparisons"]
+    assert (found["more_than_chance"], found["finding"]) == (False, "no more than chance")
+    assert each["came"] == {"images": 10, "units": 10, "p": each["p"]}
+    assert each["went"] == {"images": 0, "units": 0, "p": None}
+    assert (each["stayed"], each["exact"]) == (80, True)
 
 
 def test_pinning_and_unpinning_at_once_is_an_error(visdiv, two):

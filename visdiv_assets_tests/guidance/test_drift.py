@@ -8,12 +8,15 @@ import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from visdiv_assets.guidance.drift import frechet_distance, measure_drift, principal_angles
+from visdiv_assets.guidance.drift import frechet_distance, is_large, measure_drift, principal_angles
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.sample import Sample
 from visdiv_assets_tests.spectral.matrices import power_law, rotation, seeds
 
 ICONS = Path(__file__).parents[1] / "data" / "embeddings_icons.npy"
+
+# Rows of the icons that look alike, and some that look different.
+KIND, OTHER = slice(800, 3900), slice(3960, 4190)
 
 
 @pytest.fixture(scope="module")
@@ -28,22 +31,57 @@ def textbook(one, other):
     return apart + np.trace(s) + np.trace(t) - 2 * overlap
 
 
+def keyed(rows, *parts, seed=0):
+    """Samples of parts of a matrix; keys are random, as hashes of files are."""
+    keys = np.random.default_rng(seed).integers(0, 2**64, len(rows), dtype=np.uint64)
+    return [Sample.of(rows[part], keys=keys[part]) for part in parts]
+
+
+def picked(rng, rows, n):
+    return rows[rng.choice(len(rows), n, replace=False)].astype(np.float64)
+
+
+def with_noise(rng, rows, noise=0.01):
+    """Near-copies: cosines to the originals are about 0.975."""
+    noisy = rows + noise * rng.standard_normal(rows.shape)
+    return noisy / np.linalg.norm(noisy, axis=1, keepdims=True)
+
+
 def test_a_set_has_not_moved_from_itself(icons):
     drift = measure_drift(Sample.of(icons[:600]), Sample.of(icons[:600]))
     assert drift.centroid == 0
     assert drift.frechet == pytest.approx(0, abs=1e-6)
-    assert drift.sampled == pytest.approx(0, abs=1e-6)
     assert drift.angles == pytest.approx(np.zeros(10), abs=1e-4)
-    assert not drift.large
+    assert (drift.came.images, drift.went.images, drift.stayed) == (0, 0, 600)
+    assert (drift.p, drift.large, drift.finding()) == (None, False, "no image came or went")
 
 
-def test_halves_of_one_dataset_differ_by_chance_only(icons):
-    large = 0
-    for seed in range(5):
-        order = np.random.default_rng(seed).permutation(len(icons))
-        halves = (Sample.of(icons[half]) for half in np.array_split(order, 2))
-        large += measure_drift(*halves).large
-    assert large <= 1
+# --- what is found ---
+
+
+def test_200_of_another_kind_among_1000_are_always_found(icons):
+    icons = icons[:, :128].astype(np.float64)  # fewer dimensions are faster
+    icons /= np.linalg.norm(icons, axis=1, keepdims=True)
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        rows = np.concatenate([picked(rng, icons[KIND], 1000), picked(rng, icons[OTHER], 200)])
+        drift = measure_drift(*keyed(rows, slice(1000), slice(None), seed=seed))
+        assert drift.large
+        assert (drift.went.images, drift.went.p) == (0, None)
+
+
+def test_a_kind_that_went_is_found(icons):
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([picked(rng, icons[KIND], 950), picked(rng, icons[OTHER], 50)])
+    drift = measure_drift(*keyed(rows, slice(None), slice(950)))
+    assert drift.large
+    assert (drift.came.p, drift.went.images) == (None, 50)
+
+
+def test_a_few_of_another_kind_among_more_of_the_same_are_found(icons):
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([picked(rng, icons[KIND], 1080), picked(rng, icons[OTHER], 20)])
+    assert measure_drift(*keyed(rows, slice(1000), slice(None))).large
 
 
 def shifted(rows):
@@ -51,10 +89,9 @@ def shifted(rows):
     return moved / np.linalg.norm(moved, axis=1, keepdims=True)
 
 
-def of_fewer_things(rows):
-    rows = rows.copy()
-    rows[: len(rows) // 2] = rows[:20].repeat(len(rows) // 40, axis=0)
-    return rows
+def less_spread(rows):
+    mean = rows.mean(axis=0)
+    return mean + 0.8 * (rows - mean)
 
 
 def of_other_things(rows):
@@ -63,29 +100,143 @@ def of_other_things(rows):
     return rows
 
 
-@pytest.mark.parametrize("change", [shifted, of_fewer_things, of_other_things])
+@pytest.mark.parametrize("change", [shifted, less_spread, of_other_things])
 def test_a_half_that_was_changed_is_more_than_chance(icons, change):
-    order = np.random.default_rng(0).permutation(len(icons))[:1600]
-    before, now = icons[order[:800]], change(icons[order[800:]].astype(np.float64))
-    assert measure_drift(Sample.of(before), Sample.of(now)).large
+    rows = picked(np.random.default_rng(0), icons, 1600)
+    rows[800:] = change(rows[800:])
+    assert measure_drift(*keyed(rows, slice(800), slice(800, None))).large
 
 
-def test_copies_count_in_proportion():
+# --- what is chance ---
+
+
+def clips(rng, n, most=20):
+    """Near-copies of n rows, 1 to `most` of each; and the clip that each row is of."""
+    clip = np.repeat(np.arange(n), rng.integers(1, most + 1, n))
+    originals = power_law(n, 32, exponent=0.5, seed=int(rng.integers(2**32)))
+    return with_noise(rng, originals[clip], 0.03), clip
+
+
+def halves_of_clips(rng):
+    rows, clip = clips(rng, 100)
+    first = (rng.permutation(100) < 50)[clip]
+    return rows, first, ~first
+
+
+def more_clips(rng):
+    rows, clip = clips(rng, 100)
+    return rows, clip < 70, clip >= 0
+
+
+def more_of_the_same(rng):
+    rows, _ = clips(rng, 400, most=3)
+    return rng.permutation(rows), slice(500), slice(None)
+
+
+def partly_replaced(rng):
+    rows, _ = clips(rng, 400, most=3)
+    return rng.permutation(rows), slice(500), slice(200, None)
+
+
+@pytest.mark.parametrize("make", [halves_of_clips, more_clips, more_of_the_same, partly_replaced])
+def test_what_is_of_the_same_kind_is_more_than_chance_1_time_in_20(make):
+    found = 0
+    for seed in range(100):
+        rows, *parts = make(np.random.default_rng(seed))
+        found += measure_drift(*keyed(rows, *parts, seed=seed)).large
+    assert found <= 11  # more have a probability of 0.4 % if each has one of 5 %
+
+
+def test_files_of_one_kind_that_are_compressed_anew_have_not_moved(icons):
+    rng = np.random.default_rng(0)
+    others = picked(rng, icons[OTHER], 100)
+    rows = np.concatenate([others, picked(rng, icons[KIND], 400), with_noise(rng, others, 0.002)])
+    drift = measure_drift(*keyed(rows, slice(500), slice(100, None)))
+    assert (drift.came.images, drift.went.images) == (100, 100)
+    assert not drift.large
+
+
+def test_more_copies_of_what_was_there_are_nothing_new():
     rows = power_law(300, 16)
     times = np.ones(300, dtype=np.int64)
     times[0] = 1000
-    once, often = Sample.of(rows), Sample.of(rows, times)
-    assert measure_drift(once, often).large
-    for seed in range(3):
-        times = np.random.default_rng(seed).multinomial(10_000, np.full(300, 1 / 300))
-        assert not measure_drift(once, Sample.of(rows, times)).large
+    drift = measure_drift(Sample.of(rows), Sample.of(rows, times))
+    assert (drift.came.images, drift.came.units, drift.stayed) == (999, 0, 300)
+    assert not drift.large
 
 
-def test_a_picture_of_which_there_are_many_does_not_hide_the_others():
-    same, gone, come = power_law(1, 16), power_law(50, 16, seed=1), power_law(50, 16, seed=2)
-    times = np.array([100, *[20] * 50])
-    before, now = (Sample.of(np.concatenate([same, rows]), times) for rows in (gone, come))
-    assert measure_drift(before, now).large
+# --- what cannot be told ---
+
+
+def test_few_images_tell_nothing_and_it_says_so(icons):
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([picked(rng, icons[KIND], 500), picked(rng, icons[OTHER], 4)])
+    drift = measure_drift(*keyed(rows, slice(500), slice(3, None)))
+    assert (drift.p, drift.large) == (None, False)
+    assert drift.finding() == ("cannot tell from 4 new images; cannot tell from 3 removed images")
+
+
+def test_many_near_copies_of_one_picture_tell_no_more_than_one(icons):
+    rng = np.random.default_rng(0)
+    clip = with_noise(rng, np.repeat(picked(rng, icons[OTHER], 1), 200, axis=0))
+    rows = np.concatenate([picked(rng, icons[KIND], 500), clip])
+    drift = measure_drift(*keyed(rows, slice(500), slice(None)))
+    assert (drift.came.images, drift.came.units, drift.large) == (200, 1, False)
+    assert drift.finding() == "cannot tell from 200 new images, which count as 1"
+
+
+def test_what_cannot_be_told_is_said_beside_what_can(icons):
+    rows = picked(np.random.default_rng(0), icons[KIND], 500)
+    rows = np.concatenate([rows, icons[OTHER][:100]])
+    drift = measure_drift(*keyed(rows, slice(500), slice(3, None)))
+    assert drift.finding() == "more than chance; cannot tell from 3 removed images"
+
+
+def test_if_nothing_stayed_there_is_one_test():
+    rows = power_law(100, 16)
+    drift = measure_drift(*keyed(rows, slice(50), slice(50, None)))
+    assert drift.p == drift.came.p == drift.went.p
+
+
+def test_the_more_comparisons_the_less_probable_must_each_be():
+    assert [is_large(0.02, times) for times in (1, 2, 3)] == [True, True, False]
+
+
+# --- how many ---
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=3, max_size=40), seeds)
+def test_every_image_came_went_or_stayed(times, seed):
+    before, now = np.array([*times, (1, 1), (1, 1)]).T
+    rows = power_law(len(now), 8, seed=seed)
+    drift = measure_drift(Sample.of(rows, before), Sample.of(rows, now))
+    assert drift.exact
+    assert drift.came.images == np.maximum(now - before, 0).sum()
+    assert drift.went.images == np.maximum(before - now, 0).sum()
+    assert drift.stayed == now.sum() - drift.came.images == before.sum() - drift.went.images
+
+
+def test_of_large_sets_it_is_estimated_how_many_came_and_went():
+    rows = power_law(6000, 16)
+    drift = measure_drift(*keyed(rows, slice(5000), slice(1000, None)))
+    assert not drift.exact
+    assert drift.came.images == pytest.approx(1000, rel=0.25)
+    assert drift.went.images == pytest.approx(1000, rel=0.25)
+    assert drift.stayed == 5000 - drift.came.images
+
+
+def test_a_large_set_and_a_small_one_are_compared_as_far_as_both_are_known():
+    rows = power_law(3000, 16)
+    drift = measure_drift(*keyed(rows, slice(None), slice(300)))
+    assert drift.came.images == 0
+    assert drift.went.images == pytest.approx(2700, rel=0.05)
+
+
+def test_rows_that_are_all_the_same_have_not_moved():
+    rows = np.ones((60, 8))
+    keys = np.arange(60, dtype=np.uint64)
+    same = [Sample.of(rows[part], keys=keys[part]) for part in (slice(40), slice(20, None))]
+    assert not measure_drift(*same).large
 
 
 def test_a_picture_without_end_takes_no_memory():
@@ -94,18 +245,15 @@ def test_a_picture_without_end_takes_no_memory():
     assert not measure_drift(sample, sample).large
 
 
+# --- distances ---
+
+
 @given(st.integers(20, 60), st.integers(20, 60), st.integers(1, 12), seeds)
 def test_the_frechet_distance_is_the_textbooks(n, m, dimension, seed):
     one = power_law(n, dimension + 1, seed=seed)
     other = power_law(m, dimension + 1, exponent=0.5, seed=seed + 1) + 0.3
     found = frechet_distance(Moments.of(one), Moments.of(other))
     assert found == pytest.approx(textbook(one, other), rel=1e-6)
-
-
-def test_from_rows_it_is_what_it_is_from_moments():
-    one, other = power_law(100, 16), power_law(90, 16, exponent=0.5, seed=1)
-    drift = measure_drift(Sample.of(one), Sample.of(other))
-    assert drift.sampled == pytest.approx(drift.frechet, rel=1e-6)
 
 
 @given(seeds)
@@ -136,10 +284,10 @@ def test_there_are_no_more_angles_than_dimensions():
 
 def test_the_same_sets_have_the_same_drift_each_time(icons):
     one, two = (measure_drift(Sample.of(icons[:500]), Sample.of(icons[500:1000])) for _ in range(2))
-    assert (one.centroid, one.frechet, one.sampled, one.by_chance) == (
+    assert (one.centroid, one.frechet, one.came, one.went) == (
         two.centroid,
         two.frechet,
-        two.sampled,
-        two.by_chance,
+        two.came,
+        two.went,
     )
     assert one.angles.tolist() == two.angles.tolist()

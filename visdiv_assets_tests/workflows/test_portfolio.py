@@ -177,20 +177,22 @@ def test_a_dataset_has_no_drift_before_its_second_evaluation(home):
     assert drift_of("birds", home.store, home.warehouse) is None
 
 
-def test_drift_is_measured_from_the_evaluation_before_or_from_a_pinned_one(home):
+def test_drift_is_measured_from_other_images_or_from_a_pinned_evaluation(home):
     some_images(home.root / "birds", range(60))
     first, _ = home.score("birds")
+    assert drift_of("birds", home.store, home.warehouse) is None
     some_images(home.root / "birds", range(60, 70))
     second, _ = home.score("birds")
     third, _ = home.score("birds")
     found = drift_of("birds", home.store, home.warehouse)
-    assert (found.before, found.now) == (second, third)
-    assert found.drift.centroid == 0
-    home.warehouse.pin_baseline("birds", first.evaluation_id, first.evaluated_at)
+    [(before, drift)] = found.measured
+    assert (before, found.now) == (first, third)
+    assert (drift.came.images, drift.went.images, drift.stayed) == (10, 0, 60)
+    assert drift.centroid > 0
+    assert found.finding == "no more than chance"
+    home.warehouse.pin_baseline("birds", second.evaluation_id, first.evaluated_at)
     found = drift_of("birds", home.store, home.warehouse)
-    assert (found.before, found.now) == (first, third)
-    assert found.drift.centroid > 0
-    assert not found.drift.large
+    assert (found.measured, found.finding) == ((), "the images are the same as before")
 
 
 # --- samples ---
