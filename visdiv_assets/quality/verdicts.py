@@ -18,6 +18,7 @@ DROP_WARM_UP = 5
 DROP_HISTORY = 30
 DROP_Z = 3.5
 DROP_LEAST = 0.02
+DROP_ENDS = 0.5
 FAILURES_WARN = 0.01
 FAILURES_ERROR = 0.05
 FLAT_WARN = 0.01
@@ -94,16 +95,27 @@ def judge_score(score: float | None, threshold: float) -> Verdict:
     return Verdict(True, f"the diversity score is {score:.3f}", measured=measured)
 
 
-def judge_drop(score: float | None, history: Sequence[float]) -> Verdict:
+def judge_drop(
+    score: float | None,
+    history: Sequence[float],
+    by_chance: float | None = None,
+    *,
+    was_dropped: bool = False,
+) -> Verdict:
     """WARN when a score fell below the dataset's usual range.
 
-    A drop must be at least DROP_Z robust standard deviations (1.4826 · median absolute deviation)
-    and at least DROP_LEAST below the median of the last DROP_HISTORY scores. If the history never
-    changed, its deviation is 0, and only DROP_LEAST counts.
+    A drop is measured from the median of the last DROP_HISTORY scores. It must be at least
+    DROP_LEAST, and more than the intervals of both explain, and, after DROP_WARM_UP scores, at
+    least DROP_Z of their robust standard deviations (1.4826 · median absolute deviation): some
+    datasets have always wavered. Without intervals, nothing is judged before that. A score that
+    has dropped stays so down to half of that, so that one at the limit does not drop every day.
 
     Args:
         score: the newest score; None if there were too few images.
-        history: earlier scores of the same model, oldest first.
+        history: earlier scores of the same kind, oldest first.
+        by_chance: how far below the median the score may be by its interval and theirs; None if
+            there are no intervals.
+        was_dropped: whether the score counted as dropped so far.
 
     References:
         Iglewicz & Hoaglin, "How to detect and handle outliers", 1993 (3.5 for the robust z-score).
@@ -111,27 +123,36 @@ def judge_drop(score: float | None, history: Sequence[float]) -> Verdict:
     Example:
         >>> judge_drop(0.30, [0.40, 0.41, 0.40, 0.39, 0.40]).passed
         False
+        >>> judge_drop(0.30, [0.40, 0.41], by_chance=0.05).passed
+        False
+        >>> judge_drop(0.30, [0.40, 0.41, 0.40, 0.39, 0.40], by_chance=0.15).passed
+        True
     """
     recent = list(history[-DROP_HISTORY:])
     if score is None:
         return Verdict(True, "there are too few distinct images to tell")
-    if len(recent) < DROP_WARM_UP:
+    needed = DROP_WARM_UP if by_chance is None else 1
+    if len(recent) < needed:
         return Verdict(
             True,
-            f"there are {len(recent)} earlier evaluations; detecting a drop takes {DROP_WARM_UP}",
+            f"there {'is' if len(recent) == 1 else 'are'} "
+            f"{counted(len(recent), 'earlier evaluation')}; detecting a drop takes {needed}",
             measured={"earlier evaluations": len(recent)},
         )
     median = statistics.median(recent)
-    deviation = 1.4826 * statistics.median(abs(value - median) for value in recent)
-    drop = median - score
-    z = drop / deviation if deviation > 0 else float("inf") if drop > 0 else 0.0
+    limits = [DROP_LEAST, by_chance or 0.0]
+    if len(recent) >= DROP_WARM_UP:
+        deviation = 1.4826 * statistics.median(abs(value - median) for value in recent)
+        limits.append(DROP_Z * deviation)
+    drop, limit = median - score, max(limits)
     measured: Measured = {
         "diversity score": score,
         "median of earlier scores": median,
         "earlier evaluations": len(recent),
         "drop": drop,
+        "drop that is usual": limit,
     }
-    if z < DROP_Z or drop < DROP_LEAST:
+    if drop < (DROP_ENDS * limit if was_dropped else limit):
         return Verdict(
             True,
             f"the diversity score {score:.3f} is in its usual range (median {median:.3f})",

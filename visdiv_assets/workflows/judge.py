@@ -4,6 +4,7 @@ Here: bringing together what `store` and `warehouse` hold with the decisions of 
 Not here: the decisions themselves, recording conditions (`watch.py`), Dagster's checks.
 """
 
+import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -76,7 +77,7 @@ def judge_dataset(
         "score_above_threshold": _with_both_scores(
             judge_score(newest.judged_score, threshold), newest
         ),
-        "score_drop": judge_drop(newest.judged_score, _comparable(newest, earlier)),
+        "score_drop": _judge_drop(newest, earlier),
         "images_lost": judge_lost(_listed(newest), [_listed(each) for each in earlier]),
         "decode_failures": judge_failures(newest.n_images, newest.n_failed),
         "flat_images": judge_flat(newest.n_images, newest.n_flat),
@@ -173,6 +174,38 @@ def _judge_drift(
     return judge_drift(found.large, "; ".join(told) or found.finding, measured)
 
 
+def _judge_drop(
+    newest: Evaluation, earlier: Sequence[Evaluation], *, was_dropped: bool = False
+) -> Verdict:
+    """The verdict on a score's fall below its usual range, from the intervals of all."""
+    score, history = newest.judged_score, _comparable(newest, earlier)[-DROP_HISTORY:]
+    return judge_drop(
+        score,
+        [each.judged_score for each in history if each.judged_score is not None],
+        _fall_by_chance(newest, history),
+        was_dropped=was_dropped,
+    )
+
+
+def _fall_by_chance(newest: Evaluation, history: Sequence[Evaluation]) -> float | None:
+    """How far a score may be below earlier ones by chance; None where there are no intervals.
+
+    That is so far that their intervals do not overlap. In single comparisons, half as much again as
+    is sure to 95 %; but scores are compared every night, and one by chance every month is too many.
+    """
+    if not history or not all(map(_has_interval, [newest, *history])):
+        return None
+    return _margin(newest, up=True) + statistics.median(map(_margin, history))
+
+
+def _has_interval(evaluation: Evaluation) -> bool:
+    return None not in (
+        evaluation.corrected_score,
+        evaluation.corrected_low,
+        evaluation.corrected_high,
+    )
+
+
 def states_of(
     evaluation: Evaluation,
     earlier: Sequence[Evaluation],
@@ -202,7 +235,7 @@ def states_of(
             above_for=_above_for(evaluation, earlier, threshold),
             recovery=recovery,
         ),
-        judge_drop(score, _comparable(evaluation, earlier)),
+        _judge_drop(evaluation, earlier, was_dropped=Condition.DROPPED in active),
         judge_lost(_listed(evaluation), listed),
         threshold,
         reason,
@@ -218,18 +251,20 @@ def _listed(evaluation: Evaluation) -> int:
     return evaluation.n_listed or evaluation.n_images + evaluation.n_failed
 
 
-def _margin(evaluation: Evaluation) -> float:
-    """From the judged score down to the lower end of its interval.
+def _margin(evaluation: Evaluation, *, up: bool = False) -> float:
+    """From the judged score down to the lower end of its interval, or up to the upper one.
 
     A plain score is no estimate and has none of its own; as much of it is taken as of the
     corrected score.
     """
-    if evaluation.corrected_score is None or evaluation.corrected_low is None:
+    score = evaluation.corrected_score
+    end = evaluation.corrected_high if up else evaluation.corrected_low
+    if score is None or end is None:
         return PLAIN_MARGIN
-    margin = evaluation.corrected_score - evaluation.corrected_low
+    margin = abs(end - score)
     if evaluation.basis != "plain":
         return margin
-    share = margin / evaluation.corrected_score if evaluation.corrected_score else 0.0
+    share = margin / score if score else 0.0
     return share * evaluation.diversity_score
 
 
@@ -248,10 +283,10 @@ def _above_for(
     return timedelta.max
 
 
-def _comparable(newest: Evaluation, earlier: Sequence[Evaluation]) -> list[float]:
-    """Earlier scores that were made with the same model and judged on the same basis."""
+def _comparable(newest: Evaluation, earlier: Sequence[Evaluation]) -> list[Evaluation]:
+    """Earlier evaluations whose scores mean the same as that of the newest one."""
     return [
-        each.judged_score
+        each
         for each in earlier
         if each.model_id == newest.model_id
         and each.basis == newest.basis

@@ -172,6 +172,34 @@ def test_a_drop_needs_an_absolute_change_and_nothing_measured_is_nan(score, hist
         assert len(history) >= DROP_WARM_UP
 
 
+def test_a_fall_that_the_intervals_explain_is_no_drop_and_a_larger_one_is():
+    for history in ([0.40], STEADY):
+        assert judge_drop(0.36, history, by_chance=0.05).passed
+        assert outcome(judge_drop(0.34, history, by_chance=0.05)) == "WARN"
+
+
+def test_with_intervals_a_drop_is_judged_from_the_second_evaluation_on():
+    assert judge_drop(0.1, [], by_chance=0.05).passed
+    assert not judge_drop(0.1, [0.5], by_chance=0.05).passed
+    assert judge_drop(0.1, [0.5]).passed
+
+
+def test_narrow_intervals_make_no_drop_of_a_tiny_change_or_of_a_usual_one():
+    assert judge_drop(0.385, [0.40], by_chance=0.001).passed
+    assert judge_drop(0.01, [0.30, 0.40, 0.50, 0.60, 0.70], by_chance=0.001).passed
+
+
+def test_a_score_that_has_dropped_must_come_back_to_within_half_of_the_limit():
+    for score, was_dropped, passed in (
+        (0.455, False, True),
+        (0.445, False, False),
+        (0.455, True, False),
+        (0.470, True, False),
+        (0.476, True, True),
+    ):
+        assert judge_drop(score, [0.5], 0.05, was_dropped=was_dropped).passed == passed
+
+
 # --- decode_failures ---
 
 
