@@ -180,7 +180,9 @@ def measure_drift(before: Sample, now: Sample) -> Drift:
 def _side_by_side(before: Sample, now: Sample) -> tuple[FloatArray, NDArray[Any], NDArray[Any]]:
     """The rows that either sample has, in order of keys, and how often each set has them.
 
-    Beyond the largest key of a sample that is not complete, nobody knows what the set has.
+    Beyond the largest key of a sample that is not complete, nobody knows what the set has, so rows
+    end there; but not if the sets have nothing in common up to there. They are different then, or
+    of so different sizes that nobody knows.
     """
     keys, first = np.unique(np.concatenate([before.keys, now.keys]), return_index=True)
     rows = np.concatenate([before.rows, now.rows])[first]
@@ -191,6 +193,8 @@ def _side_by_side(before: Sample, now: Sample) -> tuple[FloatArray, NDArray[Any]
         times.append(counts)
     ends = [each.keys[-1] for each in (before, now) if not each.complete]
     known = int(np.searchsorted(keys, min(ends), side="right")) if ends else len(keys)
+    if not np.any((times[0][:known] > 0) & (times[1][:known] > 0)):
+        known = len(keys)
     return rows[:known], times[0][:known], times[1][:known]
 
 

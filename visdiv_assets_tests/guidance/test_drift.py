@@ -232,6 +232,21 @@ def test_a_large_set_and_a_small_one_are_compared_as_far_as_both_are_known():
     assert drift.went.images == pytest.approx(2700, rel=0.05)
 
 
+def test_sets_without_common_contents_are_compared_whatever_their_sizes():
+    rows = power_law(5060, 16)
+    rows[5030:] = power_law(30, 16, exponent=0.0)
+    keys = np.random.default_rng(0).integers(0, 2**64, len(rows), dtype=np.uint64)
+    keys[5000:] |= np.uint64(1 << 63)  # beyond all that is known of the large one
+    large, same, other = (
+        Sample.of(rows[part], keys=keys[part])
+        for part in (slice(5000), slice(5000, 5030), slice(5030, None))
+    )
+    for small, found in ((same, False), (other, True)):
+        for drift in (measure_drift(large, small), measure_drift(small, large)):
+            assert (drift.large, drift.stayed, drift.exact) == (found, 0, False)
+            assert {drift.came.images, drift.went.images} == {5000, 30}
+
+
 def test_rows_that_are_all_the_same_have_not_moved():
     rows = np.ones((60, 8))
     keys = np.arange(60, dtype=np.uint64)
