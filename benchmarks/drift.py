@@ -1,7 +1,7 @@
 """How often drift is found where there is some, and where there is none.
 
     .venv/bin/python -m benchmarks.drift
-    .venv/bin/python -m benchmarks.drift --rounds 400
+    .venv/bin/python -m benchmarks.drift --rounds 200 --only clips
 
 Embeddings of 4,446 icons, which are of several kinds: 3,100 of one, 230 of another. Keys are
 drawn at random in each round, as hashes are. Prints the share of rounds in which `measure_drift`
@@ -138,11 +138,13 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--only", default="", help="cases whose functions have this in their names")
+    options = parser.parse_args()
+    rounds = options.rounds
     print(machine())
     for heading, cases in (("there is drift", DRIFT), ("there is none", NONE)):
         print(f"\n{heading}: found in so many of {rounds} rounds")
-        for make in cases:
+        for make in (each for each in cases if options.only in each.__name__):
             n_found = sum(found(make, seed) for seed in range(rounds))
             told = (make.__doc__ or "").splitlines()[0].rstrip(".")
             print(f"{n_found:6}   {told}", flush=True)
