@@ -4,7 +4,7 @@
 
 Prints the tables and writes them into docs/corrected-score.md, between its markers. Made-up
 populations have a known spectrum; of the real one, what all rows say is taken for the truth.
-Takes a few minutes on one core.
+Takes about half an hour on one core.
 """
 
 import time
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from visdiv_assets.spectral.corrected import corrected
 from visdiv_assets.spectral.sample import Sample
+from visdiv_assets.spectral.sampling import row_units
 from visdiv_assets.spectral.score import diversity
 from visdiv_assets.spectral.spectrum import effective_rank, participation_ratio
 
@@ -100,6 +101,148 @@ def clustered(clusters: int, seed: int) -> tuple[Draw, float]:
     return drawn, score_of(np.linalg.eigvalsh(np.cov(many.T)))
 
 
+def unit(rows: Rows) -> Rows:
+    """Rows of length 1."""
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def alike(rows: Rows, cosine: float, rng: np.random.Generator) -> Rows:
+    """Rows that have this cosine similarity with their own of `rows`, which are of length 1."""
+    noise = rng.standard_normal(rows.shape)
+    noise -= np.sum(noise * rows, axis=1, keepdims=True) * rows
+    return cosine * rows + np.sqrt(1 - cosine**2) * unit(noise)
+
+
+SHAPE = np.sqrt(INDEX**-0.7 / np.sum(INDEX**-0.7))
+
+
+def pictures(n: int, rng: np.random.Generator) -> Rows:
+    """Independent pictures of 1,000 kinds, none a near-duplicate of another."""
+    made = np.random.default_rng(1000)
+    centres = unit(made.standard_normal((1000, DIMENSION)) * SHAPE)
+    kinds = rng.choice(1000, n, p=made.dirichlet(np.full(1000, 0.7)))
+    return unit(centres[kinds] + 0.8 * rng.standard_normal((n, DIMENSION)) * SHAPE)
+
+
+def copied(share: float, cosine: float) -> Draw:
+    """Pictures of which a share has one near-copy; n counts the pictures."""
+
+    def drawn(n: int, rng: np.random.Generator) -> Rows:
+        rows = pictures(n, rng)
+        return np.concatenate([rows, alike(rows[: round(n * share)], cosine, rng)])
+
+    return drawn
+
+
+def clips(frames: int | None, cosine: float) -> Draw:
+    """Clips of so many frames each, or of 1 to about 20; n counts the clips."""
+
+    def drawn(n: int, rng: np.random.Generator) -> Rows:
+        lengths = np.full(n, frames) if frames else rng.geometric(0.25, n)
+        return alike(np.repeat(pictures(n, rng), lengths, axis=0), cosine, rng)
+
+    return drawn
+
+
+def with_one(share: float, cosine: float) -> Draw:
+    """A share of the rows is one picture, with noise."""
+    one = pictures(1, np.random.default_rng(77))
+
+    def drawn(n: int, rng: np.random.Generator) -> Rows:
+        rows, inside = pictures(n, rng), rng.random(n) < share
+        rows[inside] = alike(np.repeat(one, inside.sum(), axis=0), cosine, rng)
+        return rows
+
+    return drawn
+
+
+def with_film(share: float) -> Draw:
+    """A share of the rows is frames of one film of six scenes, about 0.7 alike."""
+    scenes = pictures(6, np.random.default_rng(9))
+    scenes = unit(0.5 * scenes + 1.6 * scenes.mean(axis=0))
+
+    def drawn(n: int, rng: np.random.Generator) -> Rows:
+        rows, inside = pictures(n, rng), rng.random(n) < share
+        rows[inside] = alike(scenes[rng.integers(6, size=inside.sum())], 0.9, rng)
+        return rows
+
+    return drawn
+
+
+def zipf(classes: int, exponent: float, cosine: float) -> Draw:
+    """Classes as large as Zipf's law says, whose pictures are that similar to their centre."""
+    centres = pictures(classes, np.random.default_rng(3))
+    shares = np.arange(1.0, classes + 1) ** -exponent
+
+    def drawn(n: int, rng: np.random.Generator) -> Rows:
+        return alike(centres[rng.choice(classes, n, p=shares / shares.sum())], cosine, rng)
+
+    return drawn
+
+
+DEPENDENT: dict[str, Draw] = {
+    "independent pictures": pictures,
+    "5 % have a near-copy at 0.95": copied(0.05, 0.95),
+    "20 % have a near-copy at 0.95": copied(0.20, 0.95),
+    "50 % have a near-copy at 0.95": copied(0.50, 0.95),
+    "each in two sizes, 0.99": clips(2, 0.99),
+    "clips of 5 frames, 0.95": clips(5, 0.95),
+    "clips of 1 to 20 frames, 0.95": clips(None, 0.95),
+    "half is one picture": with_one(0.5, 0.99),
+    "99 % is one picture": with_one(0.99, 0.99),
+    "97 % is frames of one film": with_film(0.97),
+    "99 % is frames of one film": with_film(0.99),
+    "100 classes by Zipf's law": zipf(100, 1.0, 0.8),
+    "300 classes, exponent 1.2": zipf(300, 1.2, 0.7),
+}
+DEPENDENT_SIZES = (50, 100, 200, 400, 800, 1600)
+
+
+def dependent_line(name: str, draw: Draw, truth: float, n: int, draws: int = DRAWS) -> str:
+    """One line of the table of what is no independent draw."""
+    found, now = np.full((draws, 4), np.nan), np.full(draws, np.nan)
+    for number in range(draws):
+        rows = draw(n, np.random.default_rng([n, number]))
+        sample = Sample.of(rows)
+        measured = corrected(sample)
+        if not measured.too_few:
+            covered = measured.low <= truth <= measured.high
+            width = (measured.high - measured.low) / truth
+            found[number] = measured.score / truth, covered, width, measured.n_units
+        now[number] = corrected(sample, row_units(sample.rows)).score / truth
+    told = ~np.isnan(found[:, 0])
+    by_rows = f"{np.nanmean(now) - 1:+.1%}" if not np.isnan(now).all() else ""
+    text = f"| {name} | {truth:.3f} | {n:,} | {by_rows} | {told.mean():.0%} |"
+    if told.sum() < 2:
+        text += " | | | |"
+    else:
+        score, covered, width, _ = found[told].T
+        rmse = float(np.sqrt(np.mean((score - 1) ** 2)))
+        needed = 2 * 1.96 * float(score.std(ddof=1))
+        text += (
+            f" {score.mean() - 1:+.1%} | {rmse:.1%} | {covered.mean():.0%} "
+            f"| {width.mean() / needed:.1f} |"
+        )
+    print(text, flush=True)
+    return text
+
+
+DEPENDENT_HEAD = [
+    "| images | true score | n | by rows | told | bias | RMSE | covers | width ÷ needed |",
+    "|---|---|---|---|---|---|---|---|---|",
+]
+
+
+def dependent_table() -> list[str]:
+    """What images that are no independent draws cost."""
+    lines = []
+    for name, draw in DEPENDENT.items():
+        many = draw(60_000, np.random.default_rng(0))
+        truth = score_of(np.linalg.eigvalsh(np.cov(many.T)))
+        lines += [dependent_line(name, draw, truth, n) for n in DEPENDENT_SIZES]
+    return lines
+
+
 def line(name: str, draw: Draw, truth: float, n: int, draws: int) -> str:
     """One line of a table."""
     found = np.empty((draws, 6))
@@ -107,7 +250,8 @@ def line(name: str, draw: Draw, truth: float, n: int, draws: int) -> str:
         sample = Sample.of(draw(n, np.random.default_rng([n, number])))
         plain = diversity(sample.moments)
         begin = time.perf_counter()
-        measured = corrected(sample)
+        # These rows are independent, however alike those of few directions are.
+        measured = corrected(sample, row_units(sample.rows))
         found[number] = (
             plain.score / truth,
             measured.score / truth,
@@ -136,7 +280,8 @@ def tables() -> str:
     lines = ["### Real rows", "", *HEAD]
     print("\n".join(HEAD))
     icons = np.load(ICONS)
-    whole = corrected(Sample.of(icons)).score
+    all_icons = Sample.of(icons)
+    whole = corrected(all_icons, row_units(all_icons.rows)).score
 
     def some_icons(n: int, rng: np.random.Generator) -> Rows:
         return icons[rng.choice(len(icons), n, replace=False)]
@@ -159,6 +304,10 @@ def tables() -> str:
     for clusters in (20, 200, 1000):
         draw, truth = clustered(clusters, clusters)
         lines += [line(f"{clusters:,} clusters", draw, truth, n, DRAWS) for n in SIZES]
+
+    print("\n".join(DEPENDENT_HEAD))
+    lines += ["", "### Images that are no independent draws", "", *DEPENDENT_HEAD]
+    lines += dependent_table()
     return "\n".join(lines)
 
 

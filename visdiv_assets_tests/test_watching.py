@@ -85,7 +85,8 @@ def test_a_dataset_is_scored_watched_and_told_of_without_touching_the_ui(tmp_pat
             hook.down = False
             wait_until("the web hook hears of it", lambda: len(hook.received) == 1)
             assert evaluations() == 2
-            assert hook.titles == ["visdiv: pictures fell below its threshold"]
+            assert hook.titles == ["visdiv: 2 changes in pictures"]  # and out of its usual range
+            assert "fell below its threshold" in hook.received[0]["message"]
             assert "400 of 460 images are exact copies" in hook.received[0]["message"]
 
         # Dagster stops, and starts anew: nothing is told twice.

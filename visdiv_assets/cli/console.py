@@ -169,12 +169,27 @@ def evaluation_as_json(evaluation: "Evaluation") -> dict[str, object]:
         "corrected_high": evaluation.corrected_high,
         "corrected_effective_rank": evaluation.corrected_effective_rank,
         "corrected_participation_ratio": evaluation.corrected_participation_ratio,
+        "effective_rank_low": evaluation.effective_rank_low,
+        "effective_rank_high": evaluation.effective_rank_high,
+        "participation_ratio_low": evaluation.participation_ratio_low,
+        "participation_ratio_high": evaluation.participation_ratio_high,
+        "sampling_unit": evaluation.sampling_unit,
+        "n_units": evaluation.n_units,
+        "other_score": evaluation.other_score,
+        "other_low": evaluation.other_low,
+        "other_high": evaluation.other_high,
+        "two_readings": evaluation.two_readings or None,
+        "estimator": evaluation.estimator,
         "plain_score": evaluation.diversity_score,
         "diversity_score": evaluation.diversity_score,  # its name in the table evaluations
         "effective_rank": evaluation.effective_rank,
         "participation_ratio": evaluation.participation_ratio,
         "rating": evaluation.rating,
         "stars": evaluation.stars,
+        "meaning": evaluation.meaning or None,
+        "spread": evaluation.spread,
+        "vendi": evaluation.vendi,
+        "rke": evaluation.rke,
         "n_images": evaluation.n_images,
         "n_failed": evaluation.n_failed,
         "n_flat": evaluation.n_flat,
@@ -200,26 +215,62 @@ def print_evaluations(evaluations: "Sequence[Evaluation]") -> None:
     table = compact_table()
     table.add_column("dataset", overflow="fold")
     table.add_column("images", justify="right", no_wrap=True)
-    table.add_column("score\n95 %", justify="right", no_wrap=True)
+    table.add_column("score\nas it is", justify="right", no_wrap=True)
+    table.add_column("corrected\n95 %", justify="right", no_wrap=True)
     table.add_column("rating", no_wrap=True)
-    for heading in ("plain\nscore", "plain\nER", "plain\nPR", "time"):
+    for heading in ("ER\nas is", "PR\nas is", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
     for each in evaluations:
         images = f"{each.n_images:,}"
         if each.is_sample:
             images += f"\nof {each.n_listed:,}"
-        stars = "★" * each.stars + "☆" * (5 - each.stars)
         table.add_row(
             each.dataset,
             images,
+            f"[bold]{each.diversity_score:.4f}[/]",
             f"[bold]{score_text(each)}[/]",
-            f"{stars}\n{each.rating}" if each.stars else "too few\nto tell",
-            f"{each.diversity_score:.4f}",
-            f"{each.effective_rank:.2f}",
-            f"{each.participation_ratio:.2f}",
+            rating_text(each),
+            f"{each.effective_rank:.1f}",
+            f"{each.participation_ratio:.1f}",
             f"{each.seconds:.1f} s",
         )
     out.print(table)
+    for each in evaluations:
+        for sentence in sentences_on(each):
+            say(f"{each.dataset}: {sentence}")
+
+
+def rating_text(evaluation: "Evaluation") -> str:
+    """The stars, and below them the rating; or why there are none, in two lines."""
+    if stars := evaluation.rated.text:
+        return f"{stars}\n{evaluation.rating}"
+    return (
+        evaluation.rating.replace("few images, ", "few images,\n")
+        .replace("too few ", "too few\n")
+        .replace("nearly ", "nearly\n")
+    )
+
+
+def sentences_on(evaluation: "Evaluation") -> list[str]:
+    """What the numbers mean for these images, and by what they were judged."""
+    from visdiv_assets.quality.ratings import NEARLY_ONE
+
+    said = []
+    if evaluation.meaning:
+        said.append(f"{evaluation.rated.text} {evaluation.rating}: {evaluation.meaning}.")
+    if evaluation.spread is not None and evaluation.spread < NEARLY_ONE:
+        said.append(
+            f"The images are nearly one image (1 − ‖mean‖² = {evaluation.spread:.3f}), so there "
+            "are no stars: the score tells only how their small differences are spread."
+        )
+    elif evaluation.is_one_many_times:
+        said.append(
+            f"{evaluation.n_images:,} images are about {evaluation.n_units:,.0f} different ones, "
+            "many times over. That is too few to tell how diverse their source is."
+        )
+    if evaluation.two_readings and not evaluation.is_one_many_times:
+        said.append(f"{evaluation.two_readings} (judged: by {evaluation.sampling_unit}).")
+    return said
 
 
 def score_text(evaluation: "Evaluation") -> str:

@@ -28,6 +28,7 @@ from visdiv_assets.cli.console import (
     open_project,
     out,
     print_json,
+    rating_text,
     score_text,
     tell_which,
     visible,
@@ -163,7 +164,7 @@ def list_datasets(json_output: Json = False, config: Config = None) -> None:
         return
     table = compact_table()
     table.add_column("dataset", overflow="fold")
-    for heading in ("score\n95 %", "plain", "threshold", "images"):
+    for heading in ("score\nas it is", "corrected\n95 %", "threshold", "images"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("evaluated\n(UTC)", no_wrap=True)
     table.add_column("source", overflow="fold")
@@ -180,7 +181,7 @@ def list_datasets(json_output: Json = False, config: Config = None) -> None:
                 score = f"[{colour}]{score}[/]"
             count, when = f"{newest.n_images:,}", f"{newest.evaluated_at:%Y-%m-%d\n%H:%M}"
         source = visible(redacted(dataset.source.uri)).replace("[", "\\[")
-        table.add_row(name, score, plain, f"{dataset.threshold:.2f}", count, when, source)
+        table.add_row(name, plain, score, f"{dataset.threshold:.2f}", count, when, source)
     for name, fault in settings.faults.items():
         told = Text(visible(redacted(fault)), style="red")
         table.add_row(Text(visible(name)), "", "", "", "", "", told)
@@ -261,28 +262,26 @@ def history(
         return
     table = compact_table()
     table.add_column("evaluated (UTC)", no_wrap=True)
-    for heading in ("images", "failed", "score", "95 %"):
+    for heading in ("images", "failed", "score\nas it is", "corrected\n95 %"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("rating", no_wrap=True)
-    table.add_column("plain", justify="right", no_wrap=True)
     for each in evaluations[-limit:]:
         table.add_row(
             f"{each.evaluated_at:%Y-%m-%d %H:%M}",
             f"{each.n_images:,}",
             f"{each.n_failed:,}",
-            "" if each.corrected_score is None else f"[bold]{each.corrected_score:.4f}[/]",
-            ""
-            if each.corrected_low is None
-            else f"{each.corrected_low:.3f}–{each.corrected_high:.3f}",
-            each.rating if each.stars else "too few\nto tell",
-            f"{each.diversity_score:.4f}",
+            f"[bold]{each.diversity_score:.4f}[/]",
+            f"[bold]{score_text(each)}[/]",
+            rating_text(each),
         )
     out.print(table)
     basis = evaluations[-1].basis
     scores = [
         each.judged_score
         for each in evaluations
-        if each.basis == basis and each.judged_score is not None
+        if each.basis == basis
+        and each.judged_score is not None
+        and (basis == "plain" or each.estimated_like(evaluations[-1]))
     ]
     if scores:
         span = f"{min(scores):.4f} to {max(scores):.4f}"
@@ -290,6 +289,9 @@ def history(
     models = len({each.model_id for each in evaluations})
     if models > 1:
         err.print(f"Note: these scores come from {models} different models and cannot be compared.")
+    ways = len({(each.estimator, each.sampling_unit) for each in evaluations if each.estimator})
+    if ways > 1:
+        err.print(f"Note: corrected scores were estimated in {ways} ways; compare those of one.")
     if plot is not None:
         out.print(f"saved {plot}", markup=False, soft_wrap=True)
 

@@ -315,11 +315,12 @@ def _print_duplicates(found: "Duplicates") -> None:
         plain = f"{_plain(found.after)} instead of {_plain(found.before)}"
         if found.before.corrected is None and found.after.corrected is None:
             say(
-                f"Without them the plain score is {plain}; there are too few to tell the corrected."
+                f"Without them the score as it is becomes {plain}; there are too few to tell the "
+                "corrected."
             )
         else:
             fair = f"{_fair(found.after)} instead of {_fair(found.before)}"
-            say(f"Without them the score is {fair}; plain, {plain}.")
+            say(f"Without them the score as it is becomes {plain}; corrected, {fair}.")
     _say_changed(found.n_changed, dataset)
     _print_recall(found.method, found.recall)
 

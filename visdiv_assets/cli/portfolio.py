@@ -25,6 +25,7 @@ from visdiv_assets.cli.console import (
     open_project,
     out,
     print_json,
+    say,
     visible,
 )
 from visdiv_assets.errors import VisdivError
@@ -65,35 +66,35 @@ def compare(
             }
         )
         return
-    table = Table()
+    table = Table(title="Your datasets, by corrected score", title_justify="left")
     table.add_column("dataset", overflow="fold")
-    for heading in ("score", "95 %", "images", "plain"):
+    for heading in ("images", "score as it is", "corrected", "95 %"):
         table.add_column(heading, justify="right", no_wrap=True)
-    own = [
-        (
-            each.corrected_score,
-            (
-                f"[bold]{visible(each.dataset)}[/]",
-                _or_few(each.corrected_score),
-                ""
-                if each.corrected_low is None
-                else f"{each.corrected_low:.3f}–{each.corrected_high:.3f}",
-                f"{each.n_images:,}",
-                f"{each.diversity_score:.3f}",
-            ),
+    for evaluation in ranked:
+        low, high = evaluation.corrected_low, evaluation.corrected_high
+        table.add_row(
+            visible(evaluation.dataset),
+            f"{evaluation.n_images:,}",
+            f"{evaluation.diversity_score:.3f}",
+            _or_few(evaluation.corrected_score),
+            "" if low is None else f"{low:.3f}–{high:.3f}",
         )
-        for each in ranked
-    ]
-    theirs = [
-        (each.score, (f"[dim]{each.name}[/]", "", "", f"{each.n_images:,}", f"{each.score:.3f}"))
-        for each in published_scores()
-    ]
-    for _, row in sorted([*own, *theirs], key=lambda entry: -(entry[0] or 0.0)):
-        table.add_row(*row)
     out.print(table)
+    theirs = Table(title="Published scores, as they are", title_justify="left")
+    theirs.add_column("dataset", overflow="fold")
+    for heading in ("images", "score as it is"):
+        theirs.add_column(heading, justify="right", no_wrap=True)
+    for published in published_scores():
+        theirs.add_row(published.name, f"{published.n_images:,}", f"{published.score:.3f}")
+    out.print(theirs)
     out.print(
-        "Bold: your datasets, by corrected score. Dim: published plain scores of whole datasets."
+        "Published scores are of other kinds of images, and of whole datasets: compare the score "
+        "as it is with them, and only if you have about as many images."
     )
+    for evaluation in ranked:
+        if evaluation.two_readings:
+            unit = evaluation.sampling_unit
+            say(f"{evaluation.dataset}: {evaluation.two_readings} (judged: by {unit}).")
     for each in differences:
         verdict = "more than chance" if each.sure else "may be chance"
         out.print(

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from visdiv_assets.settings.model import (
         DatasetSettings,
         EmbedderSettings,
+        SamplingUnit,
         Settings,
         SourceSettings,
     )
@@ -54,6 +55,7 @@ commands = typer.Typer()
   visdiv score ~/photos --json | jq .score            for scripts
   visdiv score s3://bucket/all/ --precision 0.01      a large set, from a sample
   visdiv score ~/photos --fail-under 0.3              for CI
+  visdiv score ~/clips --sampling-unit folder         frames of one clip are one piece of evidence
   visdiv score --config my.yaml                       all datasets of a file
   visdiv score photos --config my.yaml                one of them; ./photos is the folder
 
@@ -81,6 +83,14 @@ def score(
             help="Score a random sample, just large enough to know the corrected score to "
             "within plus or minus this.",
             metavar="HALF-WIDTH",
+        ),
+    ] = None,
+    sampling_unit: Annotated[
+        str | None,
+        typer.Option(
+            help="What counts as one piece of evidence: near-duplicates (the default), row, "
+            "folder, or column=NAME.",
+            metavar="UNIT",
         ),
     ] = None,
     json_output: Annotated[
@@ -115,6 +125,7 @@ def score(
         # Of all datasets, a faulty one is one that could not be scored.
         project = open_project(config, *([path] if path else []), tell=path is not None)
         settings = project.settings
+        unit = _sampling_unit(sampling_unit)
         targets = _targets(path, settings)
         evaluations: list[Evaluation] = []
         embedders: dict[str, SSCDEmbedder] = {}
@@ -145,6 +156,7 @@ def score(
                             basis=registered.basis if registered else "corrected",
                             recovery=project.recovery,
                             slices=registered.slices if registered else None,
+                            sampling_unit=unit or _unit_of(registered),
                             precision=precision or _precision_of(registered),
                             on_progress=on_progress,
                         )
@@ -217,6 +229,24 @@ def _embedder(configured: "EmbedderSettings", decoding: "Decoding") -> "SSCDEmbe
         )
     finally:
         progress.stop()
+
+
+def _sampling_unit(text: str | None) -> "SamplingUnit | None":
+    """What was asked for; None if nothing was."""
+    from visdiv_assets.settings.model import ColumnSlices
+
+    name, mark, column = (text or "").partition("=")
+    if mark and name == "column" and column:
+        return ColumnSlices(column=column)
+    if text in ("near-duplicates", "row", "folder", None):
+        return text  # type: ignore[return-value]
+    raise typer.BadParameter(
+        "use near-duplicates, row, folder, or column=NAME", param_hint="--sampling-unit"
+    )
+
+
+def _unit_of(registered: "DatasetSettings | None") -> "SamplingUnit":
+    return registered.sampling_unit if registered else "near-duplicates"
 
 
 def _precision_of(registered: "DatasetSettings | None") -> float | None:

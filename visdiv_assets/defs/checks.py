@@ -26,6 +26,7 @@ from visdiv_assets.workflows.project import Project
 
 CHECKS = {
     "score_above_threshold": "ERROR below the dataset's threshold, WARN below 0.40.",
+    "not_one_image": "WARN when all images are nearly one image, or few images many times.",
     "score_drop": "WARN when the score fell out of the dataset's own usual range.",
     "images_lost": "WARN when the dataset has fewer than half of its usual images.",
     "decode_failures": "WARN when over 1 % of the images cannot be embedded, ERROR over 5 %.",

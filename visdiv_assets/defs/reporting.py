@@ -168,11 +168,15 @@ def leaderboard_table(ranked: Sequence[Evaluation]) -> dg.MarkdownMetadataValue:
             interval = f"{each.corrected_low:.3f} to {each.corrected_high:.3f}"
             fair = f"{each.corrected_score:.3f} ({interval})"
         rows.append(
-            f"| {_cell(each.dataset)} | {fair} | {each.rating} | {each.diversity_score:.3f} "
+            f"| {_cell(each.dataset)} | {each.diversity_score:.3f} | {fair} | {_rating(each)} "
             f"| {each.n_images:,} |"
         )
-    head = "| dataset | score (95 %) | rating | plain | images |"
-    return dg.MetadataValue.md("\n".join([head, "|---|---|---|--:|--:|", *rows]))
+    head = "| dataset | score as it is | corrected (95 %) | rating | images |"
+    return dg.MetadataValue.md("\n".join([head, "|---|--:|---|---|--:|", *rows]))
+
+
+def _rating(evaluation: Evaluation) -> str:
+    return " ".join(filter(None, [evaluation.rated.text, evaluation.rating]))
 
 
 def differences_table(differences: Sequence[Difference]) -> dg.MarkdownMetadataValue:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from visdiv_assets.guidance.comparison import LEVEL
-from visdiv_assets.spectral.corrected import ENOUGH_ROWS, corrected
+from visdiv_assets.spectral.corrected import ENOUGH_UNITS, corrected
 from visdiv_assets.spectral.moments import FloatArray, check_embeddings
 from visdiv_assets.spectral.sample import Sample
 from visdiv_assets.spectral.score import TOO_FEW
@@ -30,7 +30,7 @@ DRAWS = 4
 GROUPS = 20
 
 # With one group left out, there must still be enough rows for a corrected score.
-ENOUGH_IMAGES = ENOUGH_ROWS + ENOUGH_ROWS // (GROUPS - 1) + 1
+ENOUGH_IMAGES = ENOUGH_UNITS + ENOUGH_UNITS // (GROUPS - 1) + 1
 
 # FineVision counts two images as the same above this cosine similarity.
 SAME_IMAGE = 0.95
@@ -164,11 +164,10 @@ def _change(
 
 def _log_score(rows: FloatArray) -> float:
     """Logarithm of the corrected score, or NaN; equal rows count as different images."""
-    if len(rows) < ENOUGH_ROWS:
+    if len(rows) < ENOUGH_UNITS:
         return math.nan
-    fair = corrected(
-        Sample.of(rows, keys=np.arange(len(rows), dtype=np.uint64), capacity=len(rows))
-    )
+    sample = Sample.of(rows, keys=np.arange(len(rows), dtype=np.uint64), capacity=len(rows))
+    fair = corrected(sample, np.arange(len(rows)))
     return math.log(fair.score) if fair.score > 0 else math.nan
 
 

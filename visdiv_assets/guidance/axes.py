@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from visdiv_assets.spectral.corrected import ENOUGH_ROWS
+from visdiv_assets.spectral.corrected import ENOUGH_UNITS
 from visdiv_assets.spectral.moments import BLOCK_ROWS, FloatArray, Moments
 from visdiv_assets.spectral.score import RATINGS, TOO_FEW
 from visdiv_assets.spectral.spectrum import effective_rank, participation_ratio
@@ -289,10 +289,10 @@ def describe(found: Axes) -> list[str]:
         '62 % of all variation is one contrast: images like those in row 1A against images like
         those in row 1B.'
     """
-    if found.n_distinct < ENOUGH_ROWS:
+    if found.n_distinct < ENOUGH_UNITS:
         return [
             f"{found.n_distinct} distinct images are {TOO_FEW} what dominates them; "
-            f"at least {ENOUGH_ROWS} are needed."
+            f"at least {ENOUGH_UNITS} are needed."
         ]
     if not found.axes:
         return ["The model sees all images as the same; nothing varies."]

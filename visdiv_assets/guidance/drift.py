@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from visdiv_assets.errors import counted
 from visdiv_assets.spectral.moments import FloatArray, Moments
 from visdiv_assets.spectral.sample import Sample
-from visdiv_assets.spectral.sampling import near_duplicate_units
+from visdiv_assets.spectral.sampling import Units, near_duplicate_units, numbered
 from visdiv_assets.spectral.threads import one_blas_thread
 
 # Leading directions whose subspaces are compared.
@@ -125,9 +125,10 @@ def measure_drift(before: Sample, now: Sample) -> Drift:
     """Distances between two sets, and whether what came or went is of another kind.
 
     Contents are known by their keys, so each came, went or stayed; where a sample is not complete,
-    this is known of the keys up to its largest one. Near-duplicates are one sampling unit. What
-    came is tested against all that was there before, and what went against all that is there now,
-    by shuffling units. More copies of a content that was there before are nothing new.
+    this is known of the keys up to its largest one. Sampling units are what both samples say, else
+    near-duplicates. What came is tested against all that was there before, and what went against
+    all that is there now, by shuffling units. More copies of a content that was there before are
+    nothing new.
 
     The row with the smallest key tells whether its unit came, went or stayed. Keys are random, so
     without drift any unit may be any of these, whether images came one by one or in clips. If every
@@ -157,9 +158,9 @@ def measure_drift(before: Sample, now: Sample) -> Drift:
         >>> measure_drift(first, Sample.of(rows[:403])).finding()
         'cannot tell from 3 new images'
     """
-    rows, n_before, n_now = _side_by_side(before, now)
+    rows, units, n_before, n_now = _side_by_side(before, now)
     groups = np.select([n_before == 0, n_now == 0], [_CAME, _WENT], _STAYED)
-    rows, groups = _units(rows, groups)
+    rows, groups = _one_row_each(rows, units, groups)
     p_came, p_went = _p_values(rows, groups)
     tests = sum(p is not None for p in (p_came, p_went))
     share_came = float(np.maximum(n_now - n_before, 0).sum() / n_now.sum())
@@ -177,8 +178,10 @@ def measure_drift(before: Sample, now: Sample) -> Drift:
     )
 
 
-def _side_by_side(before: Sample, now: Sample) -> tuple[FloatArray, NDArray[Any], NDArray[Any]]:
-    """The rows that either sample has, in order of keys, and how often each set has them.
+def _side_by_side(
+    before: Sample, now: Sample
+) -> tuple[FloatArray, Units, NDArray[Any], NDArray[Any]]:
+    """The rows of either sample in order of keys, their units, and how often each set has them.
 
     Beyond the largest key of a sample that is not complete, nobody knows what the set has, so rows
     end there; but not if the sets have nothing in common up to there. They are different then, or
@@ -195,17 +198,23 @@ def _side_by_side(before: Sample, now: Sample) -> tuple[FloatArray, NDArray[Any]
     known = int(np.searchsorted(keys, min(ends), side="right")) if ends else len(keys)
     if not np.any((times[0][:known] > 0) & (times[1][:known] > 0)):
         known = len(keys)
-    return rows[:known], times[0][:known], times[1][:known]
+    told = [each.units for each in (before, now) if each.units is not None]
+    units = numbered(np.concatenate(told)[first][:known]) if len(told) == 2 else None
+    if units is None:
+        units = near_duplicate_units(rows[:known])
+    return rows[:known], units, times[0][:known], times[1][:known]
 
 
-def _units(rows: FloatArray, groups: NDArray[np.int64]) -> tuple[FloatArray, NDArray[np.int64]]:
+def _one_row_each(
+    rows: FloatArray, units: Units, groups: NDArray[np.int64]
+) -> tuple[FloatArray, NDArray[np.int64]]:
     """A row for each sampling unit, and its group: those of its first row.
 
     Args:
         rows: shape (k, D), in an order that is random.
+        units: of each row, shape (k,).
         groups: of each row, shape (k,).
     """
-    units = near_duplicate_units(rows)
     _, first = np.unique(units, return_index=True)
     of_units = groups[first]
     n_came, n_went, n_stayed = (

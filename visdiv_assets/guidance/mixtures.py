@@ -6,22 +6,17 @@ Not here: the corrected score (`spectral/corrected.py`), reading moments, comman
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
-from visdiv_assets.spectral.corrected import (
-    ENOUGH_ROWS,
-    UNSEEN,
-    CorrectedScore,
-    corrected,
-    score_influences,
-)
+from visdiv_assets.spectral.corrected import CorrectedScore, corrected, score_influences
 from visdiv_assets.spectral.moments import FloatArray, Moments
 from visdiv_assets.spectral.sample import Sample
+from visdiv_assets.spectral.sampling import near_duplicate_units, units_of
 from visdiv_assets.spectral.spectrum import effective_rank, participation_ratio
 from visdiv_assets.spectral.threads import one_blas_thread
 
@@ -143,8 +138,8 @@ def best_mixture(
     better. What is returned is never worse than equal weights, or than a part alone that may fill
     the mixture.
 
-    Where a mixture has too few rows for a corrected score, or where it is the plain score because
-    all contents have been seen, the plain score is climbed instead.
+    Where a mixture has too few sampling units for a corrected score, the plain score is climbed
+    instead.
 
     Args:
         names: names of K parts, K ≥ 1.
@@ -240,7 +235,9 @@ def mix_samples(
     taken, share = taken[first], np.bincount(inverse, weights=shares)
     with one_blas_thread():
         moments = Moments(size, share @ taken * size, (taken.T * share) @ taken * size)
-    return Sample(moments, kept, taken, share * size, len(taken))
+    told = [each.units[:most] for _, each, most in used if each.units is not None]
+    units = np.concatenate(told)[first] if len(told) == len(used) else None
+    return Sample(moments, kept, taken, share * size, len(taken), units)
 
 
 def _rows_of_each(samples: Sequence[Sample], weights: FloatArray) -> NDArray[np.int64]:
@@ -253,18 +250,8 @@ def _rows_of_each(samples: Sequence[Sample], weights: FloatArray) -> NDArray[np.
 
 
 def _judge(samples: Sequence[Sample], weights: FloatArray) -> CorrectedScore:
-    """Corrected score of a mixture; only the parts know which contents occur once."""
-    mixed = mix_samples(samples, weights)
-    measured = corrected(mixed)
-    counts = mixed.counts.astype(np.float64)
-    effective_rows = mixed.moments.n * float(counts.sum()) / float(counts @ counts)
-    if measured.too_few or effective_rows >= ENOUGH_ROWS:
-        return measured
-    used = [(w, each) for w, each in zip(weights, samples, strict=True) if w > 0]
-    unseen = sum(w * float((each.counts == 1).sum()) / each.moments.n for w, each in used)
-    if unseen > UNSEEN or not all(each.complete for _, each in used):
-        return CorrectedScore(np.nan, np.nan, np.nan, np.nan, np.nan, mixed.moments.n)
-    return measured
+    """Corrected score of a mixture."""
+    return corrected(mix_samples(samples, weights))
 
 
 def _shares(counts: NDArray[Any]) -> FloatArray:
@@ -272,11 +259,25 @@ def _shares(counts: NDArray[Any]) -> FloatArray:
     return shares
 
 
+def _with_units(samples: Sequence[Sample]) -> list[Sample]:
+    """Samples whose sampling units are told, so that they are not looked for in each mixture."""
+    sizes = [len(each.keys) for each in samples]
+    if all(each.units is None for each in samples) and sum(sizes) <= MIXED_ROWS:
+        together = near_duplicate_units(np.concatenate([each.rows for each in samples]))
+        parts = np.split(together.astype(np.uint64), np.cumsum(sizes)[:-1])
+    else:  # those of different parts are then different ones
+        parts = [
+            units_of(each).astype(np.uint64) + np.uint64(at << 32)
+            for at, each in enumerate(samples)
+        ]
+    return [replace(each, units=units) for each, units in zip(samples, parts, strict=True)]
+
+
 class _Search:
     """Climbs from start to start, and remembers what each mixture scores."""
 
     def __init__(self, samples: Sequence[Sample], on_found: Callable[[float], None]) -> None:
-        self._samples = samples
+        self._samples = _with_units(samples)
         self._parts = [each.moments for each in samples]
         self._plain = _plain_objective(self._parts)
         self._on_found = on_found

@@ -76,7 +76,7 @@ def judge_slices(parts: Mapping[str, Sample]) -> list[Slice]:
 
 def _judge(part: Sample) -> CorrectedScore:
     if part.moments.n < 2:
-        return CorrectedScore(math.nan, math.nan, math.nan, math.nan, math.nan, part.moments.n)
+        return CorrectedScore.unknown(part.moments.n)
     return corrected(part)
 
 

@@ -102,7 +102,7 @@ def _describe(alert: Alert, dagster_url: str) -> str:
         lines.append(f"last score: {alert.diversity_score:.4f} ({alert.rating})")
     elif alert.diversity_score is not None:
         if alert.basis == "plain":
-            score = f"plain score: {alert.diversity_score:.4f}"
+            score = f"score as it is: {alert.diversity_score:.4f}"
         else:
             score = f"score: {alert.diversity_score:.4f} ({alert.rating})"
         if alert.previous_score is not None:
@@ -121,9 +121,9 @@ def _describe(alert: Alert, dagster_url: str) -> str:
 def _other_score(alert: Alert) -> str:
     """The score that the threshold does not apply to, and the corrected score's interval."""
     if alert.corrected_score is None:
-        return f"corrected for size: {TOO_FEW}"
+        return f"corrected: {TOO_FEW}"
     interval = f"{alert.corrected_low:.3f} to {alert.corrected_high:.3f}"
     if alert.basis == "plain":
         fair = f"{alert.corrected_score:.4f} ({alert.rating})"
-        return f"corrected for size: {fair}, 95 % interval: {interval}"
-    return f"95 % interval: {interval}, plain score: {alert.plain_score:.4f}"
+        return f"corrected: {fair}, 95 % interval: {interval}"
+    return f"95 % interval: {interval}, score as it is: {alert.plain_score:.4f}"

@@ -63,6 +63,8 @@ class Facts:
     n_distinct: int
     n_failed: int
     model_id: str
+    estimator: int | None = None
+    sampling_unit: str = "row"
 
 
 def is_below(
@@ -74,7 +76,7 @@ def is_below(
     above_for: timedelta,
     recovery: timedelta = RECOVERY,
 ) -> bool:
-    """Whether a score counts as below its threshold; it recovers only for sure.
+    """Whether a score counts as below its threshold; it recovers only beyond doubt.
 
     It falls at once. It recovers when its interval lies above the threshold, or when it has stayed
     above for long enough. So a score that wavers around its threshold raises one alert, not dozens.
@@ -137,6 +139,11 @@ def likely_reason(now: Facts, before: Facts | None) -> str:
     parts = []
     if before is not None and now.model_id != before.model_id:
         parts.append("the embeddings come from a different model")
+    if before is not None and None not in (now.estimator, before.estimator):
+        if now.estimator != before.estimator:
+            parts.append("the corrected score is estimated in a new way")
+        elif now.sampling_unit != before.sampling_unit:
+            parts.append(f"the sampling unit is now {now.sampling_unit}")
     copies = now.n_images - now.n_distinct
     if copies:
         earlier = "" if before is None else f" (before: {before.n_images - before.n_distinct:,})"

@@ -12,6 +12,8 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from visdiv_assets.errors import counted
+from visdiv_assets.quality.ratings import NEARLY_ONE, is_many_times
+from visdiv_assets.spectral.corrected import ENOUGH_UNITS
 
 GOOD_SCORE = 0.40
 DROP_WARM_UP = 5
@@ -59,13 +61,26 @@ class Verdict:
         return "; ".join(filter(None, [self.finding, self.advice]))
 
 
-def judge_score(score: float | None, threshold: float) -> Verdict:
+def judge_score(score: float | None, threshold: float, many_times: float | None = None) -> Verdict:
     """ERROR below the dataset's threshold, WARN below 0.40 or with too few images to score.
+
+    Args:
+        score: the score that is judged; None if it cannot be told.
+        threshold: the dataset's.
+        many_times: the score as it is, if these are few images many times.
 
     Example:
         >>> judge_score(0.28, threshold=0.30).severity
         'ERROR'
     """
+    if score is None and many_times is not None and many_times < threshold:
+        return Verdict(
+            passed=False,
+            finding=f"these are few images, many times: the diversity score as it is, "
+            f"{many_times:.3f}, is below the threshold {threshold:.2f}",
+            advice="`visdiv duplicates` shows which are alike; add images of other things",
+            measured={"threshold": threshold},
+        )
     if score is None:
         return Verdict(
             passed=False,
@@ -93,6 +108,44 @@ def judge_score(score: float | None, threshold: float) -> Verdict:
             measured=measured,
         )
     return Verdict(True, f"the diversity score is {score:.3f}", measured=measured)
+
+
+def judge_one_image(spread: float | None, n_images: int, n_units: float | None) -> Verdict:
+    """WARN when the images are nearly one image, or few images many times.
+
+    Args:
+        spread: 1 − ‖mean‖² of the embeddings; None if unknown.
+        n_images: images.
+        n_units: effective number of sampling units; None if unknown.
+
+    Example:
+        >>> judge_one_image(0.02, 80, 1.0).passed
+        False
+        >>> judge_one_image(0.79, 213, 208.0).passed
+        True
+    """
+    if spread is None or n_units is None:
+        return Verdict(True, "how alike the images are was not measured; evaluate them again")
+    measured: Measured = {"1 − ‖mean‖²": spread, "images": n_images, "sampling units": n_units}
+    if spread < NEARLY_ONE:
+        return Verdict(
+            passed=False,
+            severity="WARN",
+            finding=f"the images are nearly one image: 1 − ‖mean‖² is {spread:.3f}; sets of "
+            "different pictures have 0.7 or more",
+            advice="look at them; `visdiv duplicates` shows which are alike",
+            measured=measured,
+        )
+    if n_units < ENOUGH_UNITS and is_many_times(n_images, n_units):
+        return Verdict(
+            passed=False,
+            severity="WARN",
+            finding=f"{counted(n_images, 'image')} are about {n_units:,.0f} different ones, many "
+            "times over",
+            advice="`visdiv duplicates` shows which are alike, and which to keep",
+            measured=measured,
+        )
+    return Verdict(True, f"the images differ: 1 − ‖mean‖² is {spread:.3f}", measured=measured)
 
 
 def judge_drop(

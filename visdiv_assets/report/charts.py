@@ -6,6 +6,7 @@ Here: drawing. Not here: Markdown, HTML or Dagster metadata around a chart.
 import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import ParamSpec
 
 import numpy as np
@@ -78,10 +79,10 @@ def spectrum_png(measured: Diversity) -> bytes:
 
 @_in_own_style
 def leaderboard_png(ranked: Sequence[Evaluation], published: Sequence[Published]) -> bytes:
-    """Corrected scores with their intervals, highest at the top, and published scores in grey.
+    """Scores as they are and corrected, highest at the top; below them, published scores.
 
     Args:
-        ranked: evaluations; those with too few images are left out.
+        ranked: evaluations; of those with too few images, only the score as it is.
         published: published scores for comparison.
 
     Returns:
@@ -90,28 +91,36 @@ def leaderboard_png(ranked: Sequence[Evaluation], published: Sequence[Published]
     from matplotlib.figure import Figure  # here, because importing it takes two seconds
 
     own: list[tuple[float, Evaluation | Published]] = [
-        (each.corrected_score, each) for each in ranked if each.corrected_score is not None
+        (-1.0 if each.corrected_score is None else each.corrected_score, each) for each in ranked
     ]
-    entries = sorted([*own, *((each.score, each) for each in published)], key=lambda each: each[0])
+    theirs = [(each.score, each) for each in published]
+    # From the bottom: published ones, then, apart from them, your own.
+    entries = [*sorted(theirs, key=itemgetter(0)), *sorted(own, key=itemgetter(0))]
     figure = Figure(figsize=(7.2, 0.9 + 0.26 * len(entries)), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     for place, (score, each) in enumerate(entries):
         if isinstance(each, Evaluation):
-            interval = np.array([each.corrected_low, each.corrected_high], dtype=float)
-            axes.plot(interval, [place] * 2, color="#3b5bdb")
-            axes.plot(score, place, "o", color="#3b5bdb")
+            if each.corrected_score is not None:
+                interval = np.array([each.corrected_low, each.corrected_high], dtype=float)
+                axes.plot(interval, [place] * 2, color="#3b5bdb")
+                axes.plot(score, place, "o", color="#3b5bdb")
+            axes.plot(each.diversity_score, place, "D", color="#3b5bdb", markersize=5)
         else:
             axes.plot(score, place, "D", color="#adb5bd", markersize=5)
     names = [
         each.dataset if isinstance(each, Evaluation) else f"{each.name} (published)"
         for _, each in entries
     ]
+    if own and theirs:
+        axes.axhline(len(theirs) - 0.5, color="#868e96", linewidth=0.8)
     axes.set_yticks(range(len(entries)), names, fontsize=8, parse_math=False)
     axes.set_xlim(0, 1)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(
-        "corrected score with 95 % interval; grey: published, plain", fontsize=10, loc="left"
+        "● corrected, with 95 % interval   ◆ as it is (grey: published, of other images)",
+        fontsize=10,
+        loc="left",
     )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -133,10 +142,11 @@ def history_png(dataset: str, evaluations: Sequence[Evaluation]) -> bytes:
 
     figure = Figure(figsize=(7.2, 3.6), dpi=100, layout="constrained")
     axes = figure.add_subplot()
-    by_model: dict[str, list[Evaluation]] = {}
+    # Scores of another model, or estimated in another way, are not one line.
+    alike: dict[str, list[Evaluation]] = {}
     for evaluation in evaluations:
-        by_model.setdefault(evaluation.model_id, []).append(evaluation)
-    for model_id, made in by_model.items():
+        alike.setdefault(_made_by(evaluation), []).append(evaluation)
+    for label, made in alike.items():
         # NumPy dates, because matplotlib's type hints do not accept lists of datetimes.
         times = np.array([each.evaluated_at.replace(tzinfo=None) for each in made], "datetime64[s]")
         plain = [each.diversity_score for each in made]
@@ -144,21 +154,28 @@ def history_png(dataset: str, evaluations: Sequence[Evaluation]) -> bytes:
             np.array([getattr(each, name) for each in made], dtype=float)
             for name in ("corrected_score", "corrected_low", "corrected_high")
         )
-        [line] = axes.plot(times, scores, marker="o", markersize=4, linewidth=1.5, label=model_id)
+        [line] = axes.plot(times, scores, marker="o", markersize=4, linewidth=1.5, label=label)
         axes.fill_between(times, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
         axes.plot(times, plain, linestyle=":", linewidth=1, color=line.get_color())
     axes.set_ylim(bottom=0)
     axes.set_ylabel("diversity score")
-    title = f"{dataset}   corrected for size, with 95 % interval; dotted: plain"
+    title = f"{dataset}   corrected, with 95 % interval; dotted: as it is"
     axes.set_title(title, fontsize=10, loc="left", parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
     figure.autofmt_xdate()
-    if len(by_model) > 1:
+    if len(alike) > 1:
         axes.legend(fontsize=6)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def _made_by(evaluation: Evaluation) -> str:
+    if evaluation.estimator is None:
+        return evaluation.model_id
+    unit = evaluation.sampling_unit or "row"
+    return f"{evaluation.model_id}, by {unit}, estimator {evaluation.estimator}"
 
 
 @_in_own_style

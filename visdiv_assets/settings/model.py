@@ -133,7 +133,29 @@ def _check_slices(slices: object) -> object:
     return slices
 
 
+def _check_sampling_unit(unit: object) -> object:
+    if isinstance(unit, ColumnSlices) or unit in ("row", "near-duplicates", "folder"):
+        return unit
+    if (
+        not isinstance(unit, dict)
+        or list(unit) != ["column"]
+        or not isinstance(unit["column"], str)
+    ):
+        raise ValueError("use near-duplicates, row, folder, or {column: NAME}")
+    return unit
+
+
 Slices = Annotated[Literal["folder"] | ColumnSlices | None, BeforeValidator(_check_slices)]
+
+SamplingUnit = Annotated[
+    Literal["near-duplicates", "row", "folder"] | ColumnSlices,
+    BeforeValidator(_check_sampling_unit),
+]
+
+
+def unit_name(unit: "SamplingUnit") -> str:
+    """A sampling unit in words, as it is recorded: `near-duplicates`, `column clip`."""
+    return f"column {unit.column}" if isinstance(unit, ColumnSlices) else unit
 
 
 class SourceSettings(_Strict):
@@ -243,6 +265,11 @@ class DatasetSettings(_Strict):
     basis: Basis = Field(
         "corrected",
         description="score that the threshold applies to: corrected (for dataset size) or plain",
+    )
+    sampling_unit: SamplingUnit = Field(
+        "near-duplicates",
+        description="what the corrected score takes for one piece of evidence: near-duplicates, "
+        "row (each image), folder, or {column: NAME}, such as clip or album",
     )
     sample: SampleSettings | None = Field(
         None, description="embed only a random sample, as large as this precision requires"

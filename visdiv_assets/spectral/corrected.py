@@ -1,15 +1,16 @@
-"""The diversity score corrected for the size of a dataset, with an interval.
+"""The diversity score of the population that a dataset was drawn from, with an interval.
 
-Here: effective rank, participation ratio and score of the population that a dataset was drawn
-from, estimated from a sample of its rows, with their uncertainty.
-Not here: the plain score (`score.py`), the sample and its merging (`sample.py`).
+Here: effective rank, participation ratio and score of the population, estimated from a sample of
+its rows, with their uncertainty.
+Not here: the score as it is (`score.py`), the sample and its merging (`sample.py`), which rows are
+one piece of evidence (`sampling.py`).
 
 `docs/corrected-score.md` explains the estimator and measures its accuracy. This module is longer
 than most, because it is one estimator whose steps have no use alone.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,23 +18,24 @@ from scipy import special
 
 from visdiv_assets.spectral.moments import BLOCK_ROWS, FloatArray, Shift, check_embeddings
 from visdiv_assets.spectral.sample import Sample, row_keys
-from visdiv_assets.spectral.spectrum import effective_rank, participation_ratio
+from visdiv_assets.spectral.sampling import (
+    Units,
+    known_share,
+    members_of,
+    near_duplicate_units,
+    row_units,
+    squares_of_sums,
+    times_larger,
+    units_of,
+)
 from visdiv_assets.spectral.threads import one_blas_thread
 
-# Fewer distinct rows give no reliable estimate: with 30, scores may be 20 to 30 % too high.
-ENOUGH_ROWS = 50
+# Estimates of different versions are not compared. 1 took every distinct row for a piece of
+# evidence; 2 takes sampling units.
+ESTIMATOR = 2
 
-# If at most this share of the rows occurs only once, the dataset has few contents and all of them
-# have been seen. By Good and Turing, that share estimates the probability of an unseen content.
-UNSEEN = 0.05
-
-# If less than this share is not heavy, heavy contents determine the score.
-MOSTLY = 0.5
-
-# A content with at least this share of a dataset and this many copies is heavy: it counts as a
-# known part of the population, not as a row drawn from it.
-HEAVY_SHARE = 0.02
-HEAVY_COUNT = 5
+# Fewer sampling units give no reliable estimate: with 30, scores may be 20 to 30 % too high.
+ENOUGH_UNITS = 50
 
 LEVEL = 0.95
 
@@ -44,7 +46,19 @@ RESOLVED = 0.8
 # Points on the curve df(κ). Using 800 instead changes an effective rank by less than 0.1 %.
 GRID = 200
 
+# The leverages of larger units are computed at every so-manieth point and interpolated.
+SMALL_UNIT, COARSE = 8, 8
+
+# Penalties at which the moves of κ are computed, for intervals only.
+KAPPA_POINTS = 12
+
+# Leverages are below 1. Where the size of a unit is estimated, its leverage may come out higher.
+MOST_LEVERAGE, MOST_ESTIMATED = 1 - 1e-9, 0.95
+
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(64)
+
+Interval = tuple[float, float]
+_UNKNOWN = (np.nan, np.nan)
 
 
 @dataclass(frozen=True)
@@ -52,12 +66,15 @@ class CorrectedScore:
     """Diversity of the population that a dataset was sampled from.
 
     Attributes:
-        score: `sqrt(ER/D · PR/D)`, in [0, 1]; NaN if there are too few rows.
+        score: `sqrt(ER/D · PR/D)`, in [0, 1]; NaN if there are too few sampling units.
         low: lower end of the 95 % interval of the score, in [0, `score`], or NaN.
         high: upper end, in [`score`, 1], or NaN.
         effective_rank: in [1, D], or NaN.
         participation_ratio: in [1, `effective_rank`], or NaN.
         n: number of rows, copies included.
+        n_units: effective number of sampling units, 1/Σw² of their shares w; 0 if there are none.
+        effective_rank_interval: 95 % interval, or NaN.
+        participation_ratio_interval: 95 % interval, or NaN.
     """
 
     score: float
@@ -66,28 +83,42 @@ class CorrectedScore:
     effective_rank: float
     participation_ratio: float
     n: int
+    n_units: float = 0.0
+    effective_rank_interval: Interval = _UNKNOWN
+    participation_ratio_interval: Interval = _UNKNOWN
 
     @property
     def too_few(self) -> bool:
-        """Whether there were too few distinct rows for an estimate."""
+        """Whether there were too few sampling units for an estimate."""
         return bool(np.isnan(self.score))
 
+    @classmethod
+    def unknown(cls, n: int, n_units: float = 0.0) -> "CorrectedScore":
+        """What is known of `n` rows that are too few for an estimate."""
+        return cls(np.nan, np.nan, np.nan, np.nan, np.nan, n, n_units)
 
-def corrected_score(embeddings: NDArray[Any]) -> CorrectedScore:
+
+def corrected_score(
+    embeddings: NDArray[Any],
+    *,
+    sampling_unit: Literal["near-duplicates", "row"] = "near-duplicates",
+) -> CorrectedScore:
     """The size-corrected diversity score of a matrix of embeddings.
 
-    The result is bit-identical for any order of the rows. Equal rows count as copies: they add
-    weight in the population, but no evidence about it.
+    The result is bit-identical for any order of the rows. Equal rows are always one sampling unit.
 
     Args:
         embeddings: shape (N, D), N ≥ 2, any real dtype, rows of any length.
+        sampling_unit: what counts as one piece of evidence: "near-duplicates" (rows at a cosine
+            similarity of 0.90 or more), or "row".
 
     Returns:
         The score with its 95 % interval, effective rank and participation ratio; NaN with fewer
-        than 50 distinct rows.
+        than 50 sampling units.
 
     Raises:
-        ValueError: not a matrix, NaN or infinity in it, or fewer than 2 rows.
+        ValueError: not a matrix, NaN or infinity in it, fewer than 2 rows, or another sampling
+            unit.
 
     Example:
         >>> import numpy as np
@@ -101,6 +132,8 @@ def corrected_score(embeddings: NDArray[Any]) -> CorrectedScore:
         >>> corrected_score(rows[:20]).too_few
         True
     """
+    if sampling_unit not in ("near-duplicates", "row"):
+        raise ValueError(f"sampling_unit must be near-duplicates or row; got {sampling_unit!r}")
     rows = np.asarray(embeddings)
     check_embeddings(rows)
     if len(rows) < 2:
@@ -115,20 +148,25 @@ def corrected_score(embeddings: NDArray[Any]) -> CorrectedScore:
         part = Sample.of(shift.apply(rows[chosen]), keys=keys[chosen])
         sample = part if sample is None else sample + part
     assert sample is not None
-    return corrected(sample)
+    if sampling_unit == "row":
+        return corrected(sample, row_units(sample.rows))
+    _, first = np.unique(keys, return_index=True)
+    # Similarity is one of the rows as they were before they were shifted.
+    return corrected(sample, near_duplicate_units(rows[first[: sample.capacity]]))
 
 
-def corrected(sample: Sample) -> CorrectedScore:
+def corrected(sample: Sample, units: Units | None = None) -> CorrectedScore:
     """The size-corrected diversity score of a dataset, from its moments and sample.
+
+    Args:
+        sample: moments of all rows, and some or all of the distinct ones.
+        units: the sampling unit of each kept row, shape (k,), integers from 0 on; None means
+            `units_of(sample)`: as the source says, else near-duplicates.
 
     Returns:
         The score with its 95 % interval, effective rank and participation ratio; NaN with fewer
-        than 50 distinct rows. Copies are discounted by Kish's formula: rows with the shares p of
-        a dataset count as 1/Σp². If a dataset of 50 rows or more consists of copies of few
-        contents, nothing new is expected, and the score is the plain score.
-
-    Raises:
-        ValueError: fewer than 2 rows.
+        than 50 sampling units (1/Σw² of their shares w of the dataset). A unit that is much larger
+        than the others is taken for a part of the population, as far as `known_share` says.
 
     References:
         Silverstein, "Strong convergence of the empirical distribution of eigenvalues of
@@ -136,8 +174,8 @@ def corrected(sample: Sample) -> CorrectedScore:
         El Karoui, "Spectrum estimation for large dimensional covariance matrices using random
         matrix theory", Annals of Statistics 36, 2008.
         Jaeckel, "The infinitesimal jackknife", Bell Laboratories, 1972.
-        Good, "The population frequencies of species and the estimation of population
-        parameters", Biometrika 40, 1953.
+        Robbins, "Estimating the total probability of the unobserved outcomes of an experiment",
+        Annals of Mathematical Statistics 39, 1968.
 
     Example:
         >>> import numpy as np
@@ -146,96 +184,83 @@ def corrected(sample: Sample) -> CorrectedScore:
         >>> both = corrected(halves[0] + halves[1])
         >>> both.n, both.low <= both.score <= both.high
         (200, True)
+        >>> rows = rng.standard_normal((100, 64))
+        >>> twice = Sample.of(np.concatenate([rows, 1.01 * rows]))
+        >>> [round(corrected(each).n_units) for each in (Sample.of(rows), twice)]
+        [100, 100]
     """
     n, dimension = sample.moments.n, sample.moments.dimension
-    too_few = CorrectedScore(np.nan, np.nan, np.nan, np.nan, np.nan, n)
-    data = _spectral(sample)
-    if data is None or data.effective_rows < ENOUGH_ROWS:
-        return _of_few_contents(sample, data) or too_few
+    data = _spectral(sample, units_of(sample) if units is None else units)
+    if data is None or round(data.n_units, 9) < ENOUGH_UNITS:
+        return CorrectedScore.unknown(n, 0.0 if data is None else data.n_units)
     ratio = _log_participation_ratio(data)
     if ratio is None:
-        return too_few
+        return CorrectedScore.unknown(n, data.n_units)
     entropy = _entropy(data)
-    log_score = (entropy.value + ratio.value) / 2 - np.log(dimension)
-    reach = _reach(data, entropy, ratio)
-
+    both = _Estimate(
+        (entropy.value + ratio.value) / 2 - np.log(dimension),
+        (entropy.influence + ratio.influence) / 2,
+        entropy.systematic / 2,
+    )
     er = float(np.clip(np.exp(entropy.value), 1.0, dimension))
     pr = float(np.clip(np.exp(ratio.value), 1.0, er))
     score = min(float(np.sqrt(er * pr)) / dimension, 1.0)
-    low = min(float(np.exp(log_score - reach)), score)
-    high = min(max(float(np.exp(log_score + reach)), score), 1.0)
-    return CorrectedScore(score, low, high, er, pr, n)
-
-
-def _of_few_contents(sample: Sample, data: "_Spectral | None") -> CorrectedScore | None:
-    """The plain score if unseen contents hardly matter, else None.
-
-    That holds if all contents have been seen, or if most of the dataset is heavy contents. The
-    interval is that of rows drawn from these contents. Its upper end is the score that would
-    result if all rows that occur only once had nothing in common.
-    """
-    n, dimension = sample.moments.n, sample.moments.dimension
-    unseen = float((sample.counts == 1).sum()) / n
-    mostly_heavy = data is not None and data.drawn < MOSTLY
-    if n < ENOUGH_ROWS or not sample.complete or not (unseen <= UNSEEN or mostly_heavy):
-        return None
-    if data is None:
-        return CorrectedScore(0.0, 0.0, 0.0, 0.0, 0.0, n)
-    er, pr = effective_rank(data.eigenvalues), participation_ratio(data.eigenvalues)
-    score = float(np.sqrt(er * pr)) / dimension
-    p = np.maximum(data.eigenvalues, 1e-300)
-    entropy = float(-p @ np.log(p))
-    # The derivative of ln(score) with respect to the share of a row.
-    influence = -data.components @ (np.log(p) + entropy + 2 * p / float(p @ p)) / 2
-    influence += data.components.sum(axis=1)
-    influence -= float(data.shares @ influence)
-    error = float(np.sqrt(data.shares @ influence**2 / n))
-    reach = float(special.stdtrit(n - 1, (1 + LEVEL) / 2)) * error
-    single = sample.counts == 1
-    spread = float(data.shares[single] @ data.components[single].sum(axis=1))
-    known = data.eigenvalues - data.shares[single] @ data.components[single]
-    p = np.clip(known, 0, None) + spread / dimension
-    most = float(np.sqrt(effective_rank(p) * participation_ratio(p))) / dimension
-    low, high = score * np.exp(-reach), min(max(score, most) * np.exp(reach), 1.0)
-    return CorrectedScore(score, float(low), float(high), er, pr, n)
+    low, high = _interval(data, both, score, 0.0, 1.0)
+    return CorrectedScore(
+        score,
+        low,
+        high,
+        er,
+        pr,
+        n,
+        data.n_units,
+        _interval(data, entropy, er, 1.0, dimension),
+        _interval(data, ratio, pr, 1.0, dimension),
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class _Spectral:
     """Spectrum and rows of a dataset whose total variance is scaled to 1.
 
-    Sums over all distinct rows are estimated from the sampled ones by the ratio to Σp, which is 1
-    over all rows. If the sample is complete, they are exact.
+    A row's share of the dataset is split in two: what is known to be a part of the population, and
+    what was drawn from it. Sums over all drawn rows are estimated from the kept ones; if all
+    distinct rows were kept, they are exact.
 
     Attributes:
         eigenvalues: ℓ, shape (D,): eigenvalues of the covariance with 1/n; they sum to 1.
-        shares: p, shape (k,): share of the dataset of each sampled row with its copies.
-        components: a, shape (k, D): squared coordinates of the centred rows along the axes.
-        heavy: shape (k,): whether a row is a known part of the population, not drawn from it.
-        heavy_rows: shape (h, D): the heavy rows along the axes, centred.
-        drawn: share of the dataset that is not heavy.
-        effective_rows: (Σp)²/Σp² of the drawn rows; the number of distinct rows if all have
-            equally many copies.
+        along: shape (k, D): coordinates of the centred rows along the axes.
+        components: a, shape (k, D): the squares of these.
+        units: sampling unit of each row, shape (k,).
+        known: share of the dataset of each row that is known, shape (k,).
+        shares: p, shape (k,): share of the dataset of each row that was drawn.
+        drawn: share of the dataset that was drawn.
+        scale: how many times more drawn rows there are than were kept.
+        n_known: how many units are known; not an integer where some are in part.
+        n_units: (Σw)²/Σw² of the drawn shares w of the units; the number of units if all are
+            equally large.
         n: number of rows, copies included.
     """
 
     eigenvalues: FloatArray
-    shares: FloatArray
+    along: FloatArray
     components: FloatArray
-    heavy: NDArray[np.bool_]
-    heavy_rows: FloatArray
+    units: Units
+    known: FloatArray
+    shares: FloatArray
     drawn: float
-    effective_rows: float
+    scale: float
+    n_known: float
+    n_units: float
     n: int
 
     def over_rows(self, values: FloatArray) -> float:
-        """Σ p·value over all distinct rows."""
-        return float(self.shares[self.heavy] @ values[self.heavy]) + self.over_drawn(values)
+        """Σ (share · value) over all distinct rows."""
+        return float(self.known @ values) + self.over_drawn(values)
 
     def over_drawn(self, values: FloatArray) -> float:
-        """Σ p·value over all distinct rows that are not heavy."""
-        shares = self.shares[~self.heavy]
-        return self.drawn * float(shares @ values[~self.heavy]) / float(shares.sum())
+        """The same, of what was drawn."""
+        return self.scale * float(self.shares @ values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,29 +278,35 @@ class _Estimate:
     systematic: float = 0.0
 
 
-def _spectral(sample: Sample) -> _Spectral | None:
-    """Spectrum and rows, or None if there is no variance."""
+def _spectral(sample: Sample, units: Units) -> _Spectral | None:
+    """Spectrum and rows, or None if there is no variance or nothing was drawn."""
     moments = sample.moments
     covariance = moments.covariance() * ((moments.n - 1) / moments.n)
     variance = float(np.trace(covariance))
     second_moment = float(np.trace(moments.outer)) / moments.n
     if variance <= np.finfo(np.float64).eps * moments.dimension * second_moment:
         return None
+    counts = sample.counts.astype(np.float64)
+    of_unit = known_share(counts, units)
+    known, shares = of_unit[units] * counts / moments.n, (1 - of_unit[units]) * counts / moments.n
+    drawn, kept = 1 - float(known.sum()), float(shares.sum())
+    if kept <= 0 or drawn <= 0:
+        return None
+    scale = 1.0 if sample.complete else drawn / kept
     with one_blas_thread():
         eigenvalues, axes = np.linalg.eigh(covariance / variance)
         along = ((sample.rows - moments.mean) @ axes) / np.sqrt(variance)
-    counts = sample.counts.astype(np.float64)
-    heavy = (counts >= HEAVY_SHARE * moments.n) & (counts >= HEAVY_COUNT)
-    rare = counts[~heavy]
-    n_drawn = moments.n - float(counts[heavy].sum())
     return _Spectral(
         eigenvalues=np.clip(eigenvalues, 0.0, None),
-        shares=counts / moments.n,
+        along=along,
         components=along**2,
-        heavy=heavy,
-        heavy_rows=along[heavy],
-        drawn=n_drawn / moments.n,
-        effective_rows=n_drawn * float(rare.sum()) / float(rare @ rare) if len(rare) else 0.0,
+        units=units,
+        known=known,
+        shares=shares,
+        drawn=drawn,
+        scale=scale,
+        n_known=float(of_unit.sum()),
+        n_units=drawn**2 / squares_of_sums(shares, units, scale),
         n=moments.n,
     )
 
@@ -283,17 +314,17 @@ def _spectral(sample: Sample) -> _Spectral | None:
 def _log_participation_ratio(data: _Spectral) -> _Estimate | None:
     """The logarithm of PR, from unbiased (tr Σ)² and tr Σ²; None if one of them is not positive.
 
-    Pairs of a row with itself or with a copy are removed from tr S². For rows without copies,
-    numerator and denominator are unbiased for any distribution of the rows.
+    Pairs of rows of one unit are removed from tr S². For single rows, numerator and denominator
+    are unbiased for any distribution of the rows.
     """
-    n = data.effective_rows
+    n = data.n_units
     lengths = data.components.sum(axis=1)
-    own = np.where(data.heavy, 0.0, data.shares * lengths**2)
-    if data.heavy.any():
-        return _ratio_with_heavy_rows(data, lengths, own)
+    own = _within_units(data, lengths)
+    if data.known.any():
+        return _ratio_with_known_rows(data, lengths, own)
     trace = n / (n - 1)
     square = trace**2 * float(data.eigenvalues @ data.eigenvalues)
-    fourth = n**3 / (n - 1) * data.over_rows(own)
+    fourth = n**3 / (n - 1) * data.over_drawn(own)
     scale = (n - 1) / (n * (n - 2) * (n - 3))
     above = scale * (2 * square + (n**2 - 3 * n + 1) * trace**2 - fourth)
     below = scale * ((n - 1) * (n - 2) * square + trace**2 - fourth)
@@ -303,24 +334,38 @@ def _log_participation_ratio(data: _Spectral) -> _Estimate | None:
     return _Estimate(float(np.log(above / below)), influence)
 
 
-def _ratio_with_heavy_rows(
+def _within_units(data: _Spectral, lengths: FloatArray) -> FloatArray:
+    """Σ p (x·y)² over the drawn rows y of each row's own unit, itself among them, shape (k,)."""
+    own: FloatArray = data.shares * lengths**2
+    for rows in members_of(data.units):
+        with one_blas_thread():
+            products = (data.along[rows] @ data.along[rows].T) ** 2
+        np.fill_diagonal(products, 0.0)
+        own[rows] += data.scale * (products @ data.shares[rows])
+    return own
+
+
+def _ratio_with_known_rows(
     data: _Spectral, lengths: FloatArray, own: FloatArray
 ) -> _Estimate | None:
-    """The same with heavy rows: pairs are removed only from drawn rows; first order in 1/n."""
-    n, weights = data.effective_rows, data.shares[data.heavy]
-    gram = data.heavy_rows @ data.heavy_rows.T
-    among_heavy = float(weights @ gram**2 @ weights)
-    heavy_and_all = float(weights @ data.components[data.heavy] @ data.eigenvalues)
+    """The same with known rows: pairs are removed only from drawn ones; first order in 1/n."""
+    n, at = data.n_units, np.flatnonzero(data.known)
+    weights, rows = data.known[at], data.along[at]
+    with one_blas_thread():
+        products = (rows @ rows.T) ** 2
+    among_known = float(weights @ products @ weights)
+    known_and_all = float(weights @ data.components[at] @ data.eigenvalues)
     square = float(data.eigenvalues @ data.eigenvalues)
-    among_drawn = square - 2 * heavy_and_all + among_heavy
+    among_drawn = square - 2 * known_and_all + among_known
     unbiased = (among_drawn - data.over_drawn(own)) / (1 - 1 / n)
-    below = among_heavy + 2 * (heavy_and_all - among_heavy) + unbiased
-    centre = weights @ data.heavy_rows / data.drawn
+    below = among_known + 2 * (known_and_all - among_known) + unbiased
+    centre = weights @ rows / data.drawn
     within = data.over_drawn(lengths) / data.drawn - float(centre @ centre)
     trace = 1 + data.drawn**2 * within / n
     if below <= 0:
         return None
-    influence = 2 * lengths - 2 * (data.components @ data.eigenvalues - own) / below
+    away = own * data.shares / (data.shares + data.known)
+    influence = 2 * lengths - 2 * (data.components @ data.eigenvalues - away) / below
     return _Estimate(float(np.log(trace**2 / below)), influence)
 
 
@@ -332,24 +377,15 @@ def _entropy(data: _Spectral) -> _Estimate:
     belongs to z follows from leave-one-out prediction: with the leverage h of a row, which is
     h/(1−h) when the row is left out, κ = z · mean(h/(1−h)) / mean(h).
     """
-    ell, (rows, dimension) = data.eigenvalues, data.components.shape
-    z = _penalties(ell, RESOLVED * (data.effective_rows - 1) + int(data.heavy.sum()))
+    ell, dimension = data.eigenvalues, data.components.shape[1]
+    z = _penalties(ell, RESOLVED * (data.n_units - 1) + data.n_known)
     resolvent = 1.0 / (ell[:, None] + z)
-    # p/(1−p) instead of p, since the mean is also computed without the row.
-    odds = data.shares / np.maximum(1.0 - data.shares, 1.0 / rows)
     with one_blas_thread():
-        leverage = np.minimum(odds[:, None] * (data.components @ resolvent), 1 - 1e-9)
-        freedom = ell @ resolvent
-    left_out = leverage / (1 - leverage)
-    # d ln κ / d ln df if all leverages grow together
-    growth = left_out / (1 - leverage)
-    # Heavy rows are part of the population, so they are not left out.
-    left_out[data.heavy] = growth[data.heavy] = data.shares[data.heavy, None] * (
-        data.components[data.heavy] @ resolvent
-    )
-    leverage[data.heavy] = left_out[data.heavy]
-    kappa = z * left_out.sum(axis=0) / leverage.sum(axis=0)
-    stretch = growth.sum(axis=0) / left_out.sum(axis=0) - 1
+        freedom, at = ell @ resolvent, data.components @ resolvent
+        of_rows = _leverages(data, resolvent, z)
+    # What is known is not left out.
+    leverage, left_out, _ = data.scale * of_rows.sum(axis=1) + data.known @ at
+    kappa = z * left_out / leverage
 
     log_kappa = np.log(kappa)
     integrand = (freedom - 1 / (1 + kappa)) * kappa
@@ -373,9 +409,91 @@ def _entropy(data: _Spectral) -> _Estimate:
     more, _ = _unresolved(start, first * (1 + step), slope * (1 + step), dimension)
     by_freedom[0] += (more - head) / (first * step)
     by_log_kappa[0] += head - start / (1 + start)
-    by_eigenvalue = resolvent**2 @ (z * (by_freedom + by_log_kappa * stretch / freedom))
+    by_eigenvalue = resolvent**2 @ (z * by_freedom)
     influence = data.components @ (by_eigenvalue - float(ell @ by_eigenvalue))
+    influence += _through_kappa(data, resolvent, z, of_rows, by_log_kappa)
     return _Estimate(value, influence, error)
+
+
+def _leverages(data: _Spectral, resolvent: FloatArray, z: FloatArray) -> FloatArray:
+    """h, h/(1−h) and h/(1−h)² of each drawn row at each penalty, shape (3, k, GRID).
+
+    A unit is left out as a whole: its h are the eigenvalues of X(S+z)⁻¹Xᵀ/n, and each of its rows
+    has a part of their sum. If only some of its rows were kept, those that are missing are taken to
+    be like them.
+    """
+    larger = times_larger(data.units, 1 / data.scale)
+    odds = larger[data.units] * data.shares
+    # p/(1−p) instead of p, since the mean is also computed without the unit.
+    odds /= np.maximum(1 - np.bincount(data.units, odds)[data.units], 1 / len(odds))
+    most = MOST_LEVERAGE if data.scale == 1 else MOST_ESTIMATED
+    found = _three(odds[:, None] * (data.components @ resolvent), most)
+    for rows in members_of(data.units):
+        if not data.shares[rows].any():  # all of it is known
+            continue
+        step = 1 if len(rows) <= SMALL_UNIT else COARSE
+        points = np.r_[0 : len(z) - 1 : step, len(z) - 1]
+        weighted = np.sqrt(odds[rows])[:, None] * data.along[rows]
+        products = (weighted * resolvent.T[points, None, :]) @ weighted.T
+        sums = _three(np.linalg.eigvalsh(products), most).sum(axis=-1)
+        if step > 1:
+            logs = np.log(np.maximum(sums, 1e-300))
+            sums = np.exp([np.interp(np.log(z), np.log(z[points]), each) for each in logs])
+        parts = data.shares[rows] / data.shares[rows].sum()
+        found[:, rows] = sums[:, None, :] * parts[:, None]
+    of_rows: FloatArray = found / larger[data.units][:, None]
+    return of_rows
+
+
+def _three(leverage: FloatArray, most: float) -> FloatArray:
+    h = np.clip(leverage, 0.0, most)
+    left_out = h / (1 - h)
+    return np.stack([h, left_out, left_out / (1 - h)])
+
+
+def _through_kappa(
+    data: _Spectral,
+    resolvent: FloatArray,
+    z: FloatArray,
+    of_rows: FloatArray,
+    by_log_kappa: FloatArray,
+) -> FloatArray:
+    """How the entropy moves, as κ does, when a row gains weight, shape (k,).
+
+    The row's own leverage grows; those of all others shrink, the more, the more they are like it.
+
+    Args:
+        data: spectrum and rows.
+        resolvent: 1/(ℓ+z), shape (D, GRID).
+        z: penalties, shape (GRID,).
+        of_rows: as `_leverages` returns them.
+        by_log_kappa: derivative of the entropy by each ln κ, shape (GRID,).
+    """
+    points = np.linspace(0, len(z) - 1, KAPPA_POINTS).round().astype(int)
+    hats = np.array([np.interp(np.log(z), np.log(z[points]), each) for each in np.eye(len(points))])
+    # Single precision does, since errors need no more.
+    along, squares = data.along.astype(np.float32), data.components
+    own, lengths = data.shares + data.known, squares.sum(axis=1)
+    influence = np.zeros(len(own))
+    for point, weight in zip(points, hats @ by_log_kappa, strict=True):
+        ridge = resolvent[:, point]
+        with one_blas_thread():
+            products = (along * ridge.astype(np.float32)) @ along.T
+            products *= products
+            q, curved = squares @ ridge, squares @ ridge**2
+        known = data.known * q
+        # ln κ is ln z + ln Σ h/(1−h) − ln Σ h; the slope of the former by h is 1/(1−h)².
+        for value, slope, sign in ((of_rows[1], of_rows[2], 1.0), (of_rows[0], of_rows[0], -1.0)):
+            total = data.scale * float(value[:, point].sum()) + float(known.sum())
+            drawn = slope[:, point]
+            by_row = (data.scale * drawn + known) / np.maximum(q, 1e-300)  # a row may be the mean
+            with one_blas_thread():
+                shrinks = products @ by_row.astype(np.float32)
+            scaling = z[point] * float(by_row @ curved)
+            influence += (
+                weight * sign / total * ((drawn + known) / own - shrinks - lengths * scaling)
+            )
+    return influence
 
 
 def _penalties(ell: FloatArray, most: float) -> FloatArray:
@@ -402,7 +520,7 @@ def _unresolved(kappa: float, freedom: float, slope: float, dimension: int) -> t
     Two facts bound the integral: df is convex in κ, so it lies above its tangent, and by the
     Cauchy-Schwarz inequality ln(D/df − 1) grows no faster than ln κ. The estimate extrapolates
     with the slope of ln(D/df − 1) in ln κ, which is exact for a flat spectrum (slope 1) and for
-    one of low rank (slope 0). The standard error is that of a uniform distribution between the
+    one of low rank (slope 0). The standard error is that of a triangular distribution between the
     bounds.
 
     Args:
@@ -421,32 +539,44 @@ def _unresolved(kappa: float, freedom: float, slope: float, dimension: int) -> t
     integral = kappa * float(2 * t**3 * heights @ _NODE_WEIGHTS)
     most = kappa * dimension * np.log1p(odds) / odds
     least = kappa * (freedom + slope / 2)
-    return integral, max(float(most - least), 0.0) / np.sqrt(12)
+    return integral, max(float(most - least), 0.0) / np.sqrt(24)
 
 
-def _reach(data: _Spectral, entropy: _Estimate, ratio: _Estimate) -> float:
-    """Half-width of the interval of ln score, by the infinitesimal jackknife over distinct rows."""
-    n = data.effective_rows
-    influence = (entropy.influence + ratio.influence) / 2
-    influence = influence - data.over_rows(influence)
-    variance = data.over_drawn(data.shares * influence**2) * n / (n - 1)
-    variance += float(data.shares[data.heavy] @ influence[data.heavy] ** 2) / data.n
-    error = np.sqrt(variance + (entropy.systematic / 2) ** 2)
-    return float(special.stdtrit(n - 1, (1 + LEVEL) / 2) * error)
+def _interval(
+    data: _Spectral, estimate: _Estimate, value: float, least: float, most: float
+) -> Interval:
+    """95 % interval of exp(estimate), which is reported as `value`, within its range.
+
+    By the infinitesimal jackknife over sampling units. Where few of them carry most of the
+    variance, it is itself little known, which Satterthwaite's degrees of freedom say.
+    """
+    n = data.n_units
+    influence = estimate.influence - data.over_rows(estimate.influence)
+    variance = squares_of_sums(data.shares * influence, data.units, data.scale) * n / (n - 1)
+    variance += float(data.known @ influence**2) / data.n
+    error = float(np.sqrt(variance + estimate.systematic**2))
+    carried = np.bincount(data.units, data.shares * influence) ** 2
+    surplus = float(carried @ carried) / max(float(carried.sum()) ** 2, 1e-300) - 1 / len(carried)
+    freedom = min(max(2 / max(surplus, 1e-9), 2.0), n - 1)
+    reach = float(special.stdtrit(freedom, (1 + LEVEL) / 2)) * error
+    return (
+        float(np.clip(np.exp(estimate.value - reach), least, value)),
+        float(np.clip(np.exp(min(estimate.value + reach, 700.0)), value, most)),
+    )
 
 
 def score_influences(sample: Sample) -> tuple[float, FloatArray] | None:
     """The logarithm of the corrected score, and what each sampled row would change about it.
 
-    The influence of a row is judged by the other rows: no row vouches for its own direction.
-    In-sample influences, which suffice for the interval, favour whatever has many rows, and so
-    mislead a search for the weights of a mixture whose parts differ in size.
+    The influence of a row is judged by the other sampling units: none vouches for its own
+    direction. In-sample influences, which suffice for the interval, favour whatever has many rows,
+    and so mislead a search for the weights of a mixture whose parts differ in size.
 
     Returns:
         ln(score), not clipped to what a score can be, and ψ, shape (k,): ln(score) of the
         *population* moves by about ε·p·ψ if a row with the share p of the dataset gets 1 + ε times
-        its weight. The weighted mean of ψ is 0. None if the rows are too few, if there is no
-        variance, or if the score would be the plain score of few contents.
+        its weight. The weighted mean of ψ is 0. None if there are too few sampling units or if
+        there is no variance.
 
     Example:
         >>> import numpy as np
@@ -458,21 +588,28 @@ def score_influences(sample: Sample) -> tuple[float, FloatArray] | None:
         >>> bool(np.corrcoef(influence, sample.rows[:, 0] ** 2)[0, 1] < -0.9)
         True
     """
-    data = _spectral(sample)
-    if data is None or data.effective_rows < ENOUGH_ROWS:
+    data = _spectral(sample, units_of(sample))
+    if data is None or round(data.n_units, 9) < ENOUGH_UNITS:
         return None
     ratio = _log_participation_ratio(data)
     if ratio is None:
         return None
-    ell, (rows, dimension) = data.eigenvalues, data.components.shape
-    z = _penalties(ell, RESOLVED * (data.effective_rows - 1) + int(data.heavy.sum()))
+    ell, dimension = data.eigenvalues, data.components.shape[1]
+    z = _penalties(ell, RESOLVED * (data.n_units - 1) + data.n_known)
     resolvent = 1.0 / (ell[:, None] + z)
-    odds = np.where(data.heavy, 0.0, data.shares / np.maximum(1.0 - data.shares, 1.0 / rows))
     with one_blas_thread():
         within = data.components @ resolvent  # xᵀ(S+z)⁻¹x
         freedom = ell @ resolvent
-    left_out = within / (1 - np.minimum(odds[:, None] * within, 1 - 1e-9))
-    kappa = z * (data.shares @ left_out) / (data.shares @ within)
+    odds = data.shares / np.maximum(
+        1.0 - np.bincount(data.units, data.shares)[data.units], 1.0 / len(data.shares)
+    )
+    # Rows of a unit are about parallel, so that its leverage is the sum of theirs.
+    leverage = odds[:, None] * within
+    for rows in members_of(data.units):
+        leverage[rows] = leverage[rows].sum(axis=0)
+    left_out = within / (1 - np.minimum(leverage, MOST_LEVERAGE))
+    shares = data.scale * data.shares + data.known
+    kappa = z * (shares @ left_out) / (shares @ within)
     # xᵀ(Σ+κ)⁻¹x of the population. Its integral over κ, made finite, is −xᵀ(ln Σ)x, and the
     # entropy −tr(Σ ln Σ) is the mean of that over the rows.
     whitened = left_out * (z / kappa)

@@ -55,6 +55,8 @@ class Sample:
         counts: how often each row occurs in the dataset, shape (k,), positive; int64, or floats
             for mixtures, whose weights make counts fractional.
         capacity: the largest number of rows to keep.
+        units: the sampling unit of each row, as its source says, shape (k,), uint64; equal for
+            rows of one unit. None means that near-duplicates are one unit.
 
     References:
         Bar-Yossef et al., "Counting distinct elements in a data stream", RANDOM 2002 (the k
@@ -73,6 +75,7 @@ class Sample:
     rows: FloatArray
     counts: NDArray[Any]
     capacity: int = CAPACITY
+    units: NDArray[np.uint64] | None = None
 
     @classmethod
     def of(
@@ -125,7 +128,10 @@ class Sample:
         np.add.at(counts, inverse, np.concatenate([self.counts, other.counts]))
         keys, first = keys[: self.capacity], first[: self.capacity]
         rows = np.concatenate([self.rows, other.rows])[first]
-        return Sample(moments, keys, rows, counts[: self.capacity], self.capacity)
+        units = None
+        if self.units is not None and other.units is not None:
+            units = np.concatenate([self.units, other.units])[first]
+        return Sample(moments, keys, rows, counts[: self.capacity], self.capacity, units)
 
     @property
     def complete(self) -> bool:

@@ -360,6 +360,7 @@ class Store:
             "sample_keys": sample.keys,
             "sample_rows": sample.rows.astype(np.float16),  # exact: the rows are on the grid
             "sample_counts": sample.counts,
+            **({} if sample.units is None else {"sample_units": sample.units}),
             "contents": np.str_(contents),
             "n_slices": np.int64(n_slices),
         }
@@ -385,7 +386,9 @@ class Store:
                 )
             moments = Moments(int(arrays["n"]), arrays["total"], arrays["outer"])
             rows = arrays["sample_rows"].astype(np.float64)
-            return Sample(moments, arrays["sample_keys"], rows, arrays["sample_counts"])
+            units = arrays.get("sample_units")
+            keys, counts = arrays["sample_keys"], arrays["sample_counts"]
+            return Sample(moments, keys, rows, counts, units=units)
 
     def write_slices(
         self, dataset: str, model_id: str, fingerprint: str, slices: Mapping[str, Sample]
@@ -408,6 +411,8 @@ class Store:
             "sample_rows": (n_rows, (part.rows.astype(np.float16) for part in parts)),
             "sample_counts": (n_rows, (part.counts for part in parts)),
         }
+        if all(part.units is not None for part in parts):
+            arrays["sample_units"] = (n_rows, (np.asarray(part.units) for part in parts))
         write_atomically(path, lambda file: write_joined(file, arrays))
 
     def read_slices(self, dataset: str, model_id: str, fingerprint: str) -> dict[str, Sample]:
@@ -429,6 +434,7 @@ class Store:
                         arrays["sample_keys"][own],
                         arrays["sample_rows"][own].astype(np.float64),
                         arrays["sample_counts"][own],
+                        units=arrays["sample_units"][own] if "sample_units" in arrays else None,
                     )
         except FileNotFoundError as error:
             raise DamagedError(f"{path} is missing; run `visdiv score {dataset}`") from error

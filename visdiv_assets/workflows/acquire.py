@@ -14,7 +14,7 @@ import pyarrow as pa
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.guidance.comparison import Scored, compare
 from visdiv_assets.guidance.mixtures import best_mixture
-from visdiv_assets.spectral.corrected import ENOUGH_ROWS, CorrectedScore, corrected
+from visdiv_assets.spectral.corrected import ENOUGH_UNITS, CorrectedScore, corrected
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.records import Evaluation
 from visdiv_assets.warehouse.warehouse import Warehouse
@@ -67,7 +67,7 @@ def acquisitions_of(
             )
     own = store.read_sample(*evaluation.where)
     score = corrected(own)
-    if score.too_few or len(own.keys) < ENOUGH_ROWS:
+    if score.too_few or len(own.keys) < ENOUGH_UNITS:
         raise VisdivError(
             f"{name} has too few different images to say what would make it more diverse"
         )
@@ -77,7 +77,7 @@ def acquisitions_of(
         theirs = store.read_sample(*other.where)
         plan = best_mixture([name, other.dataset], [own, theirs], np.array([1.0, most]))
         share, mixed = float(plan.weights[1]), plan.corrected
-        if len(theirs.keys) < ENOUGH_ROWS:  # no mixture with it can be judged
+        if len(theirs.keys) < ENOUGH_UNITS:  # no mixture with it can be judged
             share, mixed = 0.0, replace(mixed, score=np.nan, low=np.nan, high=np.nan)
         gain, sure = float("nan"), False
         if not mixed.too_few:

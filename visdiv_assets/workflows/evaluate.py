@@ -6,6 +6,7 @@ Here: what the Dagster assets and the command line share. Not here: how a step w
 
 import hashlib
 import logging
+import math
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,12 +21,15 @@ from visdiv_assets.embedding.incremental import embed_manifest
 from visdiv_assets.embedding.pipeline import Embedder, OnProgress
 from visdiv_assets.errors import VisdivError, counted
 from visdiv_assets.quality.conditions import RECOVERY
-from visdiv_assets.settings.model import Slices
+from visdiv_assets.quality.ratings import Reading, rated
+from visdiv_assets.settings.model import SamplingUnit, Slices, unit_name
 from visdiv_assets.sources.manifest import Manifest, list_images
 from visdiv_assets.sources.source import Source
-from visdiv_assets.spectral.corrected import corrected
+from visdiv_assets.spectral.corrected import ESTIMATOR, corrected
 from visdiv_assets.spectral.progressive import precise_enough, sample_sizes
-from visdiv_assets.spectral.score import TOO_FEW, Diversity, DiversityCalculator, diversity, rate
+from visdiv_assets.spectral.sampling import near_duplicate_units, row_units
+from visdiv_assets.spectral.score import Diversity, DiversityCalculator, diversity
+from visdiv_assets.spectral.vendi import alikeness
 from visdiv_assets.store.contents import Contents
 from visdiv_assets.store.index import EmbeddingIndex
 from visdiv_assets.store.store import Store
@@ -73,6 +77,7 @@ def embed_dataset(
     warehouse: Warehouse | None = None,
     *,
     precision: float | None = None,
+    sampling_unit: SamplingUnit = "near-duplicates",
     on_progress: OnProgress | None = None,
 ) -> Embedded:
     """Embed what is missing of a manifest, and note in the warehouse what failed.
@@ -88,6 +93,7 @@ def embed_dataset(
         warehouse: gets the failures.
         precision: embed random samples, each larger than the one before, until half the width of
             the corrected score's 95 % interval is no more than this; everything when None.
+        sampling_unit: what that score takes for one piece of evidence.
         on_progress: told of progress.
 
     Raises:
@@ -101,9 +107,12 @@ def embed_dataset(
             break
         contents = Contents.of(index)
         moments, _ = contents.moments(store, embedder.model_id)
-        if moments is not None and precise_enough(
-            corrected(contents.sample(store, embedder.model_id, moments)), precision
-        ):
+        if moments is None:
+            continue
+        sample = contents.sample(store, embedder.model_id, moments)
+        # A folder or column is not looked at before all are chosen; near-duplicates come close.
+        units = row_units(sample.rows) if sampling_unit == "row" else None
+        if precise_enough(corrected(sample, units), precision):
             break
     if chosen is not manifest:
         store.write_manifest(dataset, chosen)
@@ -163,6 +172,7 @@ def score_dataset(
     started: float,
     threshold: float | None = None,
     basis: str = "corrected",
+    sampling_unit: SamplingUnit = "near-duplicates",
     recovery: timedelta = RECOVERY,
     run_id: str | None = None,
 ) -> tuple[Evaluation, Diversity]:
@@ -178,6 +188,7 @@ def score_dataset(
         started: Unix time at which the evaluation began.
         threshold: score below which an alert is due; no alerts at all when None.
         basis: which score the threshold is for, `corrected` or `plain`.
+        sampling_unit: what the moments were kept with.
         recovery: how long a score must stay above its threshold to count as recovered.
         run_id: Dagster's, if it is a run of Dagster's.
 
@@ -190,7 +201,12 @@ def score_dataset(
         raise VisdivError(f"{dataset} has only {images}; diversity needs at least 2")
     measured = diversity(sample.moments)
     fair = corrected(sample)
-    rating = None if fair.too_few else rate(fair.score)
+    rows = sampling_unit == "row"
+    units = near_duplicate_units(sample.rows) if rows else row_units(sample.rows)
+    other = corrected(sample, units)
+    alike = alikeness(sample.moments)
+    reading = Reading(_known(fair.score), _known(fair.low), _known(fair.high))
+    rating = rated(reading, fair.n_units, alike.spread, measured.n)
     index = store.read_index(
         dataset, model_id, fingerprint, ("image_id", "content_key", "row", "flat")
     )
@@ -206,19 +222,32 @@ def score_dataset(
         effective_rank=measured.effective_rank,
         participation_ratio=measured.participation_ratio,
         diversity_score=measured.score,
-        rating=rating.name if rating else TOO_FEW,
-        stars=rating.stars if rating else 0,
+        rating=rating.name,
+        stars=rating.stars,
         manifest_fingerprint=fingerprint,
         seconds=time.time() - started,
         n_distinct=index.n_distinct,
-        corrected_score=None if fair.too_few else fair.score,
-        corrected_low=None if fair.too_few else fair.low,
-        corrected_high=None if fair.too_few else fair.high,
-        corrected_effective_rank=None if fair.too_few else fair.effective_rank,
-        corrected_participation_ratio=None if fair.too_few else fair.participation_ratio,
+        corrected_score=_known(fair.score),
+        corrected_low=_known(fair.low),
+        corrected_high=_known(fair.high),
+        corrected_effective_rank=_known(fair.effective_rank),
+        corrected_participation_ratio=_known(fair.participation_ratio),
         n_listed=store.manifest_length(dataset, listed),
         basis=basis,
         n_flat=index.n_flat,
+        estimator=None if fair.too_few else ESTIMATOR,
+        sampling_unit=unit_name(sampling_unit),
+        n_units=fair.n_units,
+        other_score=_known(other.score),
+        other_low=_known(other.low),
+        other_high=_known(other.high),
+        effective_rank_low=_known(fair.effective_rank_interval[0]),
+        effective_rank_high=_known(fair.effective_rank_interval[1]),
+        participation_ratio_low=_known(fair.participation_ratio_interval[0]),
+        participation_ratio_high=_known(fair.participation_ratio_interval[1]),
+        spread=alike.spread,
+        vendi=alike.vendi,
+        rke=alike.rke,
         threshold=threshold,
     )
     with judged(warehouse, StateFile(store.root / STATE_FILE), recovery):
@@ -229,6 +258,10 @@ def score_dataset(
         logger.warning("%s is scored, but that cannot be noted (%s)", dataset, error.strerror)
     export(store, warehouse)
     return evaluation, measured
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def evaluate(
@@ -242,6 +275,7 @@ def evaluate(
     basis: str = "corrected",
     recovery: timedelta = RECOVERY,
     slices: Slices = None,
+    sampling_unit: SamplingUnit = "near-duplicates",
     precision: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[Evaluation, Embedded]:
@@ -260,10 +294,13 @@ def evaluate(
         store,
         warehouse,
         precision=precision,
+        sampling_unit=sampling_unit,
         on_progress=on_progress,
     )
     scored = embedded.manifest.fingerprint
-    accumulate_moments(dataset, embedder.model_id, scored, store, slices=slices)
+    accumulate_moments(
+        dataset, embedder.model_id, scored, store, slices=slices, sampling_unit=sampling_unit
+    )
     evaluation, _ = score_dataset(
         dataset,
         embedder.model_id,
@@ -274,6 +311,7 @@ def evaluate(
         started=started,
         threshold=threshold,
         basis=basis,
+        sampling_unit=sampling_unit,
         recovery=recovery,
     )
     return evaluation, embedded

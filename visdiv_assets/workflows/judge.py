@@ -36,6 +36,7 @@ from visdiv_assets.quality.verdicts import (
     judge_lost,
     judge_model,
     judge_near_duplicates,
+    judge_one_image,
     judge_score,
 )
 from visdiv_assets.spectral.score import TOO_FEW
@@ -75,8 +76,9 @@ def judge_dataset(
     index = store.read_index(dataset, model_id, fingerprint, ("row",))
     return {
         "score_above_threshold": _with_both_scores(
-            judge_score(newest.judged_score, threshold), newest
+            judge_score(newest.judged_score, threshold, newest.many_times_score), newest
         ),
+        "not_one_image": judge_one_image(newest.spread, newest.n_images, newest.n_units),
         "score_drop": _judge_drop(newest, earlier),
         "images_lost": judge_lost(_listed(newest), [_listed(each) for each in earlier]),
         "decode_failures": judge_failures(newest.n_images, newest.n_failed),
@@ -130,7 +132,11 @@ def judge_leakage_of(dataset: str, threshold: float, warehouse: Warehouse) -> Ve
 
 def _with_both_scores(verdict: Verdict, evaluation: Evaluation) -> Verdict:
     """The verdict on a score, with the other score and the interval beside it."""
-    scores: Measured = {"judged by": evaluation.basis, "plain score": evaluation.diversity_score}
+    unit = evaluation.sampling_unit or "row"
+    by = "score as it is" if evaluation.basis == "plain" else f"corrected score, by {unit}"
+    scores: Measured = {"judged by": by, "score as it is": evaluation.diversity_score}
+    if evaluation.two_readings:
+        scores["two readings"] = evaluation.two_readings
     if evaluation.corrected_score is None:
         scores["corrected score"] = TOO_FEW
     else:
@@ -226,8 +232,9 @@ def states_of(
     listed = [_listed(each) for each in earlier]
     score = evaluation.judged_score
     states = states_of_evaluation(
-        score is not None
-        and is_below(
+        evaluation.diversity_score < threshold
+        if score is None
+        else is_below(
             score,
             threshold,
             was_below=Condition.BELOW_THRESHOLD in active,
@@ -242,7 +249,9 @@ def states_of(
         regained=_listed(evaluation) >= LOST_SHARE * max(listed[-DROP_HISTORY:], default=0),
     )
     if score is None:  # nothing is known of it, so nothing has changed
-        of_scores = (Condition.BELOW_THRESHOLD, Condition.DROPPED)
+        of_scores = {Condition.BELOW_THRESHOLD, Condition.DROPPED}
+        if evaluation.is_one_many_times:  # but this is known, and no better than a low score
+            of_scores.remove(Condition.BELOW_THRESHOLD)
         return tuple(state for state in states if state.condition not in of_scores)
     return states
 
@@ -290,6 +299,7 @@ def _comparable(newest: Evaluation, earlier: Sequence[Evaluation]) -> list[Evalu
         for each in earlier
         if each.model_id == newest.model_id
         and each.basis == newest.basis
+        and (newest.basis == "plain" or each.estimated_like(newest))
         and each.judged_score is not None
     ]
 
@@ -301,4 +311,6 @@ def _facts(evaluation: Evaluation) -> Facts:
         n_distinct=evaluation.n_images if distinct is None else distinct,
         n_failed=evaluation.n_failed,
         model_id=evaluation.model_id,
+        estimator=evaluation.estimator,
+        sampling_unit=evaluation.sampling_unit or "row",
     )

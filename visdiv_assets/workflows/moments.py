@@ -9,7 +9,9 @@ import functools
 import hashlib
 import operator
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,23 +19,33 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.guidance.slices import by_column, by_folder, slices_of
-from visdiv_assets.settings.model import ColumnSlices, Slices
+from visdiv_assets.guidance.slices import NAMELESS, by_column, by_folder, slices_of
+from visdiv_assets.settings.model import ColumnSlices, SamplingUnit, Slices, unit_name
 from visdiv_assets.sources.manifest import TEXT
 from visdiv_assets.spectral.moments import Moments
-from visdiv_assets.spectral.sample import CAPACITY, Sample
+from visdiv_assets.spectral.sample import CAPACITY, Sample, row_keys
 from visdiv_assets.store.contents import EMPTY, Contents, split
+from visdiv_assets.store.index import sample_keys, to_keys
 from visdiv_assets.store.store import Store
 
 # Columns of an index.
 IMAGE_ID, PLACED = "image_id", ("content_key", "segment", "row")
+
+# The sampling unit of an image that has no value in the column.
+UNTOLD = np.iinfo(np.uint64).max
 
 # Rows of an index, and the slice that each is in.
 _Piece = tuple[pa.Table, NDArray[np.int64]]
 
 
 def accumulate_moments(
-    dataset: str, model_id: str, fingerprint: str, store: Store, *, slices: Slices = None
+    dataset: str,
+    model_id: str,
+    fingerprint: str,
+    store: Store,
+    *,
+    slices: Slices = None,
+    sampling_unit: SamplingUnit = "near-duplicates",
 ) -> Sample:
     """Add up the moments of a manifest's embeddings, whole and by slice, and keep them.
 
@@ -45,6 +57,7 @@ def accumulate_moments(
         fingerprint: of the manifest.
         store: holds the embeddings.
         slices: what names the parts; folders when None, where there are several.
+        sampling_unit: what the corrected score takes for one piece of evidence.
 
     Raises:
         VisdivError: the manifest was not embedded with this model, or embeddings are damaged.
@@ -53,7 +66,8 @@ def accumulate_moments(
     seen = _Seen(index.names)
     for piece in index.pieces():
         seen.note(piece)
-    if _is_kept(index, seen):
+    digest = seen.digest(sampling_unit)
+    if _is_kept(index, seen, digest):
         return store.read_sample(dataset, model_id, fingerprint)
     sums: dict[str, Moments] = {}
     norm_error = 0.0
@@ -71,6 +85,7 @@ def accumulate_moments(
         for name in index.names
         if name in sums
     }
+    samples = _with_units(samples, index, sampling_unit)
     whole = functools.reduce(operator.add, samples.values())
     stored = samples if len(samples) > 1 else {}
     store.write_slices(dataset, model_id, fingerprint, stored)
@@ -80,17 +95,50 @@ def accumulate_moments(
         fingerprint,
         whole,
         norm_error,
-        contents=seen.digest(),
+        contents=digest,
         n_slices=len(stored),
     )
     return whole
 
 
-def _is_kept(index: "_SlicedIndex", seen: "_Seen") -> bool:
+def _with_units(
+    samples: Mapping[str, Sample], index: "_SlicedIndex", unit: SamplingUnit
+) -> dict[str, Sample]:
+    """Samples with the sampling unit of each row, where the settings name one."""
+    if unit == "near-duplicates":  # that shows in the rows themselves
+        return dict(samples)
+    if unit == "row":
+        return {name: replace(each, units=row_keys(each.rows)) for name, each in samples.items()}
+    kept = np.unique(np.concatenate([each.keys for each in samples.values()]))
+    # A content that belongs to several units counts for the first by hash, in any order of images.
+    units = np.full(len(kept), UNTOLD, dtype=np.uint64)
+    for keys, named, name_of in index.units(unit):
+        labels = np.array([_label(name, unit) for name in named], dtype=np.uint64)[name_of]
+        at = np.searchsorted(kept, keys).clip(max=len(kept) - 1)
+        own = kept[at] == keys
+        np.minimum.at(units, at[own], labels[own])
+    if (units == UNTOLD).all():
+        raise VisdivError(
+            f"sampling_unit: no image of {index.dataset} has a value in the {unit_name(unit)}"
+        )
+    units = np.where(units == UNTOLD, kept, units)  # an image without a value is one by itself
+    return {
+        name: replace(each, units=units[np.searchsorted(kept, each.keys)])
+        for name, each in samples.items()
+    }
+
+
+def _label(name: str, unit: SamplingUnit) -> int:
+    if name == NAMELESS and isinstance(unit, ColumnSlices):
+        return UNTOLD
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def _is_kept(index: "_SlicedIndex", seen: "_Seen", digest: str) -> bool:
     """Whether the store has moments of just these rows, and no row was written anew since."""
     store, model_id = index.store, index.model_id
     kept = store.moments_digest(index.dataset, model_id, index.fingerprint)
-    if kept is None or kept[0] != seen.digest():
+    if kept is None or kept[0] != digest:
         return False
     return all(store.segment_time(model_id, name) <= kept[1] for name in seen.segments)
 
@@ -113,12 +161,14 @@ class _Seen:
             self._checksums[name] += contents.checksum()
             self.segments.update(contents.segments if len(contents) else ())
 
-    def digest(self) -> str:
-        """Hash of all of it."""
+    def digest(self, unit: SamplingUnit) -> str:
+        """Hash of all of it, and of the sampling unit."""
         digest = hashlib.blake2b(digest_size=16)
         for name in sorted(self._checksums):
             digest.update(f"{len(name)} {name}".encode())
             digest.update(self._checksums[name].tobytes())
+        if unit != "near-duplicates":
+            digest.update(f"unit {unit_name(unit)}".encode())
         return digest.hexdigest()
 
 
@@ -135,7 +185,7 @@ class _SlicedIndex:
         self.dataset, self.model_id, self.fingerprint = dataset, model_id, fingerprint
         self.store, self.slices = store, slices
         counts = Counter[str]()
-        for _, named, name_of in self._named(()):
+        for _, named, name_of in self._named((), slices):
             found = np.bincount(name_of, minlength=len(named))
             for name, count in zip(named, found, strict=True):
                 counts[name] += int(count)
@@ -149,21 +199,30 @@ class _SlicedIndex:
             for table in self._tables(PLACED):
                 yield table, np.zeros(len(table), dtype=np.int64)
             return
-        for table, named, name_of in self._named(PLACED):
+        for table, named, name_of in self._named(PLACED, self.slices):
             yield table, np.array([self._code_of[name] for name in named])[name_of]
+
+    def units(
+        self, unit: ColumnSlices | Literal["folder"]
+    ) -> Iterator[tuple[NDArray[np.uint64], list[str], NDArray[np.int32]]]:
+        """Of each piece: sample keys of its images, names of units, and which each image has."""
+        for table, named, name_of in self._named(PLACED, unit):
+            valid = pc.is_valid(table["row"])
+            keys = sample_keys(to_keys(table["content_key"].filter(valid)))
+            yield keys, named, name_of[valid.to_numpy()]
 
     def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         return self.store.index_pieces(self.dataset, self.model_id, self.fingerprint, columns)
 
     def _named(
-        self, columns: Sequence[str]
+        self, columns: Sequence[str], slices: Slices
     ) -> Iterator[tuple[pa.Table, list[str], NDArray[np.int32]]]:
         """Each piece, names of slices, and which of them each image has.
 
         A dataset has millions of images and few slices, so names are made for different values
         only.
         """
-        slices, tables = self.slices, self._tables((IMAGE_ID, *columns))
+        tables = self._tables((IMAGE_ID, *columns))
         if isinstance(slices, ColumnSlices):
             listed = self.store.manifest_pieces(
                 self.dataset, self.fingerprint, (IMAGE_ID, "metadata")

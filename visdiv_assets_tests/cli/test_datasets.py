@@ -202,9 +202,9 @@ def test_list_shows_the_newest_score_of_each_dataset_in_the_order_of_the_file(vi
     record(warehouse, 0.75, dataset="no longer registered")
     _, rows = visdiv("list").stdout.split("─ \n")
     assert [row.split() for row in rows.splitlines() if row.strip()] == [
-        ["cats", "too", "few", "0.2500", "0.30", "213", "2026-03-01", "/c"],
+        ["cats", "0.2500", "too", "few", "0.30", "213", "2026-03-01", "/c"],
         ["to", "tell", "12:00"],
-        ["birds", "0.3500", "0.2500", "0.30", "12,345", "2026-03-02", "/b"],
+        ["birds", "0.2500", "0.3500", "0.30", "12,345", "2026-03-02", "/b"],
         ["0.310–0.390", "12:00"],
     ]
 
@@ -238,14 +238,14 @@ def test_history_prints_the_evaluations_and_a_sparkline(visdiv, warehouse):
     lines = visdiv("history", "birds").stdout.splitlines()
     rows = [line.split() for line in lines if line.startswith(" 2026")]
     assert [row[0] for row in rows] == ["2026-03-01", "2026-03-02", "2026-03-03"]
-    assert [row[-1] for row in rows] == ["0.1000", "0.2000", "0.3000"]
+    assert [row[4] for row in rows] == ["0.1000", "0.2000", "0.3000"]
     assert lines[-1] == "▁▅█  plain score, 0.1000 to 0.3000"
 
 
 def test_history_prints_the_newest_of_many_and_draws_them_all(visdiv, warehouse):
     record(warehouse, *(n / 10 for n in range(8)))
     lines = visdiv("history", "birds", "--limit", "2").stdout.splitlines()
-    scores = [line.split()[-1] for line in lines if line.startswith(" 2026")]
+    scores = [line.split()[4] for line in lines if line.startswith(" 2026")]
     assert scores == ["0.6000", "0.7000"]
     assert lines[-1] == f"{SPARKS}  plain score, 0.0000 to 0.7000"
 

@@ -102,7 +102,7 @@ def test_duplicates_shows_what_may_go_and_what_to_keep(visdiv, birds):
         ["1", "2", "2", "0.996", "large.png"],
         ["2", "2", "1", "1.000", "001.png"],
     ]
-    assert "Without them the plain score is 0." in result.stdout
+    assert "Without them the score as it is becomes 0." in result.stdout
 
 
 def test_duplicates_of_a_folder_that_is_not_registered(visdiv, birds):

@@ -19,6 +19,7 @@ from visdiv_assets.cli.console import print_json
 from visdiv_assets.cli.main import app
 from visdiv_assets_tests.cli.conftest import score
 from visdiv_assets_tests.conftest import PHOTOS
+from visdiv_assets_tests.embedding.fakes import write_image
 
 SETTINGS = """
 store: store
@@ -87,8 +88,7 @@ def two_datasets(project_folder):
         folder = Path(name)
         folder.mkdir()
         for number in range(60):
-            shade = (number * 4, at * 90, 255 - number * 4)
-            Image.new("RGB", (8, 8), shade).save(folder / f"{number:03}.png")
+            write_image(folder / f"{number:03}.png", seed=1000 * at + number)
         score(name)
 
 
@@ -138,7 +138,7 @@ def scores_in(value):
 @HERE
 @pytest.mark.parametrize("basis", ["corrected", "plain"])
 @pytest.mark.parametrize(
-    "command", [each for each in READERS if each[0] in ("list", "history", "duplicates", "select")]
+    "command", [each for each in READERS if each[0] in ("list", "history", "duplicates")]
 )
 def test_score_is_the_one_that_the_dataset_is_judged_by(visdiv, command, basis):
     if "--against" in command:

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from typer.testing import CliRunner
 
 from visdiv_assets.cli import doctor
 from visdiv_assets.cli.main import app
 from visdiv_assets.settings.reading import load_settings
 from visdiv_assets_tests.cli.conftest import score
+from visdiv_assets_tests.embedding.fakes import write_image
 from visdiv_assets_tests.notify.receivers import webhook
 
 SETTINGS = """
@@ -38,8 +38,7 @@ def two_datasets(project_folder, monkeypatch):
     for at, name in enumerate(("birds", "cars")):
         for number in range(60):
             path = Path(name, f"part{number % 2}", f"{number:03}.png")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (8, 8), (number * 4, at * 90, 255 - number * 4)).save(path)
+            write_image(path, seed=1000 * at + number)
         score(name)
 
 

@@ -90,7 +90,7 @@ def test_a_folder_gives_a_table_for_people_on_stdout(photos, store):
     shown = run("score", photos)
     assert shown.returncode == 0
     assert re.search(
-        r" photos-[0-9a-f]{8} +4 +too few +too few +0\.00\d\d +\d\.\d\d +\d\.\d\d ", shown.stdout
+        r" photos-[0-9a-f]{8} +4 +0\.00\d\d +too few +too few +\d\.\d +\d\.\d ", shown.stdout
     )
     assert shown.stderr == ""
     assert n_evaluations(store) == 1
@@ -149,6 +149,21 @@ def test_json_is_one_object_on_stdout_and_nothing_else(photos):
         "corrected_high": type(None),
         "corrected_effective_rank": type(None),
         "corrected_participation_ratio": type(None),
+        "effective_rank_low": type(None),
+        "effective_rank_high": type(None),
+        "participation_ratio_low": type(None),
+        "participation_ratio_high": type(None),
+        "sampling_unit": str,
+        "n_units": float,
+        "other_score": type(None),
+        "other_low": type(None),
+        "other_high": type(None),
+        "two_readings": type(None),
+        "estimator": type(None),
+        "meaning": type(None),
+        "spread": float,
+        "vendi": float,
+        "rke": float,
         "effective_rank": float,
         "participation_ratio": float,
         "diversity_score": float,
@@ -162,6 +177,13 @@ def test_json_is_one_object_on_stdout_and_nothing_else(photos):
     assert 1 < result["participation_ratio"] <= result["effective_rank"] <= 3
     assert (result["rating"], result["stars"]) == ("too few to tell", 0)
     assert shown.stderr == "1 image could not be embedded:\n  broken.jpg: the file is empty\n"
+
+
+def test_another_sampling_unit_is_wrong_usage(photos, store):
+    shown = run("score", photos, "--sampling-unit", "clip")
+    assert shown.returncode == 2
+    assert "use near-duplicates, row" in shown.stderr.replace("│", "").replace("\n", " ")
+    assert not store.exists()
 
 
 @pytest.mark.slow

@@ -76,9 +76,13 @@ def test_one_run_takes_a_dataset_from_its_source_to_its_score_and_says_what_it_f
     assert embeddings["images/s"] > 0
     assert metadata(result, "embedding_moments")["dimension"] == 512
     metrics = metadata(result, "diversity_metrics")
-    assert metrics["diversity score (corrected for size)"] == "too few to tell"
-    assert metrics["diversity score (plain)"] == pytest.approx(evaluation.diversity_score, abs=1e-6)
-    assert metrics["effective rank (plain)"] == pytest.approx(evaluation.effective_rank, abs=0.01)
+    assert metrics["diversity score (corrected)"] == "too few to tell"
+    assert metrics["diversity score (as it is)"] == pytest.approx(
+        evaluation.diversity_score, abs=1e-6
+    )
+    assert metrics["effective rank (as it is)"] == pytest.approx(
+        evaluation.effective_rank, abs=0.01
+    )
     assert metrics["images listed"] == 12
     assert metrics["order by name"] == "none that matters"
     assert metrics["spectrum"].startswith("![")

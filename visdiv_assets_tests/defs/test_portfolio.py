@@ -57,7 +57,7 @@ def test_evaluated_datasets_are_put_beside_each_other(project, run):
     assert "may be chance" in board["differences"]
 
     plan = metadata(result, "mixture_plan")
-    score = plan["diversity score (corrected for size)"]
+    score = plan["diversity score (corrected)"]
     low, high = map(float, plan["95 % interval"].split(" to "))
     assert low - 0.001 <= score <= high + 0.001
     assert score >= plan["with equal weights"] - 1e-6

@@ -455,7 +455,7 @@ def test_a_nightly_run_over_unchanged_images_embeds_none_and_its_checks_run_with
         result = world.run("photos")
         [event] = result.asset_materializations_for_node("sscd_embeddings")
         assert event.metadata["newly embedded"].value == expected
-        assert len(result.get_asset_check_evaluations()) == 10
+        assert len(result.get_asset_check_evaluations()) == 11
 
 
 def test_a_run_keeps_to_the_images_that_it_listed_while_another_run_goes_by(world, monkeypatch):
@@ -533,8 +533,9 @@ def test_checks_are_partitioned_and_say_what_to_do(world):
     assert "below the threshold 0.90" in score.description
     assert "redundant" in score.description
     measured = {name: value.value for name, value in score.metadata.items()}
-    assert measured["plain score"] == measured["diversity score"]
-    assert (measured["judged by"], measured["corrected score"]) == ("plain", "too few to tell")
+    assert measured["score as it is"] == measured["diversity score"]
+    told = measured["judged by"], measured["corrected score"]
+    assert told == ("score as it is", "too few to tell")
     assert checks["embeddings_valid"].passed
     assert checks["decode_failures"].passed
     assert checks["not_stale"].passed

@@ -22,7 +22,8 @@ from visdiv_assets_tests.embedding.reference import preprocess
 
 @pytest.fixture(scope="module")
 def runtime(checkpoints):
-    return TorchRuntime(find_weights(str(checkpoints["torchvision"])), batch_size=2)
+    weights = find_weights(str(checkpoints["torchvision"]))
+    return TorchRuntime(weights, devices=["cpu"], batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
 
     monkeypatch.setattr(_FromPixels, "forward", forward)
     weights = find_weights(str(checkpoints["torchvision"]))
-    runtime = TorchRuntime(weights, batch_size=wanted)
+    runtime = TorchRuntime(weights, devices=["cpu"], batch_size=wanted)
     assert runtime.batch_size == found
     np.testing.assert_allclose(runtime.embed(pixels[:1]), vectors[:1], rtol=0, atol=2e-6)
     tried = [record.message for record in caplog.records]

@@ -113,7 +113,7 @@ def test_a_message_says_all_that_one_needs_to_act(service):
     for part in (
         "birds fell below its threshold",
         "\nscore: 0.1234 (Low), before: 0.5000, threshold: 0.30\n",
-        "\n95 % interval: 0.110 to 0.140, plain score: 0.1000\n",
+        "\n95 % interval: 0.110 to 0.140, score as it is: 0.1000\n",
         "250 of 300 images are exact copies of others",
         "200 more images than before",
         f"{URL}/runs/{alert.run_id}",
@@ -130,9 +130,9 @@ def test_a_dataset_judged_by_its_plain_score_is_told_of_with_both_scores(service
         deliver(service, hook.url)
         message = hook.received[0]["message"]
     for part in (
-        "\nplain score: 0.2000, threshold: 0.30\ncorrected for size: too few to tell\n",
-        "\nplain score: 0.1000, threshold: 0.30\n"
-        "corrected for size: 0.2500 (Low), 95 % interval: 0.200 to 0.300\n",
+        "\nscore as it is: 0.2000, threshold: 0.30\ncorrected: too few to tell\n",
+        "\nscore as it is: 0.1000, threshold: 0.30\n"
+        "corrected: 0.2500 (Low), 95 % interval: 0.200 to 0.300\n",
     ):
         assert part in message
 

@@ -80,7 +80,7 @@ def test_one_image_many_times_scores_exactly_0(home):
         write_image(path, seed=0)
     evaluation, _ = score(home)
     assert evaluation.n_images == 6
-    assert (evaluation.diversity_score, evaluation.rating) == (0.0, "too few to tell")
+    assert (evaluation.diversity_score, evaluation.rating) == (0.0, "nearly one image")
 
 
 def nothing(folder):

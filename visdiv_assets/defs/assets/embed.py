@@ -58,6 +58,7 @@ def sscd_embeddings(
             kept,
             warehouse.open(),
             precision=configured.sample.precision if configured.sample else None,
+            sampling_unit=configured.sampling_unit,
             on_progress=log_progress(context),
         )
     seconds = time.monotonic() - started

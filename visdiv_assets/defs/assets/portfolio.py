@@ -35,7 +35,7 @@ def _interval(fair: CorrectedScore) -> str:
 def dataset_leaderboard(
     project: ProjectResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    """All datasets by corrected score, beside published ones, and which differ for sure."""
+    """All datasets by corrected score, published ones, and differences beyond chance."""
     with clear_errors():
         ranked, differences = leaderboard(project.open().evaluated())
     return dg.MaterializeResult(
@@ -64,7 +64,7 @@ def mixture_plan(
         plan = plan_mixture(chosen, opened.store)
     return dg.MaterializeResult(
         metadata={
-            "diversity score (corrected for size)": _score(plan.corrected),
+            "diversity score (corrected)": _score(plan.corrected),
             "95 % interval": _interval(plan.corrected),
             "with equal weights": _score(plan.even),
             "mixture": mixture_table(plan),

@@ -15,7 +15,7 @@ from visdiv_assets.defs.resources import (
 from visdiv_assets.defs.upstream import embedded_by
 from visdiv_assets.guidance.slices import judge_slices
 from visdiv_assets.report.charts import spectrum_png
-from visdiv_assets.spectral.score import TOO_FEW, rate
+from visdiv_assets.spectral.score import TOO_FEW
 from visdiv_assets.warehouse.records import Evaluation
 from visdiv_assets.workflows.evaluate import score_dataset
 from visdiv_assets.workflows.moments import accumulate_moments
@@ -34,9 +34,16 @@ def embedding_moments(
     with clear_errors():
         opened = project.open()
         model_id, kept = embedder.open(name).model_id, opened.store
-        slices = opened.settings.dataset(name).slices
+        configured = opened.settings.dataset(name)
         fingerprint, _ = embedded_by(context, sscd_embeddings.key, kept)
-        moments = accumulate_moments(name, model_id, fingerprint, kept, slices=slices).moments
+        moments = accumulate_moments(
+            name,
+            model_id,
+            fingerprint,
+            kept,
+            slices=configured.slices,
+            sampling_unit=configured.sampling_unit,
+        ).moments
         parts = kept.read_slices(name, model_id, fingerprint)
     return dg.MaterializeResult(
         metadata={
@@ -76,17 +83,19 @@ def diversity_metrics(
             started=_run_started(context),
             threshold=configured.threshold,
             basis=configured.basis,
+            sampling_unit=configured.sampling_unit,
             recovery=opened.recovery,
             run_id=context.run.run_id,
         )
         order = told(order_of(evaluation, opened.store))
     return dg.MaterializeResult(
         metadata={
+            "diversity score (as it is)": round(evaluation.diversity_score, 6),
             **_corrected(evaluation),
-            "diversity score (plain)": round(evaluation.diversity_score, 6),
-            "effective rank (plain)": round(evaluation.effective_rank, 2),
-            "participation ratio (plain)": round(evaluation.participation_ratio, 2),
+            "effective rank (as it is)": round(evaluation.effective_rank, 2),
+            "participation ratio (as it is)": round(evaluation.participation_ratio, 2),
             "spectrum": picture(spectrum_png(measured), "share of variance by direction"),
+            **_alikeness(evaluation),
             "images": evaluation.n_images,
             "images listed": evaluation.n_listed or evaluation.n_images,
             "failed": evaluation.n_failed,
@@ -100,15 +109,44 @@ def diversity_metrics(
 
 
 def _corrected(evaluation: Evaluation) -> dict[str, float | str]:
+    said: dict[str, float | str] = {
+        "sampling unit": evaluation.sampling_unit or "row",
+        "sampling units": round(evaluation.n_units or 0.0, 1),
+        "rating": " ".join(filter(None, [evaluation.rated.text, evaluation.rating])),
+    }
+    if evaluation.meaning:
+        said["rating"] = f"{said['rating']}: {evaluation.meaning}"
+    if evaluation.two_readings:
+        said["two readings"] = evaluation.two_readings
     if evaluation.corrected_score is None:
-        return {"diversity score (corrected for size)": TOO_FEW}
+        return {"diversity score (corrected)": TOO_FEW, **said}
     low, high = evaluation.corrected_low, evaluation.corrected_high
-    stars = "★" * evaluation.stars + "☆" * (5 - evaluation.stars)
-    means = rate(evaluation.corrected_score).means
     return {
-        "diversity score (corrected for size)": round(evaluation.corrected_score, 6),
+        "diversity score (corrected)": round(evaluation.corrected_score, 6),
         "95 % interval": f"{low:.3f} to {high:.3f}",
-        "rating": f"{stars} {evaluation.rating}: {means}",
+        "effective rank (corrected)": _with_interval(
+            evaluation.corrected_effective_rank,
+            evaluation.effective_rank_low,
+            evaluation.effective_rank_high,
+        ),
+        "participation ratio (corrected)": _with_interval(
+            evaluation.corrected_participation_ratio,
+            evaluation.participation_ratio_low,
+            evaluation.participation_ratio_high,
+        ),
+        **said,
+    }
+
+
+def _with_interval(value: float | None, low: float | None, high: float | None) -> str:
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+
+
+def _alikeness(evaluation: Evaluation) -> dict[str, float]:
+    return {
+        "spread (1 − ‖mean‖²)": round(evaluation.spread or 0.0, 4),
+        "Vendi score (order 1)": round(evaluation.vendi or 0.0, 2),
+        "RKE score (order 2)": round(evaluation.rke or 0.0, 2),
     }
 
 
