@@ -9,8 +9,9 @@ datasets = dg.DynamicPartitionsDefinition(name="datasets")
 
 PARTITION_TAG = "dagster/partition"
 
-# On a failed run that Dagster is going to try again.
+# On a failed run: whether Dagster means to try it again, and the run that does.
 WILL_RETRY_TAG = "dagster/will_retry"
+RETRIED_AS_TAG = "dagster/auto_retry_run_id"
 
 
 def datasets_in_flight(instance: dg.DagsterInstance, *, queued: bool = True) -> set[str]:

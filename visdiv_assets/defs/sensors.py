@@ -6,7 +6,7 @@ is remembered and decided (`workflows/watch.py`), what an alert says (`notify/`)
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from visdiv_assets.defs.checks import evaluation_between_runs
 from visdiv_assets.defs.jobs import analyze_dataset, evaluate_dataset
 from visdiv_assets.defs.partitions import (
     PARTITION_TAG,
+    RETRIED_AS_TAG,
     WILL_RETRY_TAG,
     datasets,
     datasets_in_flight,
@@ -31,7 +32,7 @@ from visdiv_assets.settings.model import Settings, SourceSettings
 from visdiv_assets.settings.secrets import redacted
 from visdiv_assets.sources.looking import LastLook, Look, Looker, due, look_at
 from visdiv_assets.store.store import Store
-from visdiv_assets.warehouse.state.database import STATE_FILE, StateFile
+from visdiv_assets.warehouse.state.database import STATE_FILE, StateFile, as_time
 from visdiv_assets.warehouse.state.looks import seen
 from visdiv_assets.warehouse.state.outbox import all_active_conditions, note_states
 from visdiv_assets.warehouse.state.registry import (
@@ -64,6 +65,13 @@ RESULTS_PATIENCE = 2.0
 
 # So many sources that cannot be looked at are told with a tick.
 PROBLEMS_TOLD = 20
+
+# So many failed runs are noted with a tick; the others with the next ones.
+FAILURES_A_TICK = 50
+# Dagster tries a run again, or writes down that it does not, within seconds of its failure. A
+# daemon that is killed in between, or that finds its database locked, may never do either.
+UNDECIDED_FOR = 60.0
+_FAILURES = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
 
 # The steps without which a dataset has no score, and those of its analysis.
 EVALUATION_STEPS = {"image_manifest", "sscd_embeddings", "embedding_moments", "diversity_metrics"}
@@ -226,37 +234,85 @@ def _eyes(store: Store, state: StateFile) -> _Eyes:
     return _all_eyes[store.root]
 
 
-@dg.run_failure_sensor(minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING)
+@dg.sensor(minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING)
 @clear_errors()
 def failed_run_sensor(
-    context: dg.RunFailureSensorContext, settings: SettingsResource, store: StoreResource
-) -> dg.SkipReason | None:
-    """Queues an alert when a dataset could not be evaluated, or not be analysed."""
-    run = context.dagster_run
-    name = run.tags.get(PARTITION_TAG)
+    context: dg.SensorEvaluationContext, settings: SettingsResource, store: StoreResource
+) -> dg.SensorResult | dg.SkipReason:
+    """Queues an alert when a dataset could not be evaluated, or not be analysed.
+
+    While nothing can be noted, for instance on a full disk, its ticks fail, and a later one goes
+    on from the same failure. Dagster's own kind of sensor for failed runs would pass over it.
+    """
+    instance = context.instance
+    cursor = context.cursor or ""
+    if not cursor.isdecimal():  # what failed before the service was there is no news
+        newest = _failures(instance, None, limit=1, ascending=False)
+        start = newest[0].storage_id if newest else 0
+        return dg.SensorResult(skip_reason="failures are noted from now on", cursor=str(start))
     configured = settings.watch().settings
-    if configured is None:  # where to note it is in the settings; in 26 hours it is stale
+    if configured is None:  # where to note it is in the settings
         return dg.SkipReason("nothing was noted: there are no settings")
+    said, seen_up_to = [], int(cursor)
+    for record in _failures(instance, seen_up_to, limit=FAILURES_A_TICK, ascending=True):
+        run = instance.get_run_by_id(record.run_id)
+        if run and _is_undecided(instance, run, time.time() - record.timestamp):
+            break
+        problem = run and _note_failed(instance, run, record.timestamp, configured, store)
+        said.append(f"{record.run_id}: {problem or 'noted'}")
+        seen_up_to = record.storage_id
+    said = said or ["no run has failed"]
+    return dg.SensorResult(skip_reason="; ".join(said), cursor=str(seen_up_to))
+
+
+def _failures(
+    instance: dg.DagsterInstance, after: int | None, limit: int, *, ascending: bool
+) -> Sequence[dg.EventLogRecord]:
+    """The events of runs that have failed."""
+    of_failures = dg.RunStatusChangeRecordsFilter(
+        event_type=dg.DagsterEventType.RUN_FAILURE, after_storage_id=after
+    )
+    return instance.fetch_run_status_changes(of_failures, limit, ascending=ascending).records
+
+
+def _is_undecided(instance: dg.DagsterInstance, run: dg.DagsterRun, age: float) -> bool:
+    """Whether Dagster is about to try the run again, or to write down that it does not."""
+    may = run.tags.get(WILL_RETRY_TAG) != "false" and RETRIED_AS_TAG not in run.tags
+    return instance.run_retries_enabled and may and 0 <= age < UNDECIDED_FOR
+
+
+def _note_failed(
+    instance: dg.DagsterInstance,
+    run: dg.DagsterRun,
+    ended: float,
+    configured: Settings,
+    store: StoreResource,
+) -> str | None:
+    """Note that a run has failed; why there was nothing to note, if so."""
+    name = run.tags.get(PARTITION_TAG)
     if name is None or name not in {*configured.datasets, *configured.faults}:
-        return dg.SkipReason("the run was not of one registered dataset")
-    if run.tags.get(WILL_RETRY_TAG) == "true":
-        return dg.SkipReason("the run is tried again")
-    events = context.get_step_failure_events()
+        return "it was not of one registered dataset"
+    if RETRIED_AS_TAG in run.tags:  # its other tag only says that Dagster means to
+        return "it is tried again"
+    failures = instance.all_logs(run.run_id, of_type=_FAILURES)
+    events = [entry.dagster_event for entry in failures if entry.dagster_event]
     condition = _failed(run, {event.step_key for event in events if event.step_key})
     if condition is None:
-        return dg.SkipReason("the run was not to evaluate a dataset, nor to analyse one")
-    record = context.instance.get_run_record_by_id(run.run_id)
-    ended = record.end_time if record and record.end_time else time.time()
+        return "it was not to evaluate a dataset, nor to analyse one"
     failed_at = datetime.fromtimestamp(ended, UTC)
-    if condition == Condition.NOT_ANALYZED and _analyzed_since(context.instance, name, failed_at):
-        return dg.SkipReason("the dataset was analysed since")
-    failures = [event.step_failure_data for event in events]
-    told = [data.user_failure_data.description for data in failures if data.user_failure_data]
-    reason = next((text for text in told if text), context.failure_event.message or "")
+    if condition == Condition.NOT_ANALYZED and _analyzed_since(instance, name, failed_at):
+        return "the dataset was analysed since"
+    state = StateFile(store.open().root / STATE_FILE)
+    registered = registered_at(state).get(name)
+    if registered and failed_at < as_time(registered):
+        return "it was of an earlier dataset of that name"
+    steps = [event.step_failure_data for event in events if event.is_step_failure]
+    told = [data.user_failure_data.description for data in steps if data.user_failure_data]
+    reasons = [*told, *(event.message for event in events if event.is_run_failure)]
     note_failure(
         name,
-        reason,
-        StateFile(store.open().root / STATE_FILE),
+        next((text for text in reasons if text), ""),
+        state,
         condition=condition,
         failed_at=failed_at,
         run_id=run.run_id,

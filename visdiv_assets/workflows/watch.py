@@ -45,7 +45,12 @@ from visdiv_assets.warehouse.state.outbox import (
     insert_alert,
     note_states,
 )
-from visdiv_assets.warehouse.state.registry import DERIVED, own_evaluations_after, registered_at
+from visdiv_assets.warehouse.state.registry import (
+    DERIVED,
+    own_evaluations_after,
+    registered_again,
+    registered_at,
+)
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.judge import states_of
 
@@ -162,14 +167,7 @@ def note_failure(
         failed_at: when it failed; now when None.
         run_id: Dagster's.
     """
-    with state.reading() as connection:
-        row = (
-            connection
-            and connection.execute(
-                "SELECT evaluated_at FROM newest WHERE dataset = ?", [dataset]
-            ).fetchone()
-        )
-        evaluated_at = as_time(row["evaluated_at"]) if row else None
+    evaluated_at = _evaluated_at(state).get(dataset)
     of_evaluation = condition == Condition.NOT_EVALUATED
     if of_evaluation and evaluated_at and failed_at and evaluated_at >= failed_at:
         return []
@@ -186,18 +184,23 @@ def note_stale(datasets: Iterable[str], state: StateFile, now: datetime) -> dict
         the verdict on each dataset that has become stale just now.
     """
     wanted, known = set(datasets), all_active_conditions(state)
-    with state.reading() as connection:
-        rows = connection.execute("SELECT * FROM newest").fetchall() if connection else []
     verdicts = {
-        row["dataset"]: judge_age(as_time(row["evaluated_at"]), now)
-        for row in rows
-        if row["dataset"] in wanted and Condition.STALE not in known.get(row["dataset"], ())
+        dataset: judge_age(evaluated_at, now)
+        for dataset, evaluated_at in _evaluated_at(state).items()
+        if dataset in wanted and Condition.STALE not in known.get(dataset, ())
     }
     stale = {dataset: verdict for dataset, verdict in verdicts.items() if not verdict.passed}
     for dataset, verdict in stale.items():
         told = State(Condition.STALE, active=True, reason=verdict.text)
         note_states(state, dataset, [told], now)
     return stale
+
+
+def _evaluated_at(state: StateFile) -> dict[str, datetime]:
+    """When each dataset was last evaluated, since it was registered."""
+    with state.reading() as connection:
+        rows = connection.execute("SELECT * FROM newest").fetchall() if connection else []
+        return {row["dataset"]: as_time(row["evaluated_at"]) for row in rows}
 
 
 def note_unreachable(datasets: Collection[str], state: StateFile, now: datetime) -> None:
@@ -418,7 +421,8 @@ def due_tonight(
         state: the service's state.
         now: the current time.
     """
-    since, asked = registered_at(state), nights(state)
+    since, asked, evaluated = registered_at(state), nights(state), _evaluated_at(state)
+    again = registered_again(state)
     due: dict[str, Night] = {}
     for name in names:
         last = asked.get(name)
@@ -430,8 +434,11 @@ def due_tonight(
         if last is None and scheduled - begun > FIRST_NIGHT:
             continue  # nobody knows whether it was there when the night began
         registered = since.get(name) if name else min(since.values(), default=None)
-        if registered and begun < as_time(registered) <= scheduled:
-            continue  # it was registered tonight; its first evaluation needs no night
+        # It was registered tonight, and its first evaluation needs no night. For one that was there
+        # before, none may come: its source can be as it was scored then.
+        first = name not in again or evaluated.get(name, begun) > begun
+        if registered and begun < as_time(registered) <= scheduled and first:
+            continue
         due[name] = Night(night.isoformat(), before + 1, now.timestamp())
     note_nights(state, due)
     return list(due)

@@ -149,11 +149,11 @@ def _command_of(pid: int) -> str:
     return "?"
 
 
-def _wait_until(is_so: Callable[[], bool]) -> bool:
-    for _ in range(PATIENCE * 20):
+def _wait_until(is_so: Callable[[], bool], every: float = 0.05) -> bool:
+    for _ in range(round(PATIENCE / every)):
         if is_so():
             return True
-        time.sleep(0.05)
+        time.sleep(every)
     return False
 
 

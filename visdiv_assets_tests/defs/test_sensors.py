@@ -1,5 +1,6 @@
 """Sensors, schedule and checks on Dagster's real SQLite storage."""
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from visdiv_assets.defs.sensors import (
 )
 from visdiv_assets.warehouse.state.database import StateFile
 from visdiv_assets.warehouse.state.outbox import alerts
+from visdiv_assets.warehouse.state.registry import register, unregister
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.evaluate import embed_dataset
 from visdiv_assets_tests.defs.conftest import CheapEmbedder, score
@@ -619,21 +621,14 @@ def test_a_missing_secret_and_a_bad_url_are_named_and_keep_nobody_else_waiting(w
 # --- failed runs ---
 
 
-def noted(world: World, result: dg.ExecuteInProcessResult, **tags: str) -> dg.SkipReason | None:
-    """What the sensor does about a failed run."""
-    run = world.instance.get_run_by_id(result.run_id)
-    if tags:
-        world.instance.add_run_tags(run.run_id, tags)
-        run = world.instance.get_run_by_id(result.run_id)
-    [event] = [each for each in result.all_events if each.event_type_value == "PIPELINE_FAILURE"]
-    with dg.build_run_status_sensor_context(
-        "failed_run_sensor",
-        event,
-        world.instance,
-        run,
+def noted(world: World, cursor: str = "0") -> dg.SensorResult | dg.SkipReason:
+    """What the sensor does about the runs that have failed after the cursor."""
+    with dg.build_sensor_context(
+        instance=world.instance,
+        cursor=cursor,
         resources={"settings": world.settings, "store": world.store},
     ) as context:
-        return failed_run_sensor(context.for_run_failure())
+        return failed_run_sensor(context)
 
 
 def conditions(world: World) -> list[tuple[str, bool]]:
@@ -657,20 +652,21 @@ def test_a_failed_evaluation_is_told_and_a_failed_analysis_as_what_it_is(world):
     world.register()
     failed = analyze(world, "photos")  # it was never evaluated
     assert not failed.success
-    noted(world, failed)
+    cursor = noted(world).cursor
     assert conditions(world) == [("not_analyzed", True)]
     shutil.rmtree(world.root / "photos")
-    noted(world, world.run("photos"))
+    assert not world.run("photos").success
+    assert noted(world, cursor).cursor != cursor
     assert conditions(world)[1:] == [("not_evaluated", True)]
 
 
 def test_a_failure_that_is_told_late_is_no_news_if_the_next_run_succeeded(world):
     world.write("  photos: {source: photos}")
     world.register()
-    failed = world.run("photos")
+    assert not world.run("photos").success
     world.folder("photos", PHOTOS[:4])
     assert world.run("photos").success
-    noted(world, failed)
+    noted(world)
     assert conditions(world) == []
 
 
@@ -678,7 +674,64 @@ def test_a_failed_run_that_is_tried_again_is_not_told(world):
     world.write("  photos: {source: photos}")
     world.register()
     failed = world.run("photos")
-    assert "tried again" in noted(world, failed, **{"dagster/will_retry": "true"}).skip_message
+    again = {"dagster/will_retry": "true", "dagster/auto_retry_run_id": "another"}
+    world.instance.add_run_tags(failed.run_id, again)
+    assert "tried again" in noted(world).skip_reason.skip_message
+    assert conditions(world) == []
+
+
+def test_a_failure_that_cannot_be_noted_is_noted_later(world, monkeypatch):
+    world.write("  photos: {source: photos}")
+    world.register()
+    assert not world.run("photos").success
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("visdiv_assets.defs.sensors.note_failure", full)
+        with pytest.raises(dg.Failure, match="No space left on device"):
+            noted(world)
+    noted(world)  # a tick that fails leaves the cursor where it was
+    assert conditions(world) == [("not_evaluated", True)]
+
+
+@pytest.mark.parametrize("tags", [{}, {"dagster/will_retry": "true"}])
+def test_a_failure_is_not_told_before_it_is_known_whether_the_run_is_tried_again(
+    world, monkeypatch, tags
+):
+    world.write("  photos: {source: photos}")
+    world.register()
+    world.instance.add_run_tags(world.run("photos").run_id, tags)
+    monkeypatch.setattr(type(world.instance), "run_retries_enabled", True)
+    assert noted(world).cursor == "0"
+    assert conditions(world) == []
+    monkeypatch.setattr("visdiv_assets.defs.sensors.UNDECIDED_FOR", 0.0)
+    noted(world)
+    assert conditions(world) == [("not_evaluated", True)]
+
+
+def test_failures_from_before_the_service_began_are_no_news(world):
+    world.write("  photos: {source: photos}")
+    world.register()
+    assert not world.run("photos").success
+    of_another_kind_of_sensor = '{"__class__": "RunStatusSensorCursor", "record_id": 1}'
+    for cursor in ("", of_another_kind_of_sensor):
+        begun = noted(world, cursor).cursor
+        assert noted(world, begun).cursor == begun
+    assert conditions(world) == []
+    assert not world.run("photos").success
+    noted(world, begun)
+    assert conditions(world) == [("not_evaluated", True)]
+
+
+def test_a_failure_of_an_earlier_dataset_of_that_name_is_no_news(world):
+    world.write("  photos: {source: photos}")
+    world.register()
+    assert not world.run("photos").success
+    unregister(world.state, "photos", datetime.now(UTC))
+    register(world.state, ["photos"], datetime.now(UTC))
+    assert "an earlier dataset of that name" in noted(world).skip_reason.skip_message
     assert conditions(world) == []
 
 

@@ -386,6 +386,16 @@ def test_a_dataset_that_was_registered_tonight_waits_for_the_next_night(service)
     assert tonight(service, 2, ("a", "b")) == ["b"]
 
 
+def test_a_dataset_that_was_away_when_the_night_began_has_its_night_late(service):
+    register(service.state, ["birds"], BEGUN - timedelta(hours=1))
+    evaluate(service, 0.5, evaluated_at=BEGUN - timedelta(minutes=30))
+    unregister(service.state, "birds", BEGUN - timedelta(minutes=5))
+    register(service.state, ["birds"], BEGUN + timedelta(hours=1))
+    assert tonight(service, 2, ("birds",)) == ["birds"]
+    evaluate(service, 0.5, evaluated_at=BEGUN + timedelta(hours=3))
+    assert tonight(service, 4, ("birds",)) == []
+
+
 def test_nothing_is_compared_before_the_first_night(service):
     register(service.state, ["a"], BEGUN + timedelta(hours=1))
     assert tonight(service, 2, ("",)) == []
