@@ -6,6 +6,7 @@ Here: what all commands share. Not here: progress bars (`progress.py`), any comm
 import io
 import json
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,6 +47,9 @@ Config = Annotated[
 
 # More than any store holds, and still a number that every library takes.
 MOST = 1_000_000_000
+
+# Characters of a line of the column "rating".
+NARROW = 13
 
 # What Pillow writes a picture as, by the end of its file's name.
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -244,11 +248,7 @@ def rating_text(evaluation: "Evaluation") -> str:
     """The stars, and below them the rating; or why there are none, in two lines."""
     if stars := evaluation.rated.text:
         return f"{stars}\n{evaluation.rating}"
-    return (
-        evaluation.rating.replace("few images, ", "few images,\n")
-        .replace("too few ", "too few\n")
-        .replace("nearly ", "nearly\n")
-    )
+    return textwrap.fill(evaluation.rating, NARROW)
 
 
 def sentences_on(evaluation: "Evaluation") -> list[str]:

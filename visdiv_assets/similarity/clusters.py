@@ -13,6 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from visdiv_assets.similarity.units import Rows, Units, similarities_of_all, units
+from visdiv_assets.spectral.sampling import members_of, numbered
 
 Members = NDArray[np.int64]
 Similarities = NDArray[np.float32]
@@ -75,10 +76,7 @@ class Components:
     def labels(self) -> NDArray[np.int64]:
         """The component of each node, shape (count,), numbered in order of their first nodes."""
         self.merge()
-        _, first, labels = np.unique(self.joined, return_index=True, return_inverse=True)
-        rank = np.empty_like(first)
-        rank[np.argsort(first)] = np.arange(len(first))
-        return np.asarray(rank[labels], dtype=np.int64)
+        return numbered(self.joined)
 
     def merge(self) -> None:
         """Take all edges so far into account."""
@@ -90,23 +88,6 @@ class Components:
         self._count, merged = connected_components(graph, directed=False)
         self.joined = merged[self.joined].astype(np.int32)
         self._waiting, self._n_waiting = [], 0
-
-
-def members_of(labels: NDArray[np.int64]) -> list[Members]:
-    """The nodes of each component with more than one node, in order of their first nodes.
-
-    Args:
-        labels: the component of each node, shape (N,).
-
-    Example:
-        >>> import numpy as np
-        >>> [members.tolist() for members in members_of(np.array([0, 1, 2, 1, 0, 0]))]
-        [[0, 4, 5], [1, 3]]
-    """
-    order = np.argsort(labels, kind="stable")
-    starts = np.flatnonzero(np.diff(labels[order])) + 1
-    clusters = [each for each in np.split(order, starts) if len(each) > 1]
-    return sorted(clusters, key=lambda members: int(members[0]))
 
 
 class Extent(NamedTuple):

@@ -6,7 +6,7 @@ Not here: measuring drift between two samples (`guidance/drift.py`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from visdiv_assets.errors import VisdivError, never_evaluated
@@ -72,12 +72,17 @@ def _same_images(one: Evaluation, other: Evaluation) -> bool:
 def drift_between(before: Evaluation, now: Evaluation, store: Store) -> Drift:
     """How far two evaluations are apart, of one dataset or of two.
 
+    Sampling units that a source names count where both are of one dataset and name the same kind.
+
     Raises:
         VisdivError: other models, or moments that are gone.
     """
     if before.model_id != now.model_id:
         raise VisdivError(f"{before.dataset} and {now.dataset} were embedded with different models")
     one, other = (store.read_sample(*each.where) for each in (before, now))
+    if (before.dataset, before.sampling_unit) != (now.dataset, now.sampling_unit):
+        # A folder of one dataset has nothing to do with a folder of that name in another.
+        one, other = replace(one, units=None), replace(other, units=None)
     return measure_drift(one, other)
 
 

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from visdiv_assets.embedding.pictures import Size
 from visdiv_assets.embedding.preprocess import Decoding
-from visdiv_assets.similarity.clusters import groups_of, keep_order, members_of
+from visdiv_assets.similarity.clusters import groups_of, keep_order
 from visdiv_assets.similarity.pairs import similar_components
 from visdiv_assets.sources.source import Source
 from visdiv_assets.spectral.corrected import CorrectedScore, corrected
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.sample import CAPACITY, Sample
+from visdiv_assets.spectral.sampling import members_of, near_duplicate_units, row_units
 from visdiv_assets.spectral.score import diversity
 from visdiv_assets.store.index import sample_keys
 from visdiv_assets.store.rows import DatasetRows
@@ -242,8 +243,8 @@ def find_duplicates(
         n_links=listed.n_links,
         method=found.method,
         recall=known_share(found.recall),
-        before=_score(sample),
-        after=_score(left),
+        before=_score(sample, evaluation.sampling_unit),
+        after=_score(left, evaluation.sampling_unit),
     )
 
 
@@ -272,10 +273,12 @@ def sample_of_kept(
     return Sample(moments, chosen.keys, chosen.rows, chosen.counts, chosen.capacity)
 
 
-def _score(sample: Sample) -> Score:
+def _score(sample: Sample, unit: str | None) -> Score:
+    """Before and after alike: of units that a source names, only those before would be known."""
     if sample.moments.n < 2:
         return Score(None, None)
-    fair = corrected(sample)
+    units = row_units(sample.rows) if unit == "row" else near_duplicate_units(sample.rows)
+    fair = corrected(sample, units)
     return Score(diversity(sample.moments).score, None if fair.too_few else fair)
 
 

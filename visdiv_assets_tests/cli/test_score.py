@@ -90,7 +90,7 @@ def test_a_folder_gives_a_table_for_people_on_stdout(photos, store):
     shown = run("score", photos)
     assert shown.returncode == 0
     assert re.search(
-        r" photos-[0-9a-f]{8} +4 +0\.00\d\d +too few +too few +\d\.\d +\d\.\d ", shown.stdout
+        r" photos-[0-9a-f]{8} +4 +0\.00\d\d +too few +too few to +\d\.\d +\d\.\d ", shown.stdout
     )
     assert shown.stderr == ""
     assert n_evaluations(store) == 1

@@ -14,7 +14,6 @@ from visdiv_assets.similarity.clusters import (
     extent_of,
     groups_of,
     keep_order,
-    members_of,
 )
 from visdiv_assets.similarity.pairs import similar_components
 
@@ -83,19 +82,6 @@ def test_edges_are_merged_before_too_many_of_them_wait(monkeypatch):
         graph.join(np.array([[start, start + 1]]))
         assert graph._n_waiting < 10
     assert graph.count == 1
-
-
-@given(st.lists(st.integers(0, 9), max_size=40))
-def test_members_of_a_cluster_are_all_that_share_its_label(labels):
-    found = members_of(np.array(labels, dtype=np.int64))
-    assert all(len(members) > 1 for members in found)
-    shared = {label for label in labels if labels.count(label) > 1}
-    assert len(found) == len(shared)
-    for members in found:
-        [label] = {labels[at] for at in members}
-        assert members.tolist() == [at for at, each in enumerate(labels) if each == label]
-    firsts = [members[0] for members in found]
-    assert firsts == sorted(firsts)
 
 
 @given(ROWS)

@@ -199,3 +199,20 @@ def test_a_baseline_that_cannot_be_read_leaves_the_other(icons, home):
 def test_evaluations_of_different_models_are_not_compared(home):
     with pytest.raises(VisdivError, match="embedded with different models"):
         drift_between(evaluation(0, "a"), evaluation(1, "b", model_id="other"), home.store)
+
+
+def test_folders_of_two_datasets_have_nothing_to_do_with_each_other(icons, home):
+    keys = np.random.default_rng(0).integers(0, 2**64, 800, dtype=np.uint64)
+    mine = evaluation(0, "a", sampling_unit="folder")
+    later = evaluation(1, "b", sampling_unit="folder")
+    for each, part in ((mine, slice(0, 400)), (later, slice(400, 800))):
+        order = np.argsort(keys[part])
+        sample = Sample.of(icons[800:][part][order], keys=keys[part][order])
+        sample = replace(sample, units=np.arange(400, dtype=np.uint64) % 4)
+        for where in (each.where, replace(each, dataset="cats").where):
+            home.store.write_moments(*where, sample, 0.0, contents="c", n_slices=0)
+    assert drift_between(mine, later, home.store).p is None  # four folders do not tell
+    of_two = drift_between(mine, replace(later, dataset="cats"), home.store)
+    assert of_two.p is not None
+    in_another_way = replace(later, sampling_unit="near-duplicates")
+    assert drift_between(mine, in_another_way, home.store).p == of_two.p

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from visdiv_assets.embedding.decoding import Decoding
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.quality.conditions import Condition
 from visdiv_assets.settings.model import ColumnSlices, SamplingUnit
@@ -18,6 +19,7 @@ from visdiv_assets.spectral.sampling import units_of
 from visdiv_assets.store import files
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.duplicates import find_duplicates
 from visdiv_assets.workflows.evaluate import evaluate
 from visdiv_assets.workflows.judge import judge_dataset, states_of
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image
@@ -162,3 +164,12 @@ def test_where_both_readings_differ_a_sentence_says_so(clips):
     told = replace(apart, other_score=0.47, other_low=0.46, other_high=0.48).two_readings
     assert told == "0.47 as it is; 0.80 if a folder is one piece of evidence"
     assert replace(found, sampling_unit=None).two_readings == ""
+
+
+@pytest.mark.parametrize("unit", ["row", "folder", COLUMN])
+def test_the_scores_before_and_after_removing_duplicates_are_of_one_kind(clips, unit):
+    evaluation, source = score(clips, unit), open_source(clips.source)
+    found = find_duplicates(evaluation, clips.store, source, Decoding(), threshold=0.9999)
+    assert not found.near_clusters
+    before, after = found.before.corrected, found.after.corrected
+    assert (before.score, before.low, before.high) == (after.score, after.low, after.high)
