@@ -9,21 +9,20 @@ one piece of evidence (`sampling.py`).
 than most, because it is one estimator whose steps have no use alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from visdiv_assets.spectral.moments import BLOCK_ROWS, FloatArray, Shift, check_embeddings
-from visdiv_assets.spectral.sample import Sample, row_keys
+from visdiv_assets.spectral.moments import BLOCK_ROWS, FloatArray, Moments, Shift, check_embeddings
+from visdiv_assets.spectral.sample import HEAVY_SHARE, Sample, row_keys
 from visdiv_assets.spectral.sampling import (
     Units,
     known_share,
     members_of,
     near_duplicate_units,
-    row_units,
     squares_of_sums,
     times_larger,
     units_of,
@@ -34,8 +33,12 @@ from visdiv_assets.spectral.threads import one_blas_thread
 # evidence; 2 takes sampling units.
 ESTIMATOR = 2
 
-# Fewer sampling units give no reliable estimate: with 30, scores may be 20 to 30 % too high.
-ENOUGH_UNITS = 50
+# Fewer sampling units give no reliable estimate: with 30, scores may be 20 to 30 % too high. Where
+# nearly all images are alike, everything depends on the few others; then it takes more.
+ENOUGH_UNITS, ENOUGH_IF_ALIKE = 50, 250
+
+# Images are not alike, or are as alike as it gets, from this spread around their mean on.
+NOT_ALIKE, ALIKE = 0.6, 0.4
 
 LEVEL = 0.95
 
@@ -44,7 +47,7 @@ LEVEL = 0.95
 RESOLVED = 0.8
 
 # Points on the curve df(κ). Using 800 instead changes an effective rank by less than 0.1 %.
-GRID = 200
+GRID, GRID_ERROR = 200, 0.001
 
 # The leverages of larger units are computed at every so-manieth point and interpolated.
 SMALL_UNIT, COARSE = 8, 8
@@ -53,7 +56,7 @@ SMALL_UNIT, COARSE = 8, 8
 KAPPA_POINTS = 12
 
 # Leverages are below 1. Where the size of a unit is estimated, its leverage may come out higher.
-MOST_LEVERAGE, MOST_ESTIMATED = 1 - 1e-9, 0.95
+MOST_LEVERAGE, MOST_ESTIMATED = 1 - 1e-9, 0.9
 
 _NODES, _NODE_WEIGHTS = np.polynomial.legendre.leggauss(64)
 
@@ -148,25 +151,32 @@ def corrected_score(
         part = Sample.of(shift.apply(rows[chosen]), keys=keys[chosen])
         sample = part if sample is None else sample + part
     assert sample is not None
-    if sampling_unit == "row":
-        return corrected(sample, row_units(sample.rows))
-    _, first = np.unique(keys, return_index=True)
+    if sampling_unit == "row":  # has no need of an origin, so that shifting rows changes nothing
+        return corrected(sample, units_of(sample, "row"), origin=None)
+    contents, first = np.unique(keys, return_index=True)
+    kept = first[np.searchsorted(contents, sample.everything.keys)]
     # Similarity is one of the rows as they were before they were shifted.
-    return corrected(sample, near_duplicate_units(rows[first[: sample.capacity]]))
+    origin = shift.apply(np.zeros((1, rows.shape[1])))[0]
+    return corrected(sample, near_duplicate_units(rows[kept]), origin=origin)
 
 
-def corrected(sample: Sample, units: Units | None = None) -> CorrectedScore:
+def corrected(
+    sample: Sample, units: Units | None = None, *, origin: FloatArray | float | None = 0.0
+) -> CorrectedScore:
     """The size-corrected diversity score of a dataset, from its moments and sample.
 
     Args:
         sample: moments of all rows, and some or all of the distinct ones.
-        units: the sampling unit of each kept row, shape (k,), integers from 0 on; None means
-            `units_of(sample)`: as the source says, else near-duplicates.
+        units: the sampling unit of each kept row, heavy ones last, shape (k,), integers from 0 on;
+            None means `units_of(sample)`: as the source says, else near-duplicates.
+        origin: where 0 is, as seen from the rows: their angles say how alike they are. None if
+            they have no origin.
 
     Returns:
         The score with its 95 % interval, effective rank and participation ratio; NaN with fewer
-        than 50 sampling units (1/Σw² of their shares w of the dataset). A unit that is much larger
-        than the others is taken for a part of the population, as far as `known_share` says.
+        than 50 sampling units (1/Σw² of their shares w of the dataset), or than up to 250 if all
+        are alike. A unit that is much larger than the others is taken for a part of the population,
+        as far as `known_share` says.
 
     References:
         Silverstein, "Strong convergence of the empirical distribution of eigenvalues of
@@ -190,17 +200,28 @@ def corrected(sample: Sample, units: Units | None = None) -> CorrectedScore:
         [100, 100]
     """
     n, dimension = sample.moments.n, sample.moments.dimension
-    data = _spectral(sample, units_of(sample) if units is None else units)
-    if data is None or round(data.n_units, 9) < ENOUGH_UNITS:
+    units = units_of(sample) if units is None else units
+    data = _spectral(sample, units)
+    about = None if origin is None else sample.moments.about(origin)
+    alike = 0.0 if about is None else _alike(about)
+    enough = ENOUGH_UNITS * (ENOUGH_IF_ALIKE / ENOUGH_UNITS) ** alike
+    if data is None or round(data.n_units, 9) < round(enough, 9):
         return CorrectedScore.unknown(n, 0.0 if data is None else data.n_units)
     ratio = _log_participation_ratio(data)
     if ratio is None:
         return CorrectedScore.unknown(n, data.n_units)
     entropy = _entropy(data)
+    if about is not None and alike and sample.complete and np.isfinite(about.outer).all():
+        another = _with_another(sample, units, about)
+        ratio, entropy = (
+            replace(each, unseen=alike * max(more - each.value, 0.0))
+            for each, more in zip((ratio, entropy), another, strict=True)
+        )
     both = _Estimate(
         (entropy.value + ratio.value) / 2 - np.log(dimension),
         (entropy.influence + ratio.influence) / 2,
         entropy.systematic / 2,
+        (entropy.unseen + ratio.unseen) / 2,
     )
     er = float(np.clip(np.exp(entropy.value), 1.0, dimension))
     pr = float(np.clip(np.exp(ratio.value), 1.0, er))
@@ -225,7 +246,7 @@ class _Spectral:
 
     A row's share of the dataset is split in two: what is known to be a part of the population, and
     what was drawn from it. Sums over all drawn rows are estimated from the kept ones; if all
-    distinct rows were kept, they are exact.
+    distinct rows were kept, they are exact. Rows are k of the sample, heavy ones last.
 
     Attributes:
         eigenvalues: ℓ, shape (D,): eigenvalues of the covariance with 1/n; they sum to 1.
@@ -235,7 +256,9 @@ class _Spectral:
         known: share of the dataset of each row that is known, shape (k,).
         shares: p, shape (k,): share of the dataset of each row that was drawn.
         drawn: share of the dataset that was drawn.
-        scale: how many times more drawn rows there are than were kept.
+        times: how many drawn rows each kept one stands for, shape (k,): one, if all were kept or
+            if it is heavy; else as many times more as there are.
+        kept: share of the distinct rows that was kept, as far as can be told.
         n_known: how many units are known; not an integer where some are in part.
         n_units: (Σw)²/Σw² of the drawn shares w of the units; the number of units if all are
             equally large.
@@ -249,7 +272,8 @@ class _Spectral:
     known: FloatArray
     shares: FloatArray
     drawn: float
-    scale: float
+    times: FloatArray
+    kept: float
     n_known: float
     n_units: float
     n: int
@@ -260,7 +284,7 @@ class _Spectral:
 
     def over_drawn(self, values: FloatArray) -> float:
         """The same, of what was drawn."""
-        return self.scale * float(self.shares @ values)
+        return float((self.times * self.shares) @ values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,11 +295,50 @@ class _Estimate:
         value: the estimate.
         influence: ψ, shape (k,): the estimate moves by ε·p·ψ if a row's weight grows by 1 + ε.
         systematic: standard error of the extrapolated part.
+        unseen: standard error, upwards, for images that are like no other and were not drawn.
     """
 
     value: float
     influence: FloatArray
     systematic: float = 0.0
+    unseen: float = 0.0
+
+
+def _alike(moments: Moments) -> float:
+    """How far images are nearly one image, in [0, 1]."""
+    squares = float(np.trace(moments.outer)) / moments.n
+    if not 0 < squares < np.inf:
+        return 1.0
+    spread = 1 - float(moments.mean @ moments.mean) / squares
+    return float(np.clip((NOT_ALIKE - spread) / (NOT_ALIKE - ALIKE), 0.0, 1.0))
+
+
+def _with_another(sample: Sample, units: Units, about: Moments) -> tuple[float, float]:
+    """The logarithms of PR and ER if there were one more image, which is like none of the others.
+
+    If 200 images are of one film, nothing in them tells that every hundredth image of the
+    population is something else. One could have been: so far are the estimates to be trusted.
+
+    Args:
+        sample: all distinct rows.
+        units: of the rows.
+        about: moments of the rows as seen from their origin.
+    """
+    with one_blas_thread():
+        unlike = np.linalg.eigh(about.outer)[1][:, 0]
+    row = sample.moments.mean - about.mean + unlike * np.sqrt(np.trace(about.outer) / about.n)
+    more = Sample(
+        sample.moments + Moments.of(row[None]),
+        np.append(sample.keys, sample.keys[-1]),  # nobody looks at keys from here on
+        np.vstack([sample.rows, row]),
+        np.append(sample.counts, 1),
+        len(sample.rows) + 1,
+    )
+    data = _spectral(more, np.append(units, units.max() + 1))
+    ratio = None if data is None else _log_participation_ratio(data)
+    if data is None or ratio is None:
+        return -np.inf, -np.inf
+    return ratio.value, _entropy(data).value
 
 
 def _spectral(sample: Sample, units: Units) -> _Spectral | None:
@@ -286,16 +349,18 @@ def _spectral(sample: Sample, units: Units) -> _Spectral | None:
     second_moment = float(np.trace(moments.outer)) / moments.n
     if variance <= np.finfo(np.float64).eps * moments.dimension * second_moment:
         return None
-    counts = sample.counts.astype(np.float64)
-    of_unit = known_share(counts, units)
+    all_kept = sample.everything
+    counts = all_kept.counts.astype(np.float64)
+    heavy = np.full(len(counts), sample.complete) | (counts >= HEAVY_SHARE * moments.n)
+    of_unit = known_share(counts, units, _times(counts, heavy, float(moments.n)))
     known, shares = of_unit[units] * counts / moments.n, (1 - of_unit[units]) * counts / moments.n
-    drawn, kept = 1 - float(known.sum()), float(shares.sum())
-    if kept <= 0 or drawn <= 0:
+    drawn = 1 - float(known.sum())
+    if shares.sum() <= 0 or drawn <= 0:
         return None
-    scale = 1.0 if sample.complete else drawn / kept
+    times = _times(shares, heavy, drawn)
     with one_blas_thread():
         eigenvalues, axes = np.linalg.eigh(covariance / variance)
-        along = ((sample.rows - moments.mean) @ axes) / np.sqrt(variance)
+        along = ((all_kept.rows - moments.mean) @ axes) / np.sqrt(variance)
     return _Spectral(
         eigenvalues=np.clip(eigenvalues, 0.0, None),
         along=along,
@@ -304,11 +369,19 @@ def _spectral(sample: Sample, units: Units) -> _Spectral | None:
         known=known,
         shares=shares,
         drawn=drawn,
-        scale=scale,
+        times=times,
+        kept=1.0 / float(times.max()),
         n_known=float(of_unit.sum()),
-        n_units=drawn**2 / squares_of_sums(shares, units, scale),
+        n_units=drawn**2 / squares_of_sums(shares, units, times),
         n=moments.n,
     )
+
+
+def _times(values: FloatArray, whole: NDArray[np.bool_], total: float) -> FloatArray:
+    """How many times each value counts if all of them are to sum up to `total`: once if whole."""
+    rest = float(values[~whole].sum())
+    missing = total - float(values[whole].sum())
+    return np.where(whole, 1.0, max(missing / rest, 1.0) if rest > 0 else 1.0)
 
 
 def _log_participation_ratio(data: _Spectral) -> _Estimate | None:
@@ -341,7 +414,7 @@ def _within_units(data: _Spectral, lengths: FloatArray) -> FloatArray:
         with one_blas_thread():
             products = (data.along[rows] @ data.along[rows].T) ** 2
         np.fill_diagonal(products, 0.0)
-        own[rows] += data.scale * (products @ data.shares[rows])
+        own[rows] += products @ (data.times * data.shares)[rows]
     return own
 
 
@@ -384,7 +457,7 @@ def _entropy(data: _Spectral) -> _Estimate:
         freedom, at = ell @ resolvent, data.components @ resolvent
         of_rows = _leverages(data, resolvent, z)
     # What is known is not left out.
-    leverage, left_out, _ = data.scale * of_rows.sum(axis=1) + data.known @ at
+    leverage, left_out, _ = data.times @ of_rows + data.known @ at
     kappa = z * left_out / leverage
 
     log_kappa = np.log(kappa)
@@ -412,7 +485,7 @@ def _entropy(data: _Spectral) -> _Estimate:
     by_eigenvalue = resolvent**2 @ (z * by_freedom)
     influence = data.components @ (by_eigenvalue - float(ell @ by_eigenvalue))
     influence += _through_kappa(data, resolvent, z, of_rows, by_log_kappa)
-    return _Estimate(value, influence, error)
+    return _Estimate(value, influence, float(np.hypot(error, GRID_ERROR)))
 
 
 def _leverages(data: _Spectral, resolvent: FloatArray, z: FloatArray) -> FloatArray:
@@ -422,11 +495,12 @@ def _leverages(data: _Spectral, resolvent: FloatArray, z: FloatArray) -> FloatAr
     has a part of their sum. If only some of its rows were kept, those that are missing are taken to
     be like them.
     """
-    larger = times_larger(data.units, 1 / data.scale)
+    larger = times_larger(data.units, data.kept)
+    larger[data.units[data.times == 1]] = 1.0
     odds = larger[data.units] * data.shares
     # p/(1−p) instead of p, since the mean is also computed without the unit.
     odds /= np.maximum(1 - np.bincount(data.units, odds)[data.units], 1 / len(odds))
-    most = MOST_LEVERAGE if data.scale == 1 else MOST_ESTIMATED
+    most = MOST_LEVERAGE if data.kept == 1 else MOST_ESTIMATED
     found = _three(odds[:, None] * (data.components @ resolvent), most)
     for rows in members_of(data.units):
         if not data.shares[rows].any():  # all of it is known
@@ -484,9 +558,9 @@ def _through_kappa(
         known = data.known * q
         # ln κ is ln z + ln Σ h/(1−h) − ln Σ h; the slope of the former by h is 1/(1−h)².
         for value, slope, sign in ((of_rows[1], of_rows[2], 1.0), (of_rows[0], of_rows[0], -1.0)):
-            total = data.scale * float(value[:, point].sum()) + float(known.sum())
+            total = float(data.times @ value[:, point]) + float(known.sum())
             drawn = slope[:, point]
-            by_row = (data.scale * drawn + known) / np.maximum(q, 1e-300)  # a row may be the mean
+            by_row = (data.times * drawn + known) / np.maximum(q, 1e-300)  # a row may be the mean
             with one_blas_thread():
                 shrinks = products @ by_row.astype(np.float32)
             scaling = z[point] * float(by_row @ curved)
@@ -552,16 +626,17 @@ def _interval(
     """
     n = data.n_units
     influence = estimate.influence - data.over_rows(estimate.influence)
-    variance = squares_of_sums(data.shares * influence, data.units, data.scale) * n / (n - 1)
+    variance = squares_of_sums(data.shares * influence, data.units, data.times) * n / (n - 1)
     variance += float(data.known @ influence**2) / data.n
     error = float(np.sqrt(variance + estimate.systematic**2))
-    carried = np.bincount(data.units, data.shares * influence) ** 2
+    carried = np.bincount(data.units, data.times * data.shares * influence) ** 2
     surplus = float(carried @ carried) / max(float(carried.sum()) ** 2, 1e-300) - 1 / len(carried)
     freedom = min(max(2 / max(surplus, 1e-9), 2.0), n - 1)
-    reach = float(special.stdtrit(freedom, (1 + LEVEL) / 2)) * error
+    errors = float(special.stdtrit(freedom, (1 + LEVEL) / 2))
+    down, up = errors * error, errors * float(np.hypot(error, estimate.unseen))
     return (
-        float(np.clip(np.exp(estimate.value - reach), least, value)),
-        float(np.clip(np.exp(min(estimate.value + reach, 700.0)), value, most)),
+        float(np.clip(np.exp(estimate.value - down), least, value)),
+        float(np.clip(np.exp(min(estimate.value + up, 700.0)), value, most)),
     )
 
 
@@ -608,7 +683,7 @@ def score_influences(sample: Sample) -> tuple[float, FloatArray] | None:
     for rows in members_of(data.units):
         leverage[rows] = leverage[rows].sum(axis=0)
     left_out = within / (1 - np.minimum(leverage, MOST_LEVERAGE))
-    shares = data.scale * data.shares + data.known
+    shares = data.times * data.shares + data.known
     kappa = z * (shares @ left_out) / (shares @ within)
     # xᵀ(Σ+κ)⁻¹x of the population. Its integral over κ, made finite, is −xᵀ(ln Σ)x, and the
     # entropy −tr(Σ ln Σ) is the mean of that over the rows.

@@ -179,6 +179,21 @@ class Moments:
             raise ValueError("embeddings are too small: their squares vanish in float64")
         return cls(n, total, outer)
 
+    def about(self, origin: FloatArray | float) -> "Moments":
+        """Moments of the same vectors, as seen from another origin; not exact.
+
+        Example:
+            >>> Moments.of(np.array([[1.0], [3.0]])).about(1.0).outer.tolist()
+            [[4.0]]
+        """
+        if not np.any(origin):
+            return self
+        shift = np.zeros_like(self.total) + origin
+        with np.errstate(invalid="ignore", over="ignore"):
+            crossed = np.outer(self.total, shift)
+            outer = self.outer - crossed - crossed.T + self.n * np.outer(shift, shift)
+            return Moments(self.n, self.total - self.n * shift, outer)
+
     @classmethod
     def sum(cls, parts: Iterable["Moments"]) -> "Moments":
         """Sum a stream of moments; only one part is in memory at a time.

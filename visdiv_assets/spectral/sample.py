@@ -6,7 +6,7 @@ Not here: the estimates (`corrected.py`), where rows and their keys come from.
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,10 @@ from visdiv_assets.spectral.moments import FloatArray, Moments
 
 # Number of distinct rows to keep. More would change only the third digit of an interval.
 CAPACITY = 1024
+
+# A content that is so large a share of a dataset, a placeholder for instance, is kept whatever its
+# key: how uncertain that share is dominates the interval.
+HEAVY_SHARE = 0.01
 
 
 def row_keys(rows: NDArray[Any]) -> NDArray[np.uint64]:
@@ -40,6 +44,20 @@ def row_keys(rows: NDArray[Any]) -> NDArray[np.uint64]:
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 
+class Kept(NamedTuple):
+    """Distinct rows that are kept; shapes and types as those of `Sample`."""
+
+    keys: NDArray[np.uint64]
+    rows: FloatArray
+    counts: NDArray[Any]
+    units: NDArray[np.uint64] | None = None
+
+    def part(self, which: slice | NDArray[Any]) -> "Kept":
+        """Some of the rows."""
+        units = None if self.units is None else self.units[which]
+        return Kept(self.keys[which], self.rows[which], self.counts[which], units)
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """Moments of a dataset, and its distinct rows with the smallest keys.
@@ -47,6 +65,9 @@ class Sample:
     Keys are hashes of content, so these rows are a uniform random sample of the *distinct* rows.
     The sample does not depend on how the dataset is split or on the order of its parts. If there
     are at most `capacity` distinct rows, the sample contains all of them.
+
+    Beside these, whatever make up 1 % or more of the dataset is kept. Of such a row, the part that
+    is less than 1 % of the piece of a dataset that it lies in may not be counted.
 
     Attributes:
         moments: moments of all rows, copies included.
@@ -57,6 +78,7 @@ class Sample:
         capacity: the largest number of rows to keep.
         units: the sampling unit of each row, as its source says, shape (k,), uint64; equal for
             rows of one unit. None means that near-duplicates are one unit.
+        heavy: rows of 1 % or more of the dataset whose keys are larger; None if there are none.
 
     References:
         Bar-Yossef et al., "Counting distinct elements in a data stream", RANDOM 2002 (the k
@@ -76,6 +98,7 @@ class Sample:
     counts: NDArray[Any]
     capacity: int = CAPACITY
     units: NDArray[np.uint64] | None = None
+    heavy: Kept | None = None
 
     @classmethod
     def of(
@@ -112,8 +135,9 @@ class Sample:
         kept, first, inverse = np.unique(keys[present], return_index=True, return_inverse=True)
         totals = np.zeros(len(kept), np.int64)
         np.add.at(totals, inverse, weights[present])
-        chosen = np.asarray(rows[present[first[:capacity]]], dtype=np.float64)
-        return cls(moments, kept[:capacity], chosen, totals[:capacity], capacity)
+        at = np.r_[: min(capacity, len(kept)), _heavy(totals, moments.n, capacity)]
+        chosen = np.asarray(rows[present[first[at]]], dtype=np.float64)
+        return _split(moments, Kept(kept[at], chosen, totals[at]), capacity)
 
     def __add__(self, other: "Sample") -> "Sample":
         if self.capacity != other.capacity:
@@ -121,19 +145,46 @@ class Sample:
                 f"cannot combine samples of capacity {self.capacity} and {other.capacity}"
             )
         moments = self.moments + other.moments
-        keys, first, inverse = np.unique(
-            np.concatenate([self.keys, other.keys]), return_index=True, return_inverse=True
-        )
+        both = _joined(self.everything, other.everything)
+        keys, first, inverse = np.unique(both.keys, return_index=True, return_inverse=True)
         counts = np.zeros(len(keys), np.int64)
-        np.add.at(counts, inverse, np.concatenate([self.counts, other.counts]))
-        keys, first = keys[: self.capacity], first[: self.capacity]
-        rows = np.concatenate([self.rows, other.rows])[first]
-        units = None
-        if self.units is not None and other.units is not None:
-            units = np.concatenate([self.units, other.units])[first]
-        return Sample(moments, keys, rows, counts[: self.capacity], self.capacity, units)
+        np.add.at(counts, inverse, both.counts)
+        at = np.r_[: min(self.capacity, len(keys)), _heavy(counts, moments.n, self.capacity)]
+        units = None if both.units is None else both.units[first[at]]
+        kept = Kept(keys[at], both.rows[first[at]], counts[at], units)
+        return _split(moments, kept, self.capacity)
+
+    @property
+    def uniform(self) -> Kept:
+        """The rows with the smallest keys."""
+        return Kept(self.keys, self.rows, self.counts, self.units)
+
+    @property
+    def everything(self) -> Kept:
+        """All rows that are kept: those with the smallest keys, then heavy ones."""
+        return self.uniform if self.heavy is None else _joined(self.uniform, self.heavy)
 
     @property
     def complete(self) -> bool:
         """Whether the sample contains all distinct rows."""
         return round(float(self.counts.sum())) == self.moments.n
+
+
+def _heavy(counts: NDArray[np.int64], n: int, capacity: int) -> NDArray[np.int64]:
+    """Places of heavy rows after the first `capacity`."""
+    return capacity + np.flatnonzero(counts[capacity:] >= HEAVY_SHARE * n)
+
+
+def _joined(one: Kept, other: Kept) -> Kept:
+    units = None
+    if one.units is not None and other.units is not None:
+        units = np.concatenate([one.units, other.units])
+    keys, rows, counts = (np.concatenate(pair) for pair in zip(one[:3], other[:3], strict=True))
+    return Kept(keys, rows, counts, units)
+
+
+def _split(moments: Moments, kept: Kept, capacity: int) -> Sample:
+    """A sample of rows in order of their keys, of which those after the first ones are heavy."""
+    first, rest = kept.part(slice(capacity)), kept.part(slice(capacity, None))
+    heavy = rest if len(rest.keys) else None
+    return Sample(moments, first.keys, first.rows, first.counts, capacity, first.units, heavy)

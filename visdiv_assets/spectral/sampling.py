@@ -4,7 +4,7 @@ Here: which rows belong to one unit. Not here: what follows for an estimate (`co
 sample itself (`sample.py`).
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,9 +61,17 @@ def row_units(rows: NDArray[Any]) -> Units:
     return numbered(row_keys(rows))
 
 
-def units_of(sample: Sample) -> Units:
-    """The sampling unit of each kept row: as its source says, else near-duplicates."""
-    return near_duplicate_units(sample.rows) if sample.units is None else numbered(sample.units)
+def units_of(sample: Sample, unit: Literal["near-duplicates", "row"] | None = None) -> Units:
+    """The sampling unit of each kept row, shape (k,), heavy ones last.
+
+    Args:
+        sample: of k rows.
+        unit: what a sampling unit is; None means as the source says, else near-duplicates.
+    """
+    kept = sample.everything
+    if unit is None and kept.units is not None:
+        return numbered(kept.units)
+    return row_units(kept.rows) if unit == "row" else near_duplicate_units(kept.rows)
 
 
 def numbered(labels: NDArray[Any]) -> Units:
@@ -91,7 +99,7 @@ def members_of(units: Units) -> list[NDArray[np.int64]]:
     return [rows for rows in np.split(order, ends) if len(rows) > 1]
 
 
-def known_share(counts: FloatArray, units: Units) -> FloatArray:
+def known_share(counts: FloatArray, units: Units, times: FloatArray | None = None) -> FloatArray:
     """How far each unit is taken for a part of the population, and not for an accident of drawing.
 
     A picture that fills a tenth of a dataset, while others occur once, says how the dataset is. If
@@ -102,6 +110,7 @@ def known_share(counts: FloatArray, units: Units) -> FloatArray:
     Args:
         counts: how many images each kept row stands for, shape (k,), positive.
         units: the unit of each, shape (k,).
+        times: how many rows of the dataset each kept row stands for, shape (k,); None means one.
 
     Returns:
         share of each unit that is known, in [0, 1], shape (units,).
@@ -113,9 +122,12 @@ def known_share(counts: FloatArray, units: Units) -> FloatArray:
         0.0
     """
     images = np.bincount(units, counts)
-    share = images / images.sum()
+    each = np.ones(len(images)) if times is None else np.bincount(units, times) / np.bincount(units)
+    share = each * images / (each @ images)
     known: FloatArray = (
-        _ramp(share * len(share), 6.0, 24.0) * _ramp(share, 0.01, 0.04) * _ramp(images, 3.0, 10.0)
+        _ramp(share / each * each.sum(), 6.0, 24.0)
+        * _ramp(share, 0.01, 0.04)
+        * _ramp(images, 3.0, 10.0)
     )
     return known
 
@@ -127,22 +139,23 @@ def _ramp(values: FloatArray, start: float, end: float) -> FloatArray:
     return smooth
 
 
-def squares_of_sums(values: FloatArray, units: Units, scale: float = 1.0) -> float:
+def squares_of_sums(values: FloatArray, units: Units, times: FloatArray | float = 1.0) -> float:
     """Σ over units of (Σ of the values in it)², also if only a random part of the rows was kept.
 
     Args:
         values: a value of each kept row, shape (k,).
         units: the unit of each, shape (k,).
-        scale: how many times more rows there are than were kept.
+        times: how many rows of the dataset each kept row stands for, shape (k,).
 
     Example:
         >>> squares_of_sums(np.array([1.0, 2.0, 3.0]), np.array([0, 0, 1]))
         18.0
     """
-    sums = np.bincount(units, values)
-    own = float(values @ values)
-    # A pair of rows is kept 1/scale² times as often as it occurs, a row 1/scale times.
-    return max(scale * own + scale**2 * (float(sums @ sums) - own), 0.0)
+    all_of_it = times * values
+    sums = np.bincount(units, all_of_it)
+    # Of 100 rows, 10 are kept; but of 100 pairs of rows, 1 is.
+    pairs = float(sums @ sums) - float(all_of_it @ all_of_it)
+    return max(float(all_of_it @ values) + pairs, 0.0)
 
 
 def times_larger(units: Units, kept: float) -> FloatArray:

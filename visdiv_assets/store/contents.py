@@ -6,7 +6,7 @@ Not here: slices of a dataset, and storing moments (`workflows/moments.py`).
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from visdiv_assets.spectral.moments import BLOCK_ROWS, Moments
-from visdiv_assets.spectral.sample import CAPACITY, Sample
+from visdiv_assets.spectral.sample import CAPACITY, HEAVY_SHARE, Kept, Sample
 from visdiv_assets.store.index import EmbeddingIndex, sample_keys, to_keys
 from visdiv_assets.store.store import Store
 
@@ -71,15 +71,31 @@ class Contents:
     def __len__(self) -> int:
         return len(self.places)
 
+    @property
+    def n(self) -> int:
+        """Number of images."""
+        return int(self.counts.sum())
+
     def smallest(self, count: int) -> "Contents":
         """At most `count` rows, those with the smallest keys, and the segments that they use."""
-        places, counts, keys = self.places, self.counts, self.keys
-        if len(self) > count:
-            chosen = np.sort(np.argpartition(keys, count - 1)[:count])
-            places, counts, keys = places[chosen], counts[chosen], keys[chosen]
+        if len(self) <= count:
+            return self.part(np.arange(len(self)))
+        return self.part(np.sort(np.argpartition(self.keys, count - 1)[:count]))
+
+    def part(self, chosen: NDArray[np.int64]) -> "Contents":
+        """Some of the rows, in this order, and the segments that they use."""
+        places = self.places[chosen]
         used, numbers = np.unique(places >> ROW_BITS, return_inverse=True)
         names = tuple(self.segments[number] for number in used)
-        return Contents(names, numbers << ROW_BITS | places & ROW_MASK, counts, keys)
+        places = numbers << ROW_BITS | places & ROW_MASK
+        return Contents(names, places, self.counts[chosen], self.keys[chosen])
+
+    def heavy(self, n: int, known: NDArray[np.uint64] | None = None) -> "Contents":
+        """The rows that make up 1 % of `n` images or more, and those whose keys are known."""
+        chosen = self.counts >= HEAVY_SHARE * n
+        if known is not None:
+            chosen |= np.isin(self.keys, known)
+        return self.part(np.flatnonzero(chosen))
 
     def checksum(self) -> NDArray[np.uint64]:
         """A 128-bit checksum, shape (2,); the checksum of a union is the sum of its parts'."""
@@ -145,13 +161,32 @@ class Contents:
             moments = block if moments is None else moments + block
         return moments, norm_error
 
-    def sample(self, store: Store, model_id: str, moments: Moments) -> Sample:
-        """The sample that belongs to these moments; reads only the rows that the keys select."""
+    def sample(
+        self, store: Store, model_id: str, moments: Moments, heavy: "Contents | None" = None
+    ) -> Sample:
+        """The sample that belongs to these moments; reads only the rows that are kept.
+
+        Args:
+            store: holds the rows.
+            model_id: of the rows.
+            moments: of all rows.
+            heavy: those that may be heavy, if not all contents are here.
+        """
         size = min(CAPACITY, len(self))
         smallest = np.argpartition(self.keys, size - 1)[:size] if size else np.arange(0)
         chosen = smallest[np.argsort(self.keys[smallest])]
         rows = self.read(store, model_id, chosen).astype(np.float64)
-        return Sample(moments, self.keys[chosen], rows, self.counts[chosen])
+        drawn = Sample(moments, self.keys[chosen], rows, self.counts[chosen])
+        return (self if heavy is None else heavy).beside(drawn, store, model_id)
+
+    def beside(self, drawn: Sample, store: Store, model_id: str) -> Sample:
+        """The same sample, with all heavy rows of these contents that are not in it."""
+        heavy = self.heavy(drawn.moments.n)
+        chosen = np.flatnonzero(~np.isin(heavy.keys, drawn.keys))
+        if not len(chosen):
+            return drawn
+        rows = heavy.read(store, model_id, chosen).astype(np.float64)
+        return replace(drawn, heavy=Kept(heavy.keys[chosen], rows, heavy.counts[chosen]))
 
 
 def _read(stored: NDArray[np.float16], start: int, into: NDArray[np.float16]) -> None:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.manifest import SAMPLE_MARK, Manifest
 from visdiv_assets.spectral.moments import Moments
-from visdiv_assets.spectral.sample import Sample
+from visdiv_assets.spectral.sample import Kept, Sample
 from visdiv_assets.store.files import (
     DamagedError,
     noticing_damage,
@@ -361,6 +361,7 @@ class Store:
             "sample_rows": sample.rows.astype(np.float16),  # exact: the rows are on the grid
             "sample_counts": sample.counts,
             **({} if sample.units is None else {"sample_units": sample.units}),
+            **_heavy_arrays(sample.heavy),
             "contents": np.str_(contents),
             "n_slices": np.int64(n_slices),
         }
@@ -388,7 +389,8 @@ class Store:
             rows = arrays["sample_rows"].astype(np.float64)
             units = arrays.get("sample_units")
             keys, counts = arrays["sample_keys"], arrays["sample_counts"]
-            return Sample(moments, keys, rows, counts, units=units)
+            heavy = _heavy_rows(arrays, slice(None)) if "heavy_keys" in arrays else None
+            return Sample(moments, keys, rows, counts, units=units, heavy=heavy)
 
     def write_slices(
         self, dataset: str, model_id: str, fingerprint: str, slices: Mapping[str, Sample]
@@ -413,6 +415,12 @@ class Store:
         }
         if all(part.units is not None for part in parts):
             arrays["sample_units"] = (n_rows, (np.asarray(part.units) for part in parts))
+        heavy = [_heavy_arrays(part.heavy) for part in parts if part.heavy is not None]
+        if heavy:
+            of_each = [0 if part.heavy is None else len(part.heavy.keys) for part in parts]
+            arrays["heavy_sizes"] = (len(parts), [np.array(of_each, dtype=np.int64)])
+            for name in heavy[0]:
+                arrays[name] = (sum(of_each), [each[name] for each in heavy])
         write_atomically(path, lambda file: write_joined(file, arrays))
 
     def read_slices(self, dataset: str, model_id: str, fingerprint: str) -> dict[str, Sample]:
@@ -426,15 +434,19 @@ class Store:
             with _reading_arrays(path, dataset) as stored:
                 arrays = dict(stored)
                 ends = np.cumsum(arrays["sizes"])
+                of_each = arrays.get("heavy_sizes", np.zeros(len(ends), dtype=np.int64))
+                heavy_ends = np.cumsum(of_each)
                 slices = {}
                 for at, name in enumerate(arrays["names"].tolist()):
                     own = slice(int(ends[at] - arrays["sizes"][at]), int(ends[at]))
+                    heavy = slice(int(heavy_ends[at] - of_each[at]), int(heavy_ends[at]))
                     slices[name] = Sample(
                         Moments(int(arrays["n"][at]), arrays["total"][at], arrays["outer"][at]),
                         arrays["sample_keys"][own],
                         arrays["sample_rows"][own].astype(np.float64),
                         arrays["sample_counts"][own],
                         units=arrays["sample_units"][own] if "sample_units" in arrays else None,
+                        heavy=_heavy_rows(arrays, heavy) if of_each[at] else None,
                     )
         except FileNotFoundError as error:
             raise DamagedError(f"{path} is missing; run `visdiv score {dataset}`") from error
@@ -512,3 +524,21 @@ def _reading_arrays(path: Path, dataset: str) -> Iterator[Mapping[str, Any]]:
     cure = f"run `visdiv score {dataset}`"
     with noticing_damage(path, cure), np.load(path, allow_pickle=False) as arrays:
         yield arrays
+
+
+def _heavy_arrays(heavy: Kept | None) -> dict[str, NDArray[Any]]:
+    """The arrays of heavy rows, by name; none if there are none."""
+    if heavy is None:
+        return {}
+    arrays: dict[str, NDArray[Any]] = {
+        "heavy_keys": heavy.keys,
+        "heavy_rows": heavy.rows.astype(np.float16),
+        "heavy_counts": heavy.counts,
+    }
+    return arrays if heavy.units is None else {**arrays, "heavy_units": heavy.units}
+
+
+def _heavy_rows(arrays: Mapping[str, Any], which: slice) -> Kept:
+    units = arrays["heavy_units"][which] if "heavy_units" in arrays else None
+    rows = arrays["heavy_rows"][which].astype(np.float64)
+    return Kept(arrays["heavy_keys"][which], rows, arrays["heavy_counts"][which], units)

@@ -22,7 +22,7 @@ from visdiv_assets.sources.source import Source
 from visdiv_assets.spectral.corrected import CorrectedScore, corrected
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.sample import CAPACITY, Sample
-from visdiv_assets.spectral.sampling import members_of, near_duplicate_units, row_units
+from visdiv_assets.spectral.sampling import members_of, units_of
 from visdiv_assets.spectral.score import diversity
 from visdiv_assets.store.index import sample_keys
 from visdiv_assets.store.rows import DatasetRows
@@ -277,8 +277,7 @@ def _score(sample: Sample, unit: str | None) -> Score:
     """Before and after alike: of units that a source names, only those before would be known."""
     if sample.moments.n < 2:
         return Score(None, None)
-    units = row_units(sample.rows) if unit == "row" else near_duplicate_units(sample.rows)
-    fair = corrected(sample, units)
+    fair = corrected(sample, units_of(sample, "row" if unit == "row" else "near-duplicates"))
     return Score(diversity(sample.moments).score, None if fair.too_few else fair)
 
 

@@ -27,7 +27,7 @@ from visdiv_assets.sources.manifest import Manifest, list_images
 from visdiv_assets.sources.source import Source
 from visdiv_assets.spectral.corrected import ESTIMATOR, corrected
 from visdiv_assets.spectral.progressive import precise_enough, sample_sizes
-from visdiv_assets.spectral.sampling import near_duplicate_units, row_units
+from visdiv_assets.spectral.sampling import units_of
 from visdiv_assets.spectral.score import Diversity, DiversityCalculator, diversity
 from visdiv_assets.spectral.vendi import alikeness
 from visdiv_assets.store.contents import Contents
@@ -111,7 +111,7 @@ def embed_dataset(
             continue
         sample = contents.sample(store, embedder.model_id, moments)
         # A folder or column is not looked at before all are chosen; near-duplicates come close.
-        units = row_units(sample.rows) if sampling_unit == "row" else None
+        units = units_of(sample, "row") if sampling_unit == "row" else None
         if precise_enough(corrected(sample, units), precision):
             break
     if chosen is not manifest:
@@ -201,9 +201,8 @@ def score_dataset(
         raise VisdivError(f"{dataset} has only {images}; diversity needs at least 2")
     measured = diversity(sample.moments)
     fair = corrected(sample)
-    rows = sampling_unit == "row"
-    units = near_duplicate_units(sample.rows) if rows else row_units(sample.rows)
-    other = corrected(sample, units)
+    by_row = sampling_unit == "row"
+    other = corrected(sample, units_of(sample, "near-duplicates" if by_row else "row"))
     alike = alikeness(sample.moments)
     reading = Reading(_known(fair.score), _known(fair.low), _known(fair.high))
     rating = rated(reading, fair.n_units, alike.spread, measured.n)

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import operator
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -23,7 +23,7 @@ from visdiv_assets.guidance.slices import NAMELESS, by_column, by_folder, slices
 from visdiv_assets.settings.model import ColumnSlices, SamplingUnit, Slices, unit_name
 from visdiv_assets.sources.manifest import TEXT
 from visdiv_assets.spectral.moments import Moments
-from visdiv_assets.spectral.sample import CAPACITY, Sample, row_keys
+from visdiv_assets.spectral.sample import CAPACITY, Kept, Sample, row_keys
 from visdiv_assets.store.contents import EMPTY, Contents, split
 from visdiv_assets.store.index import sample_keys, to_keys
 from visdiv_assets.store.store import Store
@@ -81,12 +81,15 @@ def accumulate_moments(
     if not sums:
         raise VisdivError("no image was embedded")
     samples = {
-        name: seen.drawn[name].sample(store, model_id, sums[name])
+        name: seen.drawn[name].sample(store, model_id, sums[name], seen.heavy[name])
         for name in index.names
         if name in sums
     }
-    samples = _with_units(samples, index, sampling_unit)
     whole = functools.reduce(operator.add, samples.values())
+    if len(samples) > 1:  # what is heavy in no slice may be so in all of them together
+        whole = seen.heavy_of_all.beside(replace(whole, heavy=None), store, model_id)
+    whole, *labelled = _with_units([whole, *samples.values()], index, sampling_unit)
+    samples = dict(zip(samples, labelled, strict=True))
     stored = samples if len(samples) > 1 else {}
     store.write_slices(dataset, model_id, fingerprint, stored)
     store.write_moments(
@@ -102,30 +105,35 @@ def accumulate_moments(
 
 
 def _with_units(
-    samples: Mapping[str, Sample], index: "_SlicedIndex", unit: SamplingUnit
-) -> dict[str, Sample]:
+    samples: Sequence[Sample], index: "_SlicedIndex", unit: SamplingUnit
+) -> list[Sample]:
     """Samples with the sampling unit of each row, where the settings name one."""
     if unit == "near-duplicates":  # that shows in the rows themselves
-        return dict(samples)
+        return list(samples)
     if unit == "row":
-        return {name: replace(each, units=row_keys(each.rows)) for name, each in samples.items()}
-    kept = np.unique(np.concatenate([each.keys for each in samples.values()]))
+        return [_labelled(each, lambda kept: row_keys(kept.rows)) for each in samples]
+    known = np.unique(np.concatenate([each.everything.keys for each in samples]))
     # A content that belongs to several units counts for the first by hash, in any order of images.
-    units = np.full(len(kept), UNTOLD, dtype=np.uint64)
+    units = np.full(len(known), UNTOLD, dtype=np.uint64)
     for keys, named, name_of in index.units(unit):
         labels = np.array([_label(name, unit) for name in named], dtype=np.uint64)[name_of]
-        at = np.searchsorted(kept, keys).clip(max=len(kept) - 1)
-        own = kept[at] == keys
+        at = np.searchsorted(known, keys).clip(max=len(known) - 1)
+        own = known[at] == keys
         np.minimum.at(units, at[own], labels[own])
     if (units == UNTOLD).all():
         raise VisdivError(
             f"sampling_unit: no image of {index.dataset} has a value in the {unit_name(unit)}"
         )
-    units = np.where(units == UNTOLD, kept, units)  # an image without a value is one by itself
-    return {
-        name: replace(each, units=units[np.searchsorted(kept, each.keys)])
-        for name, each in samples.items()
-    }
+    units = np.where(units == UNTOLD, known, units)  # an image without a value is one by itself
+    return [
+        _labelled(each, lambda kept: units[np.searchsorted(known, kept.keys)]) for each in samples
+    ]
+
+
+def _labelled(sample: Sample, units_of: Callable[[Kept], NDArray[np.uint64]]) -> Sample:
+    units, heavy = units_of(sample.uniform), sample.heavy
+    heavy = None if heavy is None else heavy._replace(units=units_of(heavy))
+    return replace(sample, units=units, heavy=heavy)
 
 
 def _label(name: str, unit: SamplingUnit) -> int:
@@ -149,17 +157,25 @@ class _Seen:
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
         self.drawn = dict.fromkeys(names, EMPTY)
+        self.heavy = dict.fromkeys(names, EMPTY)
+        self.heavy_of_all = EMPTY
+        self._n = dict.fromkeys(names, 0)
         self._checksums = {name: EMPTY.checksum() for name in names}
         self.segments: set[str] = set()
 
     def note(self, piece: _Piece) -> None:
         """Remember what a piece adds to each slice."""
         table, codes = piece
-        for name, contents in zip(self._names, split(table, codes, len(self._names)), strict=True):
+        parts = split(table, codes, len(self._names))
+        for name, contents in zip(self._names, parts, strict=True):
+            self._n[name] += contents.n
+            self.heavy[name] = _heavy(self.heavy[name], contents)
             drawn = [self.drawn[name], contents.smallest(CAPACITY)]
             self.drawn[name] = Contents.union(drawn).smallest(CAPACITY)
             self._checksums[name] += contents.checksum()
             self.segments.update(contents.segments if len(contents) else ())
+        if len(parts) > 1:
+            self.heavy_of_all = _heavy(self.heavy_of_all, Contents.union(parts))
 
     def digest(self, unit: SamplingUnit) -> str:
         """Hash of all of it, and of the sampling unit."""
@@ -169,7 +185,19 @@ class _Seen:
             digest.update(self._checksums[name].tobytes())
         if unit != "near-duplicates":
             digest.update(f"unit {unit_name(unit)}".encode())
+        of_slices = [(each, self._n[name]) for name, each in self.heavy.items()]
+        of_all = (self.heavy_of_all, sum(self._n.values()))
+        if any(len(each.heavy(n)) for each, n in [*of_slices, of_all]):
+            digest.update(b"with heavy rows")  # which samples of older versions have not
         return digest.hexdigest()
+
+
+def _heavy(so_far: Contents, piece: Contents) -> Contents:
+    """What may be heavy in the end, with what a piece of an index adds to it.
+
+    Whatever is heavy in the whole is so in a piece; from then on, all of it is counted.
+    """
+    return Contents.union([so_far, piece.heavy(piece.n, so_far.keys)])
 
 
 class _SlicedIndex:

@@ -207,3 +207,19 @@ def test_units_do_not_depend_on_the_order_of_rows(seed):
     order = rng.permutation(len(rows))
     one, other = near_duplicate_units(rows)[order], near_duplicate_units(rows[order])
     assert len(set(zip(one.tolist(), other.tolist(), strict=True))) == len(set(one.tolist()))
+
+
+def test_how_sure_a_score_is_does_not_depend_on_whether_a_placeholder_was_drawn(icons):
+    rows = np.concatenate([icons[:1400], np.repeat(icons[1400:1401], 75, axis=0)])
+    found = []
+    for key in (0, 10_000):  # of the picture that is 5 % of all
+        keys = np.r_[np.arange(1400) + 1, np.full(75, key)].astype(np.uint64)
+        sample = Sample.of(rows, keys=keys, capacity=400)
+        assert (sample.heavy is None) == (key == 0)
+        found.append(corrected(sample))
+    drawn, heavy = found
+    assert heavy.score == pytest.approx(drawn.score, rel=5e-3)
+    assert heavy.low == pytest.approx(drawn.low, rel=0.01)
+    assert heavy.high == pytest.approx(drawn.high, rel=0.01)
+    nowhere = corrected(Sample.of(icons[:1400], capacity=400))
+    assert heavy.high - heavy.low > 1.2 * (nowhere.high - nowhere.low) * heavy.score / nowhere.score

@@ -39,9 +39,9 @@ def test_the_components_do_not_change_when_vectors_are_scaled(power):
 @given(POWERS)
 def test_the_corrected_score_does_not_change_when_vectors_are_scaled(power):
     ours, known = corrected_score(np.ldexp(ROWS, power)), corrected_score(ROWS)
-    assert (ours.score, ours.low, ours.high) == pytest.approx(
-        (known.score, known.low, known.high), rel=1e-9
-    )
+    assert ours.score == pytest.approx(known.score, rel=1e-12)
+    # Single precision is enough for errors.
+    assert (ours.low, ours.high) == pytest.approx((known.low, known.high), rel=1e-6)
 
 
 @given(POWERS)

@@ -58,6 +58,24 @@ def test_moments_are_those_of_all_rows_and_copies_of_a_kept_row_are_counted():
     assert Sample.of(rows).complete
 
 
+def test_a_row_that_is_1_percent_of_a_dataset_is_kept_whatever_its_key():
+    rows, keys = power_law(3000, 8), np.arange(3000, dtype=np.uint64)
+    counts = np.ones(3000, dtype=np.int64)
+    counts[[2500, 2700]] = 30, 36  # 0.98 and 1.2 %
+    whole = Sample.of(rows, counts, keys, capacity=20)
+    assert whole.keys.tolist() == list(range(20))
+    assert (whole.heavy.keys.tolist(), whole.heavy.counts.tolist()) == ([2700], [36])
+    assert np.array_equal(whole.heavy.rows, rows[[2700]])
+    single = counts == 1
+    one = np.where(single, np.arange(3000) % 2, counts // 2)
+    halves = [Sample.of(rows, each, keys, capacity=20) for each in (one, counts - one)]
+    both = halves[0] + halves[1]
+    assert both.keys.tolist() == list(range(20))
+    assert (both.heavy.keys.tolist(), both.heavy.counts.tolist()) == ([2700], [36])
+    assert not whole.complete
+    assert Sample.of(rows, counts, keys, capacity=3000).heavy is None
+
+
 def test_copies_do_not_make_a_row_more_likely_to_be_kept():
     rows = np.arange(1000, dtype=float)[:, None]
     once = Sample.of(rows, capacity=100)

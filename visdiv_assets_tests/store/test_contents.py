@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from visdiv_assets.spectral import sample as sample_module
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.sample import Sample
 from visdiv_assets.store import contents as module
@@ -67,6 +68,22 @@ def test_the_sample_is_that_of_all_rows_with_their_keys(store, numbers):
     assert drawn.keys.tolist() == expected.keys.tolist()
     assert drawn.counts.tolist() == expected.counts.tolist()
     assert drawn.rows.tobytes() == expected.rows.tobytes()
+
+
+def test_what_is_much_of_a_dataset_is_in_the_sample_whatever_its_key(store):
+    numbers = [*range(1, 41), *[7, 23] * 9]
+    contents = contents_of(store, numbers)
+    moments, _ = contents.moments(store, "model")
+    rows = contents.read(store, "model", np.arange(len(contents)))
+    with pytest.MonkeyPatch.context() as patch:
+        for where in (module, sample_module):
+            patch.setattr(where, "HEAVY_SHARE", 0.1)
+        patch.setattr(module, "CAPACITY", 2)
+        drawn = contents.sample(store, "model", moments)
+        expected = Sample.of(rows, contents.counts, contents.keys, capacity=2)
+    assert drawn.heavy.counts.tolist() == [10, 10]
+    for ours, known in zip(drawn.everything, expected.everything, strict=True):
+        assert ours is known is None or ours.tolist() == known.tolist()
 
 
 @given(st.lists(st.tuples(st.integers(1, 45), st.integers(0, 3)), max_size=40))

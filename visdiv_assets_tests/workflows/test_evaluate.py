@@ -182,7 +182,7 @@ def moments_kept(store, fingerprint):
         name: (each.moments.n, *(
             array.tobytes()
             for array in (
-                each.moments.total, each.moments.outer, each.keys, each.rows, each.counts
+                each.moments.total, each.moments.outer, *each.everything[:3]
             )
         ))
         for name, each in samples.items()
@@ -280,6 +280,34 @@ def test_moments_do_not_depend_on_how_much_of_an_index_is_read_at_a_time(
         found.append(moments_kept(home.store, where[2]))
     assert set(found[0]) == {"", *names}
     assert all(kept == found[0] for kept in found)
+
+
+@pytest.mark.parametrize("folders", [1, 4])
+def test_what_is_much_of_a_dataset_is_kept_however_its_index_is_read(home, folders, monkeypatch):
+    shutil.rmtree(home.images)
+    for number in range(60):
+        seed = number if number % 3 else 999
+        write_image(home.images / f"{number % folders}/{number:03}.png", seed=seed)
+    score(home)
+    where = "dataset", "fake", home.store.latest_manifest("dataset").fingerprint
+    found = []
+    for piece in (131_072, 1, 7):
+        monkeypatch.setattr(files, "PIECE_ROWS", piece)
+        shutil.rmtree(home.store.root / "moments")
+        with monkeypatch.context() as patch:
+            for module in ("store.contents", "workflows.moments"):
+                patch.setattr(f"visdiv_assets.{module}.CAPACITY", 5)
+            accumulate_moments("dataset", "fake", where[2], home.store, sampling_unit="folder")
+        samples = [home.store.read_sample(*where), *home.store.read_slices(*where).values()]
+        for sample in samples:
+            kept = sample.everything
+            assert kept.counts.max() == sample.moments.n // 3
+            assert len(kept.units) == len(kept.rows)
+        assert len(samples) == (1 if folders == 1 else 5)
+        found.append(moments_kept(home.store, where[2]))
+    assert all(kept == found[0] for kept in found)
+    again = accumulate_moments("dataset", "fake", where[2], home.store, sampling_unit="folder")
+    assert again.everything.counts.max() == 20
 
 
 def test_moments_of_an_unchanged_dataset_are_not_summed_again(home, monkeypatch):
