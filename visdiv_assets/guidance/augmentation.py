@@ -167,7 +167,7 @@ def _log_score(rows: FloatArray) -> float:
     if len(rows) < ENOUGH_UNITS:
         return math.nan
     sample = Sample.of(rows, keys=np.arange(len(rows), dtype=np.uint64), capacity=len(rows))
-    fair = corrected(sample, np.arange(len(rows)))
+    fair = corrected(sample, np.arange(len(rows)), origin=None)
     return math.log(fair.score) if fair.score > 0 else math.nan
 
 
