@@ -552,7 +552,7 @@ def test_dagster_is_told_no_secret(names, project, logged, capfd):
             )
             assert result.success is (name in ("photos", "list"))
             said.append(repr(instance.all_logs(result.run_id)) + repr(result.dagster_run))
-        assert "noted" in tick(failed_run_sensor, cursor="0").skip_reason.skip_message
+        assert "noted" in tick(failed_run_sensor, cursor="0 0.0").skip_reason.skip_message
         tick(dataset_change_sensor)
         told = tick(alert_sensor).skip_message
         tick(alert_sensor)

@@ -5,10 +5,12 @@ is remembered and decided (`workflows/watch.py`), what an alert says (`notify/`)
 """
 
 import contextlib
+import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import dagster as dg
 
@@ -244,41 +246,99 @@ def failed_run_sensor(
     While nothing can be noted, for instance on a full disk, its ticks fail, and a later one goes
     on from the same failure. Dagster's own kind of sensor for failed runs would pass over it.
     """
-    instance = context.instance
-    cursor = context.cursor or ""
-    if not cursor.isdecimal():  # what failed before the service was there is no news
-        newest = _failures(instance, None, limit=1, ascending=False)
-        start = newest[0].storage_id if newest else 0
-        return dg.SensorResult(skip_reason="failures are noted from now on", cursor=str(start))
+    instance, seen = context.instance, _Place.of(context.cursor)
+    if seen is None:  # what failed before the service was there is no news
+        newest = _failures(instance, limit=1)
+        place = _Place(newest[0].storage_id, newest[0].timestamp) if newest else _Place(0, 0.0)
+        return dg.SensorResult(skip_reason="failures are noted from now on", cursor=str(place))
     configured = settings.watch().settings
     if configured is None:  # where to note it is in the settings
         return dg.SkipReason("nothing was noted: there are no settings")
-    said, seen_up_to = [], int(cursor)
-    for record in _failures(instance, seen_up_to, limit=FAILURES_A_TICK, ascending=True):
+    said = []
+    for record in _failures_after(instance, seen):
         run = instance.get_run_by_id(record.run_id)
-        if run and _is_undecided(instance, run, time.time() - record.timestamp):
+        if run and _is_undecided(instance, run):
             break
-        problem = run and _note_failed(instance, run, record.timestamp, configured, store)
+        problem = (
+            "it was deleted" if run is None else _noted(instance, run, record, configured, store)
+        )
         said.append(f"{record.run_id}: {problem or 'noted'}")
-        seen_up_to = record.storage_id
+        seen = _Place(record.storage_id, record.timestamp)
     said = said or ["no run has failed"]
-    return dg.SensorResult(skip_reason="; ".join(said), cursor=str(seen_up_to))
+    return dg.SensorResult(skip_reason="; ".join(said), cursor=str(seen))
+
+
+class _Place(NamedTuple):
+    """How far the failures of runs were looked at: the number and the time of an event."""
+
+    number: int
+    at: float
+
+    def __str__(self) -> str:
+        return f"{self.number} {self.at!r}"
+
+    @classmethod
+    def of(cls, cursor: str | None) -> "_Place | None":
+        """From a cursor; None if it is of another kind."""
+        number, _, at = (cursor or "").partition(" ")
+        try:
+            return cls(int(number), float(at))
+        except ValueError:
+            return None
 
 
 def _failures(
-    instance: dg.DagsterInstance, after: int | None, limit: int, *, ascending: bool
+    instance: dg.DagsterInstance, limit: int, *, ascending: bool = False, **which: Any
 ) -> Sequence[dg.EventLogRecord]:
     """The events of runs that have failed."""
     of_failures = dg.RunStatusChangeRecordsFilter(
-        event_type=dg.DagsterEventType.RUN_FAILURE, after_storage_id=after
+        event_type=dg.DagsterEventType.RUN_FAILURE, **which
     )
     return instance.fetch_run_status_changes(of_failures, limit, ascending=ascending).records
 
 
-def _is_undecided(instance: dg.DagsterInstance, run: dg.DagsterRun, age: float) -> bool:
+def _failures_after(instance: dg.DagsterInstance, seen: _Place) -> Sequence[dg.EventLogRecord]:
+    """The next failures, oldest first.
+
+    If the last one was deleted, its number may have been given again, to an event that nobody has
+    looked at; then the time decides.
+    """
+    there = _failures(instance, 1, storage_ids=[seen.number])
+    if not seen.number or (there and there[0].timestamp == seen.at):
+        which: dict[str, Any] = {"after_storage_id": seen.number}
+    else:
+        which = {"after_timestamp": seen.at}
+    return _failures(instance, FAILURES_A_TICK, ascending=True, **which)
+
+
+_first_seen: dict[str, float] = {}
+
+
+def _is_undecided(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Whether Dagster is about to try the run again, or to write down that it does not."""
     may = run.tags.get(WILL_RETRY_TAG) != "false" and RETRIED_AS_TAG not in run.tags
-    return instance.run_retries_enabled and may and 0 <= age < UNDECIDED_FOR
+    # Not since it failed: everything may have been down since.
+    since = _first_seen.setdefault(run.run_id, time.monotonic())
+    if instance.run_retries_enabled and may and time.monotonic() - since < UNDECIDED_FOR:
+        return True
+    del _first_seen[run.run_id]
+    return False
+
+
+def _noted(
+    instance: dg.DagsterInstance,
+    run: dg.DagsterRun,
+    record: dg.EventLogRecord,
+    configured: Settings,
+    store: StoreResource,
+) -> str | None:
+    """As `_note_failed`; one run of which nothing can be said stops no other."""
+    try:
+        return _note_failed(instance, run, record.timestamp, configured, store)
+    except (VisdivError, OSError, sqlite3.OperationalError):  # it may be better later
+        raise
+    except Exception as error:  # noqa: BLE001
+        return redacted(f"{type(error).__name__}: {error}")
 
 
 def _note_failed(

@@ -6,8 +6,7 @@ Not here: the corrected score (`spectral/corrected.py`), reading moments, comman
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from scipy import optimize
 
 from visdiv_assets.spectral.corrected import CorrectedScore, corrected, score_influences
 from visdiv_assets.spectral.moments import FloatArray, Moments
-from visdiv_assets.spectral.sample import Sample
+from visdiv_assets.spectral.sample import HEAVY_SHARE, Kept, Sample
 from visdiv_assets.spectral.sampling import near_duplicate_units, units_of
 from visdiv_assets.spectral.spectrum import effective_rank, participation_ratio
 from visdiv_assets.spectral.threads import one_blas_thread
@@ -228,14 +227,15 @@ def mix_samples(
         if w > 0
     ]
     size = round(1 / sum(w**2 / each.moments.n for w, each, _ in used))
-    keys = np.concatenate([each.keys[:most] for _, each, most in used])
-    taken = np.concatenate([each.rows[:most] for _, each, most in used])
-    shares = np.concatenate([w * _shares(each.counts[:most]) for w, each, most in used])
+    parts = [_taken(each, most) for _, each, most in used]
+    keys = np.concatenate([part.keys for part in parts])
+    taken = np.concatenate([part.rows for part in parts])
+    shares = np.concatenate([w * part.counts for (w, _, _), part in zip(used, parts, strict=True)])
     kept, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     taken, share = taken[first], np.bincount(inverse, weights=shares)
     with one_blas_thread():
         moments = Moments(size, share @ taken * size, (taken.T * share) @ taken * size)
-    told = [each.units[:most] for _, each, most in used if each.units is not None]
+    told = [part.units for part in parts if part.units is not None]
     units = np.concatenate(told)[first] if len(told) == len(used) else None
     return Sample(moments, kept, taken, share * size, len(taken), units)
 
@@ -254,23 +254,31 @@ def _judge(samples: Sequence[Sample], weights: FloatArray) -> CorrectedScore:
     return corrected(mix_samples(samples, weights))
 
 
-def _shares(counts: NDArray[Any]) -> FloatArray:
-    shares: FloatArray = counts / counts.sum()
-    return shares
+def _taken(sample: Sample, most: int) -> Kept:
+    """Heavy rows, and the first others up to `most`, with shares of the part in place of counts."""
+    everything = sample.everything
+    heavy = everything.counts >= HEAVY_SHARE * sample.moments.n
+    first = (np.arange(len(heavy)) < most) & ~heavy
+    shares = everything.counts / sample.moments.n
+    scale = max(1 - shares[heavy].sum(), 0.0) / shares[first].sum() if first.any() else 1.0
+    chosen = np.flatnonzero(heavy | first)
+    counts = np.where(heavy, shares, scale * shares)[chosen]
+    return everything.part(chosen)._replace(counts=counts / counts.sum())
 
 
 def _with_units(samples: Sequence[Sample]) -> list[Sample]:
     """Samples whose sampling units are told, so that they are not looked for in each mixture."""
-    sizes = [len(each.keys) for each in samples]
+    kept = [each.everything for each in samples]
+    sizes = [len(each.keys) for each in kept]
     if all(each.units is None for each in samples) and sum(sizes) <= MIXED_ROWS:
-        together = near_duplicate_units(np.concatenate([each.rows for each in samples]))
+        together = near_duplicate_units(np.concatenate([each.rows for each in kept]))
         parts = np.split(together.astype(np.uint64), np.cumsum(sizes)[:-1])
     else:  # those of different parts are then different ones
         parts = [
             units_of(each).astype(np.uint64) + np.uint64(at << 32)
             for at, each in enumerate(samples)
         ]
-    return [replace(each, units=units) for each, units in zip(samples, parts, strict=True)]
+    return [each.with_units(units) for each, units in zip(samples, parts, strict=True)]
 
 
 class _Search:
@@ -327,7 +335,7 @@ class _Search:
     def _fair_objective(self, opened: NDArray[np.bool_], rows: NDArray[np.int64]) -> Objective:
         """The logarithm of the corrected score, from the first rows of each part that is open."""
         chosen = [
-            (at, each.keys[:most], _shares(each.counts[:most]))
+            (at, _taken(each, most))
             for at, (each, most) in enumerate(zip(self._samples, rows.tolist(), strict=True))
             if opened[at]
         ]
@@ -339,8 +347,8 @@ class _Search:
             told = score_influences(mixed)
             if told is None:
                 return UNTOLD, gradient
-            for at, keys, shares in chosen:
-                gradient[at] = shares @ told[1][np.searchsorted(mixed.keys, keys)]
+            for at, taken in chosen:
+                gradient[at] = taken.counts @ told[1][np.searchsorted(mixed.keys, taken.keys)]
             self._tell(float(np.exp(min(told[0], 0.0))))
             return told[0], gradient
 

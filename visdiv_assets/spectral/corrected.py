@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from visdiv_assets.spectral.moments import BLOCK_ROWS, FloatArray, Moments, Shift, check_embeddings
-from visdiv_assets.spectral.sample import HEAVY_SHARE, Sample, row_keys
+from visdiv_assets.spectral.sample import HEAVY_SHARE, Kept, Sample, row_keys
 from visdiv_assets.spectral.sampling import (
     Units,
     known_share,
@@ -113,7 +113,8 @@ def corrected_score(
     Args:
         embeddings: shape (N, D), N ≥ 2, any real dtype, rows of any length.
         sampling_unit: what counts as one piece of evidence: "near-duplicates" (rows at a cosine
-            similarity of 0.90 or more), or "row".
+            similarity of 0.90 or more), or "row". For "row", angles play no part: shifting all rows
+            changes nothing, and nothing is asked about how alike they are.
 
     Returns:
         The score with its 95 % interval, effective rank and participation ratio; NaN with fewer
@@ -151,9 +152,13 @@ def corrected_score(
         part = Sample.of(shift.apply(rows[chosen]), keys=keys[chosen])
         sample = part if sample is None else sample + part
     assert sample is not None
+    contents, first, counts = np.unique(keys, return_index=True, return_counts=True)
+    heavy = np.flatnonzero((counts >= HEAVY_SHARE * len(rows)) & ~np.isin(contents, sample.keys))
+    if len(heavy):  # exactly, since no block has all of them
+        shifted = shift.apply(rows[first[heavy]])
+        sample = replace(sample, heavy=Kept(contents[heavy], shifted, counts[heavy]))
     if sampling_unit == "row":  # has no need of an origin, so that shifting rows changes nothing
         return corrected(sample, units_of(sample, "row"), origin=None)
-    contents, first = np.unique(keys, return_index=True)
     kept = first[np.searchsorted(contents, sample.everything.keys)]
     # Similarity is one of the rows as they were before they were shifted.
     origin = shift.apply(np.zeros((1, rows.shape[1])))[0]
@@ -211,8 +216,8 @@ def corrected(
     if ratio is None:
         return CorrectedScore.unknown(n, data.n_units)
     entropy = _entropy(data)
-    if about is not None and alike and sample.complete and np.isfinite(about.outer).all():
-        another = _with_another(sample, units, about)
+    if about is not None and alike and np.isfinite(about.outer).all():
+        another = _with_another(sample, units, about, data)
         ratio, entropy = (
             replace(each, unseen=alike * max(more - each.value, 0.0))
             for each, more in zip((ratio, entropy), another, strict=True)
@@ -313,32 +318,37 @@ def _alike(moments: Moments) -> float:
     return float(np.clip((NOT_ALIKE - spread) / (NOT_ALIKE - ALIKE), 0.0, 1.0))
 
 
-def _with_another(sample: Sample, units: Units, about: Moments) -> tuple[float, float]:
-    """The logarithms of PR and ER if there were one more image, which is like none of the others.
+def _with_another(
+    sample: Sample, units: Units, about: Moments, data: _Spectral
+) -> tuple[float, float]:
+    """The logarithms of PR and ER if there were one more unit, which is like none of the others.
 
     If 200 images are of one film, nothing in them tells that every hundredth image of the
     population is something else. One could have been: so far are the estimates to be trusted.
 
     Args:
-        sample: all distinct rows.
-        units: of the rows.
-        about: moments of the rows as seen from their origin.
+        sample: the dataset.
+        units: of the kept rows.
+        about: moments of the dataset as seen from its origin.
+        data: what is known of it.
     """
     with one_blas_thread():
         unlike = np.linalg.eigh(about.outer)[1][:, 0]
     row = sample.moments.mean - about.mean + unlike * np.sqrt(np.trace(about.outer) / about.n)
+    size = max(round(data.n / data.n_units), 1)  # as many images as others have
+    kept = sample.everything
     more = Sample(
-        sample.moments + Moments.of(row[None]),
-        np.append(sample.keys, sample.keys[-1]),  # nobody looks at keys from here on
-        np.vstack([sample.rows, row]),
-        np.append(sample.counts, 1),
-        len(sample.rows) + 1,
+        sample.moments + Moments(size, row * size, np.outer(row, row) * size),
+        np.append(kept.keys, kept.keys[-1]),  # nobody looks at keys from here on
+        np.vstack([kept.rows, row]),
+        np.append(kept.counts, size * data.kept),
+        len(kept.rows) + 1,
     )
-    data = _spectral(more, np.append(units, units.max() + 1))
-    ratio = None if data is None else _log_participation_ratio(data)
-    if data is None or ratio is None:
+    found = _spectral(more, np.append(units, units.max() + 1))
+    ratio = None if found is None else _log_participation_ratio(found)
+    if found is None or ratio is None:
         return -np.inf, -np.inf
-    return ratio.value, _entropy(data).value
+    return ratio.value, _entropy(found).value
 
 
 def _spectral(sample: Sample, units: Units) -> _Spectral | None:
@@ -352,8 +362,10 @@ def _spectral(sample: Sample, units: Units) -> _Spectral | None:
     all_kept = sample.everything
     counts = all_kept.counts.astype(np.float64)
     heavy = np.full(len(counts), sample.complete) | (counts >= HEAVY_SHARE * moments.n)
-    of_unit = known_share(counts, units, _times(counts, heavy, float(moments.n)))
-    known, shares = of_unit[units] * counts / moments.n, (1 - of_unit[units]) * counts / moments.n
+    stands_for = _times(counts, heavy, float(moments.n))
+    of_unit = known_share(counts, units, stands_for)
+    known = of_unit[units] * counts * stands_for / moments.n
+    shares = (1 - of_unit[units]) * counts / moments.n
     drawn = 1 - float(known.sum())
     if shares.sum() <= 0 or drawn <= 0:
         return None

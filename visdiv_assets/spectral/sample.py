@@ -5,7 +5,7 @@ Not here: the estimates (`corrected.py`), where rows and their keys come from.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,8 +66,8 @@ class Sample:
     The sample does not depend on how the dataset is split or on the order of its parts. If there
     are at most `capacity` distinct rows, the sample contains all of them.
 
-    Beside these, whatever make up 1 % or more of the dataset is kept. Of such a row, the part that
-    is less than 1 % of the piece of a dataset that it lies in may not be counted.
+    Beside these, whatever makes up 1 % or more of the dataset is kept. In a sum of samples, what is
+    less than 1 % of one of them may not be counted, or be missing where that leaves less than 1 %.
 
     Attributes:
         moments: moments of all rows, copies included.
@@ -153,6 +153,12 @@ class Sample:
         units = None if both.units is None else both.units[first[at]]
         kept = Kept(keys[at], both.rows[first[at]], counts[at], units)
         return _split(moments, kept, self.capacity)
+
+    def with_units(self, units: NDArray[np.uint64]) -> "Sample":
+        """The same with the sampling unit of each kept row, heavy ones last."""
+        own, rest = np.split(units, [len(self.keys)])
+        heavy = None if self.heavy is None else self.heavy._replace(units=rest)
+        return replace(self, units=own, heavy=heavy)
 
     @property
     def uniform(self) -> Kept:

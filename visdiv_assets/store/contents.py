@@ -185,6 +185,7 @@ class Contents:
         chosen = np.flatnonzero(~np.isin(heavy.keys, drawn.keys))
         if not len(chosen):
             return drawn
+        chosen = chosen[np.argsort(heavy.keys[chosen])]
         rows = heavy.read(store, model_id, chosen).astype(np.float64)
         return replace(drawn, heavy=Kept(heavy.keys[chosen], rows, heavy.counts[chosen]))
 

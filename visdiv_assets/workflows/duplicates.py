@@ -5,7 +5,7 @@ Not here: other datasets (`leakage.py`), contact sheets (`sheets.py`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from visdiv_assets.similarity.pairs import similar_components
 from visdiv_assets.sources.source import Source
 from visdiv_assets.spectral.corrected import CorrectedScore, corrected
 from visdiv_assets.spectral.moments import Moments
-from visdiv_assets.spectral.sample import CAPACITY, Sample
+from visdiv_assets.spectral.sample import CAPACITY, HEAVY_SHARE, Kept, Sample
 from visdiv_assets.spectral.sampling import members_of, units_of
 from visdiv_assets.spectral.score import diversity
 from visdiv_assets.store.index import sample_keys
@@ -270,7 +270,12 @@ def sample_of_kept(
     keys, left = sample_keys(rows.keys), np.flatnonzero(kept)
     first = left[np.argsort(keys[left], kind="stable")[:CAPACITY]]
     chosen = Sample.of(rows[first], kept[first].astype(np.int64), keys[first])
-    return Sample(moments, chosen.keys, chosen.rows, chosen.counts, chosen.capacity)
+    rest = np.setdiff1d(left[kept[left] >= HEAVY_SHARE * moments.n], first)
+    rest = rest[np.argsort(keys[rest])]
+    heavy = None
+    if len(rest):
+        heavy = Kept(keys[rest], rows[rest].astype(np.float64), kept[rest].astype(np.int64))
+    return replace(chosen, moments=moments, heavy=heavy)
 
 
 def _score(sample: Sample, unit: str | None) -> Score:

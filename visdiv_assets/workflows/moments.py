@@ -9,7 +9,7 @@ import functools
 import hashlib
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -23,7 +23,7 @@ from visdiv_assets.guidance.slices import NAMELESS, by_column, by_folder, slices
 from visdiv_assets.settings.model import ColumnSlices, SamplingUnit, Slices, unit_name
 from visdiv_assets.sources.manifest import TEXT
 from visdiv_assets.spectral.moments import Moments
-from visdiv_assets.spectral.sample import CAPACITY, Kept, Sample, row_keys
+from visdiv_assets.spectral.sample import CAPACITY, Sample, row_keys
 from visdiv_assets.store.contents import EMPTY, Contents, split
 from visdiv_assets.store.index import sample_keys, to_keys
 from visdiv_assets.store.store import Store
@@ -111,7 +111,7 @@ def _with_units(
     if unit == "near-duplicates":  # that shows in the rows themselves
         return list(samples)
     if unit == "row":
-        return [_labelled(each, lambda kept: row_keys(kept.rows)) for each in samples]
+        return [each.with_units(row_keys(each.everything.rows)) for each in samples]
     known = np.unique(np.concatenate([each.everything.keys for each in samples]))
     # A content that belongs to several units counts for the first by hash, in any order of images.
     units = np.full(len(known), UNTOLD, dtype=np.uint64)
@@ -126,14 +126,8 @@ def _with_units(
         )
     units = np.where(units == UNTOLD, known, units)  # an image without a value is one by itself
     return [
-        _labelled(each, lambda kept: units[np.searchsorted(known, kept.keys)]) for each in samples
+        each.with_units(units[np.searchsorted(known, each.everything.keys)]) for each in samples
     ]
-
-
-def _labelled(sample: Sample, units_of: Callable[[Kept], NDArray[np.uint64]]) -> Sample:
-    units, heavy = units_of(sample.uniform), sample.heavy
-    heavy = None if heavy is None else heavy._replace(units=units_of(heavy))
-    return replace(sample, units=units, heavy=heavy)
 
 
 def _label(name: str, unit: SamplingUnit) -> int:

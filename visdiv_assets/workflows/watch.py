@@ -445,7 +445,8 @@ def due_tonight(
 
 
 def _short(reason: str) -> str:
-    return " ".join(redacted(reason).split())[:LONGEST_REASON]
+    told = " ".join(redacted(reason).split())[:LONGEST_REASON]
+    return told.encode("utf-8", "backslashreplace").decode()  # SQLite takes no half characters
 
 
 def begin_judging(warehouse: Warehouse, state: StateFile) -> None:

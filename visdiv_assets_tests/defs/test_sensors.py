@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from visdiv_assets import VisdivError
 from visdiv_assets.cli.main import app
 from visdiv_assets.definitions import build_defs
+from visdiv_assets.defs import sensors
 from visdiv_assets.defs.assets import embed as embed_module
 from visdiv_assets.defs.resources import (
     SettingsResource,
@@ -621,7 +622,7 @@ def test_a_missing_secret_and_a_bad_url_are_named_and_keep_nobody_else_waiting(w
 # --- failed runs ---
 
 
-def noted(world: World, cursor: str = "0") -> dg.SensorResult | dg.SkipReason:
+def noted(world: World, cursor: str = "0 0.0") -> dg.SensorResult | dg.SkipReason:
     """What the sensor does about the runs that have failed after the cursor."""
     with dg.build_sensor_context(
         instance=world.instance,
@@ -704,11 +705,47 @@ def test_a_failure_is_not_told_before_it_is_known_whether_the_run_is_tried_again
     world.register()
     world.instance.add_run_tags(world.run("photos").run_id, tags)
     monkeypatch.setattr(type(world.instance), "run_retries_enabled", True)
-    assert noted(world).cursor == "0"
+    assert noted(world).cursor == "0 0.0"
     assert conditions(world) == []
     monkeypatch.setattr("visdiv_assets.defs.sensors.UNDECIDED_FOR", 0.0)
     noted(world)
     assert conditions(world) == [("not_evaluated", True)]
+
+
+def test_a_run_of_which_nothing_can_be_said_stops_no_other(world, monkeypatch):
+    world.write("  photos: {source: photos}\n  cats: {source: cats}")
+    world.register()
+    for name in ("photos", "cats"):
+        assert not world.run(name).success
+    note = sensors.note_failure
+
+    def odd(dataset: str, reason: str, *rest: object, **others: object) -> None:
+        if dataset == "photos":
+            raise LookupError("odd")
+        note(dataset, "half a character: \udcff", *rest, **others)
+
+    monkeypatch.setattr(sensors, "note_failure", odd)
+    assert "LookupError: odd" in noted(world).skip_reason.skip_message
+    [(alert, _)] = alerts(world.state)
+    assert (alert.dataset, alert.condition) == ("cats", "not_evaluated")
+
+
+def test_a_failure_is_told_though_the_one_before_was_deleted(world):
+    world.write("  photos: {source: photos}")
+    world.register()
+    first = world.run("photos")
+    cursor = noted(world).cursor
+    world.folder("photos", PHOTOS[:4])
+    assert world.run("photos").success
+    world.instance.delete_run(first.run_id)
+    shutil.rmtree(world.root / "photos")
+    assert not world.run("photos").success
+    noted(world, cursor)
+    assert conditions(world) == [
+        ("not_evaluated", True),
+        ("not_evaluated", False),
+        ("not_evaluated", True),
+    ]
 
 
 def test_failures_from_before_the_service_began_are_no_news(world):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visdiv_assets.spectral.corrected import ENOUGH_UNITS, corrected, corrected_score
-from visdiv_assets.spectral.sample import Sample
+from visdiv_assets.spectral.sample import Sample, row_keys
 from visdiv_assets.spectral.score import DiversityCalculator
 from visdiv_assets.spectral.spectrum import effective_rank, participation_ratio
 from visdiv_assets_tests.spectral.matrices import power_law, rotation, seeds
@@ -231,3 +231,13 @@ def test_what_is_no_set_of_embeddings_is_refused(rows, message):
 def test_a_sample_of_one_row_is_refused():
     with pytest.raises(ValueError, match="at least 2"):
         corrected(Sample.of(np.ones((1, 4))))
+
+
+def test_a_large_content_is_counted_wherever_its_key_lies():
+    rows = np.random.default_rng(0).standard_normal((10_100, 16))
+    order = np.argsort(row_keys(rows))
+    for at in (8100, 8180, 10_000):  # rows are added up in blocks of 8,192, in order of keys
+        given = np.concatenate([rows, np.repeat(rows[order[at]][None], 120, axis=0)])
+        whole = corrected(Sample.of(given), np.arange(1025), origin=None)
+        added = corrected_score(given, sampling_unit="row")
+        assert (added.low, added.high) == pytest.approx((whole.low, whole.high), rel=1e-5)

@@ -223,3 +223,28 @@ def test_how_sure_a_score_is_does_not_depend_on_whether_a_placeholder_was_drawn(
     assert heavy.high == pytest.approx(drawn.high, rel=0.01)
     nowhere = corrected(Sample.of(icons[:1400], capacity=400))
     assert heavy.high - heavy.low > 1.2 * (nowhere.high - nowhere.low) * heavy.score / nowhere.score
+
+
+def test_a_burst_of_different_pictures_counts_as_what_it_is_though_few_of_it_were_drawn(icons):
+    burst = alike(np.repeat(icons[:1], 350, axis=0), 0.97)
+    rows = unit(np.concatenate([icons[1:1401], burst]))
+    keys = np.random.default_rng(5).permutation(len(rows)).astype(np.uint64)
+    order = np.argsort(keys)
+    few, all_of_it = (
+        corrected(Sample.of(rows[order], keys=keys[order], capacity=capacity))
+        for capacity in (600, 4000)
+    )
+    assert few.score == pytest.approx(all_of_it.score, rel=0.03)
+    assert few.high - few.low == pytest.approx(all_of_it.high - all_of_it.low, rel=0.25)
+    assert few.n_units == pytest.approx(all_of_it.n_units, rel=0.05)
+
+
+def test_copies_change_no_interval_where_images_are_alike():
+    rows = np.random.default_rng(0).standard_normal((300, 64)) / np.arange(1, 65) ** 0.5
+    rows = unit(unit(rows) + 0.9 * np.eye(64)[63])
+    once, tenfold = (
+        corrected(Sample.of(rows, np.full(300, times), np.arange(300, dtype=np.uint64)))
+        for times in (1, 10)
+    )
+    assert (tenfold.score, tenfold.high) == pytest.approx((once.score, once.high), rel=1e-6)
+    assert once.high / once.score > once.score / once.low  # other images may be missing
