@@ -12,12 +12,18 @@ from visdiv_assets.defs.assets import (
     embed,
     guidance,
     ingest,
+    maintenance,
     portfolio,
     redundancy,
     score,
 )
 from visdiv_assets.defs.checks import diversity_checks, leakage_checks, near_duplicate_checks
-from visdiv_assets.defs.jobs import analyze_dataset, compare_datasets, evaluate_dataset
+from visdiv_assets.defs.jobs import (
+    analyze_dataset,
+    compare_datasets,
+    evaluate_dataset,
+    maintain_store,
+)
 from visdiv_assets.defs.resources import (
     EmbedderResource,
     ProjectResource,
@@ -25,7 +31,11 @@ from visdiv_assets.defs.resources import (
     StoreResource,
     WarehouseResource,
 )
-from visdiv_assets.defs.schedules import nightly_comparison, nightly_reevaluation
+from visdiv_assets.defs.schedules import (
+    nightly_comparison,
+    nightly_reevaluation,
+    weekly_maintenance,
+)
 from visdiv_assets.defs.sensors import (
     alert_sensor,
     dataset_change_sensor,
@@ -65,10 +75,12 @@ def build_defs(
     resources |= overrides
     parts = {name: resources[name] for name in ("settings", "store", "warehouse")}
     return dg.Definitions(
-        assets=dg.load_assets_from_modules([ingest, embed, score, redundancy, guidance, portfolio]),
+        assets=dg.load_assets_from_modules(
+            [ingest, embed, score, redundancy, guidance, portfolio, maintenance]
+        ),
         asset_checks=[diversity_checks, near_duplicate_checks, leakage_checks],
-        jobs=[evaluate_dataset, analyze_dataset, compare_datasets],
-        schedules=[nightly_reevaluation, nightly_comparison],
+        jobs=[evaluate_dataset, analyze_dataset, compare_datasets, maintain_store],
+        schedules=[nightly_reevaluation, nightly_comparison, weekly_maintenance],
         sensors=[
             dataset_registry_sensor,
             dataset_change_sensor,

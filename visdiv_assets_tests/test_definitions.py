@@ -39,6 +39,7 @@ def test_the_asset_graph_is_the_documented_one():
         "dataset_leaderboard": ("portfolio", ["diversity_metrics"], None),
         "mixture_plan": ("portfolio", ["diversity_metrics"], None),
         "dataset_drift": ("portfolio", ["diversity_metrics"], None),
+        "store_maintenance": ("maintenance", [], None),
     }
 
 
@@ -65,6 +66,7 @@ def test_sensors_and_the_schedule_run_without_being_switched_on():
         "alert_sensor",
         "nightly_reevaluation",
         "nightly_comparison",
+        "weekly_maintenance",
     }
     assert {each.default_status.value for each in automation} == {"RUNNING"}
 

@@ -244,6 +244,20 @@ def print_evaluations(evaluations: "Sequence[Evaluation]") -> None:
             say(f"{each.dataset}: {sentence}")
 
 
+def as_bytes(size: float) -> str:
+    """A size that people can read.
+
+    Example:
+        >>> as_bytes(0), as_bytes(1_530_000), as_bytes(12_000_000_000)
+        ('0 B', '1.5 MB', '12 GB')
+    """
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 999.5 or unit == "TB":
+            return f"{size:.1f} {unit}" if size < 9.95 and unit != "B" else f"{size:.0f} {unit}"
+        size /= 1000
+    raise AssertionError
+
+
 def rating_text(evaluation: "Evaluation") -> str:
     """The stars, and below them the rating; or why there are none, in two lines."""
     if stars := evaluation.rated.text:

@@ -19,6 +19,7 @@ from visdiv_assets.cli.console import (
     Config,
     Json,
     Name,
+    as_bytes,
     clear_errors,
     compact_table,
     dataset_called,
@@ -192,6 +193,7 @@ def list_datasets(json_output: Json = False, config: Config = None) -> None:
     epilog="""[bold]Examples[/]
 
   visdiv remove birds
+  visdiv remove birds --purge      and delete what the store has of it
   visdiv remove --gone"""
 )
 def remove(
@@ -206,29 +208,46 @@ def remove(
             "keeps them while most of all datasets are gone at once.",
         ),
     ] = False,
+    purge: Annotated[
+        bool,
+        typer.Option(
+            "--purge",
+            help="Also delete its list of images, indexes, moments and pictures. Its scores stay. "
+            "Embeddings go with `visdiv store gc`, unless another dataset has the same images.",
+        ),
+    ] = False,
     config: Config = None,
 ) -> None:
     """Unregister a dataset; its history is kept."""
     with clear_errors():
         from visdiv_assets.settings.editing import remove_dataset
+        from visdiv_assets.store.cleaning import forget
         from visdiv_assets.warehouse.state.registry import confirm_removal, registered_at
 
         if (name is None) != gone:
             raise VisdivError("name one dataset, or use --gone, and not both")
+        if purge and gone:
+            raise VisdivError("--purge is for one dataset; name it")
         path = _settings_file(config)
         project = open_project(path)
         if name is None:
             kept = {*project.settings.datasets, *project.settings.faults}
             names = sorted(registered_at(project.state).keys() - kept)
         else:
-            remove_dataset(path, name)
+            if not purge or name in {*project.settings.datasets, *project.settings.faults}:
+                remove_dataset(path, name)
+            elif name not in project.store.datasets():
+                raise VisdivError(f"{name} is not registered, and the store has nothing of it")
             names = [name]
         confirm_removal(project.state, names)
+        freed = forget(project.store, name) if purge and name is not None else 0
     if name is None:
         told = ", ".join(names) or "no dataset"
         out.print(f"meant to go: {told}", markup=False)
     else:
         out.print(f"{name} is no longer registered; its history is kept", markup=False)
+    if purge:
+        out.print(f"{as_bytes(freed)} were deleted", markup=False)
 
 
 @commands.command(

@@ -26,6 +26,7 @@ from visdiv_assets.cli import (
     select,
     serve,
     similar,
+    store,
 )
 from visdiv_assets.cli.console import (
     EXIT_ERROR,
@@ -61,6 +62,7 @@ for family in (score, datasets, portfolio, duplicates, similar, select, guidance
     app.add_typer(family.commands)
 app.add_typer(commands)
 app.add_typer(alerts.commands, name="alerts")
+app.add_typer(store.commands, name="store")
 
 
 def _print_version(wanted: bool) -> None:

@@ -19,3 +19,9 @@ compare_datasets = dg.define_asset_job(
     selection=dg.AssetSelection.groups("portfolio"),
     description="Compare all datasets: leaderboard, best mixture, drift.",
 )
+
+maintain_store = dg.define_asset_job(
+    "maintain_store",
+    selection=dg.AssetSelection.groups("maintenance"),
+    description="Clean up the store: remove what no evaluation needs that is kept.",
+)

@@ -1,4 +1,4 @@
-"""Schedules: the nightly re-evaluation, and the comparison after it.
+"""Schedules: the nightly re-evaluation, the comparison after it, the weekly clean-up.
 
 Here: which runs a night asks for. The time of night is a setting, and loading the definitions
 reads no settings; so the schedules tick every quarter of an hour, and ask whether tonight's runs
@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
 
-from visdiv_assets.defs.jobs import compare_datasets, evaluate_dataset
+from visdiv_assets.defs.jobs import compare_datasets, evaluate_dataset, maintain_store
 from visdiv_assets.defs.partitions import PARTITION_TAG, datasets, datasets_in_flight, run_tags
 from visdiv_assets.defs.reporting import clear_errors
 from visdiv_assets.defs.resources import SettingsResource
@@ -89,6 +89,17 @@ def nightly_comparison(
     if not due:
         return dg.SkipReason(f"the comparison of {night} has been asked for")
     return dg.RunRequest(run_key=f"comparison:{night}", tags={NIGHT_TAG: str(night)})
+
+
+# Sunday noon: nights are full.
+weekly_maintenance = dg.ScheduleDefinition(
+    name="weekly_maintenance",
+    job=maintain_store,
+    cron_schedule="0 12 * * 0",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Cleans up the store once a week.",
+)
 
 
 def _due(

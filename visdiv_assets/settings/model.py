@@ -46,9 +46,28 @@ def _check_devices(device: object) -> object:
     return device
 
 
+def store_path(given: object) -> object:
+    """A folder on a disk, as it was given; `file://` and a path mean that path.
+
+    Raises:
+        ValueError: it is an address.
+    """
+    if not isinstance(given, str):
+        return given
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", given)
+    if scheme is None:
+        return given
+    if scheme[1].lower() == "file" and given[7:8] == "/":
+        return given[7:]
+    raise ValueError(
+        f"must be a folder on a disk; {scheme[1]}:// works for sources only, so mount it first"
+    )
+
+
 # A dataset's name is a folder name in the store and a partition key in Dagster.
 DatasetName = Annotated[str, BeforeValidator(_check_dataset_name)]
 Devices = Annotated[str | list[str], BeforeValidator(_check_devices)]
+StorePath = Annotated[Path, BeforeValidator(store_path)]
 
 DEFAULT_THRESHOLD = 0.30
 
@@ -377,12 +396,23 @@ class NightlySettings(_Strict):
         return f"{self.time} {self.timezone}"
 
 
+class KeepSettings(_Strict):
+    """Which evaluations keep their lists of images, indexes and moments. All keep their scores."""
+
+    evaluations: int = Field(30, ge=1, description="so many of the newest of each dataset")
+    days: int = Field(90, ge=0, description="and all that are not older than this")
+
+
 class Settings(_Strict):
     """All settings of `visdiv.yaml`. Relative paths start at the file's folder."""
 
-    store: Path = Field(
+    store: StorePath = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("visdiv")),
         description="folder for embeddings, results and history",
+    )
+    keep: KeepSettings = Field(
+        default_factory=KeepSettings,
+        description="of what `visdiv store gc` and the asset store_maintenance leave in the store",
     )
     embedder: EmbedderSettings = Field(
         default_factory=EmbedderSettings,

@@ -38,6 +38,7 @@ from visdiv_assets.settings.model import (
     Settings,
     SourceSettings,
     fill_in,
+    store_path,
 )
 from visdiv_assets.settings.secrets import holds_secret, redacted
 
@@ -347,9 +348,14 @@ def _dataset_beside(folder: Path, entry: Entry) -> DatasetSettings:
 
 def _with_store(settings: Settings) -> Settings:
     """The settings with the store that the environment names, if it names one."""
-    if os.environ.get("VISDIV_STORE"):
-        return settings.model_copy(update={"store": absolute_path(os.environ["VISDIV_STORE"])})
-    return settings
+    named = os.environ.get("VISDIV_STORE")
+    if not named:
+        return settings
+    try:
+        store = absolute_path(str(store_path(named)))
+    except ValueError as error:
+        raise VisdivError(f"$VISDIV_STORE {error}") from None
+    return settings.model_copy(update={"store": store})
 
 
 def _beside(folder: Path, path: str) -> str:

@@ -56,6 +56,10 @@ VERIFIERS = 4
 SAFE_NAME = re.compile(r"[^./\\\x00-\x1f\x7f\ud800-\udfff][^/\\\x00-\x1f\x7f\ud800-\udfff]*")
 MAX_NAME_BYTES = 230  # file systems allow 255, and files are written under longer names
 
+# The key file of a segment that no index names: the segment takes no part in look-ups any more, but
+# can still be read.
+UNUSED = ".unused-"
+
 
 class UnsafeNameError(VisdivError, ValueError):
     """The name of a dataset, model, manifest or segment cannot be part of a path."""
@@ -198,7 +202,7 @@ class Store:
         stat = path.stat()
         version = (path, stat.st_size, stat.st_mtime_ns)
         if version not in self._verified:
-            digest = (pq.read_schema(path.with_suffix(".parquet")).metadata or {}).get(ROWS_DIGEST)
+            digest = (pq.read_schema(_key_file(path)).metadata or {}).get(ROWS_DIGEST)
             if digest is None:  # written by an older version; an empty row is not an embedding
                 if not (np.isfinite(rows).all() and np.any(rows, axis=1).all()):
                     raise ValueError("rows without values")
@@ -207,10 +211,25 @@ class Store:
             self._verified.add(version)
         return rows
 
+    def check_segment(self, model_id: str, segment: str) -> None:
+        """Verify a segment, and leave it as it is.
+
+        Raises:
+            DamagedError: its rows are not what was written.
+        """
+        path = self._below("embeddings", model_id, f"{segment}.npy")
+        with noticing_damage(path, "its images are embedded again by the next evaluation"):
+            self._verified_rows(path)
+
+    def folders_of(self, dataset: str) -> list[Path]:
+        """The folders that hold what is kept of one dataset alone."""
+        kinds = ("manifests", "indexes", "moments", "pictures")
+        return [self._below(kind, dataset) for kind in kinds]
+
     def _retire(self, path: Path) -> None:
         """Take a damaged segment out of use; its files are kept under hidden names."""
         _warn_of_damage(path)
-        for each in (path.with_suffix(".parquet"), path):  # the key file is what commits a segment
+        for each in (_key_file(path), path):  # the key file is what commits a segment
             with contextlib.suppress(OSError):  # read-only, or another process was faster
                 each.replace(each.with_name(f".damaged-{each.name}"))
 
@@ -499,6 +518,13 @@ class Store:
 
     def _slices(self, dataset: str, model_id: str, fingerprint: str) -> Path:
         return self._moments(dataset, model_id, fingerprint).with_suffix(".slices")
+
+
+def _key_file(rows: Path) -> Path:
+    """The key file of a segment, hidden or not."""
+    keys = rows.with_suffix(".parquet")
+    hidden = keys.with_name(UNUSED + keys.name)
+    return hidden if hidden.exists() and not keys.exists() else keys
 
 
 def _warn_of_damage(path: Path) -> None:

@@ -135,6 +135,15 @@ def test_the_tilde_of_a_user_that_does_not_exist_is_an_ordinary_name(tmp_path):
     assert read("store: ~nobody-of-that-name/x").store == tmp_path / "~nobody-of-that-name/x"
 
 
+def test_a_store_is_a_folder_however_it_is_written(tmp_path, monkeypatch):
+    assert read("store: file:///data/store").store == Path("/data/store")
+    assert read("store: 'odd: name/x'").store == tmp_path / "odd: name/x"
+    monkeypatch.setenv("VISDIV_STORE", "s3://key:secret@bucket/x")
+    with pytest.raises(VisdivError, match=r"\$VISDIV_STORE must be a folder on a disk") as caught:
+        read("store: x")
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("weights", ["auto", "sscd_disc_mixup", "https://example.org/sscd.pt"])
 def test_weights_that_are_no_path_stay_as_they_are(weights):
     assert read(f"embedder: {{weights: '{weights}'}}").embedder.weights == weights
@@ -161,6 +170,10 @@ def test_two_dots_after_a_link_lead_out_of_where_it_points_to(tmp_path):
         ("stor: x", "'stor' is not a setting"),
         ("embedder: {devise: cpu}", "'embedder.devise' is not a setting"),
         ("store: 3", "'store' must be a path; got 3"),
+        ("store: s3://bucket/x", "'store': must be a folder on a disk; s3:// works for sources"),
+        ("store: gs:/bucket/x", "'store': must be a folder on a disk; gs://"),
+        ("store: file://host/x", "'store': must be a folder on a disk"),
+        ("keep: {evaluations: 0}", "'keep.evaluations': .*got 0"),
         ("embedder: cpu", "'embedder' must hold 'key: value' lines"),
         ("embedder: {device: gpu}", "'embedder.device': use auto, cpu, cuda.*; got 'gpu'"),
         ("embedder: {device: []}", "'embedder.device': use auto"),
