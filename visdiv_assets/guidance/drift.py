@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from visdiv_assets.errors import counted
 from visdiv_assets.spectral.moments import FloatArray, Moments
-from visdiv_assets.spectral.sample import Sample
+from visdiv_assets.spectral.sample import HEAVY_SHARE, Kept, Sample
 from visdiv_assets.spectral.sampling import Units, near_duplicate_units, numbered
 from visdiv_assets.spectral.threads import one_blas_thread
 
@@ -158,30 +158,60 @@ def measure_drift(before: Sample, now: Sample) -> Drift:
         >>> measure_drift(first, Sample.of(rows[:403])).finding()
         'cannot tell from 3 new images'
     """
-    rows, units, n_before, n_now = _side_by_side(before, now)
+    keys, rows, units, n_before, n_now = _side_by_side(before, now)
     groups = np.select([n_before == 0, n_now == 0], [_CAME, _WENT], _STAYED)
     rows, groups = _one_row_each(rows, units, groups)
     p_came, p_went = _p_values(rows, groups)
     tests = sum(p is not None for p in (p_came, p_went))
-    share_came = float(np.maximum(n_now - n_before, 0).sum() / n_now.sum())
-    share_went = float(np.maximum(n_before - n_now, 0).sum() / n_before.sum())
-    n_came = round(share_came * now.moments.n)
+    n_came, n_went = _only_in(now, before, keys), _only_in(before, now, keys)
     return Drift(
         centroid=float(np.linalg.norm(before.moments.mean - now.moments.mean)),
         frechet=frechet_distance(before.moments, now.moments),
         angles=principal_angles(before.moments, now.moments),
         came=Side(n_came, int(np.sum(groups == _CAME)), p_came),
-        went=Side(round(share_went * before.moments.n), int(np.sum(groups == _WENT)), p_went),
+        went=Side(n_went, int(np.sum(groups == _WENT)), p_went),
         stayed=now.moments.n - n_came,
         exact=before.complete and now.complete,
         tests=tests if np.any(groups == _STAYED) else min(tests, 1),
     )
 
 
+def _only_in(one: Sample, other: Sample, keys: NDArray[np.uint64]) -> int:
+    """How many images of a set the other does not have.
+
+    Heavy contents are counted as they are, whatever their keys; all others as far as both samples
+    know them.
+
+    Args:
+        one: the set.
+        other: the other one.
+        keys: of the contents that both samples know of.
+    """
+    kept = [each.everything for each in (one, other)]
+    heavy = [
+        rows.keys[rows.counts >= HEAVY_SHARE * each.moments.n]
+        for rows, each in zip(kept, (one, other), strict=True)
+    ]
+    exact = np.union1d(*heavy)
+    rest = np.setdiff1d(keys, exact)
+    only = [np.maximum(_times(kept[0], of) - _times(kept[1], of), 0).sum() for of in (exact, rest)]
+    known = _times(kept[0], rest).sum()
+    scale = (one.moments.n - _times(kept[0], exact).sum()) / known if known else 0.0
+    return round(float(only[0] + scale * only[1]))
+
+
+def _times(kept: Kept, keys: NDArray[np.uint64]) -> NDArray[Any]:
+    """How often each content occurs, as far as it was kept."""
+    order = np.argsort(kept.keys)
+    at = np.searchsorted(kept.keys[order], keys).clip(max=max(len(order) - 1, 0))
+    found = order[at]
+    return np.where(kept.keys[found] == keys, kept.counts[found], 0)
+
+
 def _side_by_side(
     before: Sample, now: Sample
-) -> tuple[FloatArray, Units, NDArray[Any], NDArray[Any]]:
-    """The rows of either sample in order of keys, their units, and how often each set has them.
+) -> tuple[NDArray[np.uint64], FloatArray, Units, NDArray[Any], NDArray[Any]]:
+    """The rows of either sample by key, with keys and units, and how often each set has them.
 
     Beyond the largest key of a sample that is not complete, nobody knows what the set has, so rows
     end there; but not if the sets have nothing in common up to there. They are different then, or
@@ -202,7 +232,7 @@ def _side_by_side(
     units = numbered(np.concatenate(told)[first][:known]) if len(told) == 2 else None
     if units is None:
         units = near_duplicate_units(rows[:known])
-    return rows[:known], units, times[0][:known], times[1][:known]
+    return keys[:known], rows[:known], units, times[0][:known], times[1][:known]
 
 
 def _one_row_each(

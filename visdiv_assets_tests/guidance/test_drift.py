@@ -306,3 +306,14 @@ def test_the_same_sets_have_the_same_drift_each_time(icons):
         two.went,
     )
     assert one.angles.tolist() == two.angles.tolist()
+
+
+def test_a_new_placeholder_is_counted_whatever_its_key():
+    rows = np.random.default_rng(0).standard_normal((3001, 16))
+    for key in (0, 10_000):
+        keys = np.r_[np.arange(1, 3001), key].astype(np.uint64)
+        before = Sample.of(rows[:3000], keys=keys[:3000], capacity=500)
+        now = Sample.of(rows, np.r_[np.ones(3000, int), 1000], keys, capacity=500)
+        came, went = measure_drift(before, now), measure_drift(now, before)
+        assert (came.came.images, came.went.images, came.stayed) == (1000, 0, 3000)
+        assert (went.came.images, went.went.images, went.stayed) == (0, 1000, 3000)
