@@ -93,6 +93,15 @@ def score(
             metavar="UNIT",
         ),
     ] = None,
+    reread: Annotated[
+        bool,
+        typer.Option(
+            "--reread",
+            help="Read every image again, for sources where images change without a change of "
+            "size or time. Only what has really changed is embedded.",
+            metavar="",
+        ),
+    ] = False,
     json_output: Annotated[
         bool,
         typer.Option("--json", help="Print one JSON object for each dataset.", metavar=""),
@@ -158,6 +167,7 @@ def score(
                             slices=registered.slices if registered else None,
                             sampling_unit=unit or _unit_of(registered),
                             precision=precision or _precision_of(registered),
+                            reread=reread,
                             on_progress=on_progress,
                         )
                 except VisdivError as error:

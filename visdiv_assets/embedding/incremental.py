@@ -48,13 +48,15 @@ def embed_manifest(
     embedder: Embedder,
     store: Store,
     *,
+    reread: bool = False,
     on_progress: OnProgress | None = None,
 ) -> tuple[EmbeddingIndex, int]:
     """Embed every decodable image of a manifest that is not in the store yet.
 
-    Unchanged images are not opened. Content that was embedded before, in any dataset, is not
-    embedded again. Content that could not be decoded before is not tried again, unless the failure
-    may be temporary. Rows are committed along the way, so an interrupted call loses little.
+    Unchanged images are not opened, unless all are to be read again. Content that was embedded
+    before, in any dataset, is not embedded again. Content that could not be decoded before is not
+    tried again, unless the failure may be temporary. Rows are committed along the way, so an
+    interrupted call loses little.
 
     Returns:
         the index, which is also written to the store, and the number of images that went through
@@ -64,7 +66,7 @@ def embed_manifest(
     known = store.key_index(model_id)
     older = _OlderVersion(embedder, store)
     previous = store.earlier_indexes(dataset)
-    keys = _keys_of_unchanged(manifest, previous)
+    keys = _keys_of_unchanged(manifest, () if reread else previous)
     # By content, since many files may share it.
     undecodable = _failures_that_stay(previous, embedder.decoding)
     missing = known.find(keys)[0] < 0

@@ -78,6 +78,7 @@ def embed_dataset(
     *,
     precision: float | None = None,
     sampling_unit: SamplingUnit = "near-duplicates",
+    reread: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Embedded:
     """Embed what is missing of a manifest, and note in the warehouse what failed.
@@ -94,6 +95,7 @@ def embed_dataset(
         precision: embed random samples, each larger than the one before, until half the width of
             the corrected score's 95 % interval is no more than this; everything when None.
         sampling_unit: what that score takes for one piece of evidence.
+        reread: read and hash every image again, also where size and time are unchanged.
         on_progress: told of progress.
 
     Raises:
@@ -101,7 +103,9 @@ def embed_dataset(
     """
     n_new = 0
     for chosen in [manifest] if precision is None else _growing(manifest):
-        index, embedded = _embed_soundly(dataset, chosen, source, embedder, store, on_progress)
+        index, embedded = _embed_soundly(
+            dataset, chosen, source, embedder, store, on_progress, reread=reread
+        )
         n_new += embedded
         if precision is None or chosen is manifest or not index.n_images:
             break
@@ -136,10 +140,12 @@ def _embed_soundly(
     embedder: Embedder,
     store: Store,
     on_progress: OnProgress | None,
+    *,
+    reread: bool,
 ) -> tuple[EmbeddingIndex, int]:
     """`embed_manifest`, and once more if rows that it found in the store are damaged."""
     index, embedded = embed_manifest(
-        dataset, manifest, source, embedder, store, on_progress=on_progress
+        dataset, manifest, source, embedder, store, reread=reread, on_progress=on_progress
     )
     if not store.retire_damaged(embedder.model_id, index.segments()):
         return index, embedded
@@ -276,6 +282,7 @@ def evaluate(
     slices: Slices = None,
     sampling_unit: SamplingUnit = "near-duplicates",
     precision: float | None = None,
+    reread: bool = False,
     on_progress: OnProgress | None = None,
 ) -> tuple[Evaluation, Embedded]:
     """All four steps, one after the other; arguments as theirs.
@@ -294,6 +301,7 @@ def evaluate(
         warehouse,
         precision=precision,
         sampling_unit=sampling_unit,
+        reread=reread,
         on_progress=on_progress,
     )
     scored = embedded.manifest.fingerprint

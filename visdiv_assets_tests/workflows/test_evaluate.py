@@ -310,6 +310,24 @@ def test_what_is_much_of_a_dataset_is_kept_however_its_index_is_read(home, folde
     assert again.everything.counts.max() == 20
 
 
+def test_an_image_that_changed_in_secret_is_noticed_when_all_are_read_again(home):
+    before, _ = score(home)
+    path = sorted(home.images.rglob("*.png"))[0]
+    stat = path.stat()
+    write_image(path, seed=77)
+    path.write_bytes(path.read_bytes().ljust(stat.st_size, b"\0")[: stat.st_size])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    unnoticed, embedded = score(home)
+    assert (unnoticed.diversity_score, embedded.n_new) == (before.diversity_score, 0)
+    source = DirectorySource(home.images)
+    arguments = "dataset", source, FakeEmbedder(), home.store, home.warehouse
+    noticed, embedded = evaluate(*arguments, reread=True)
+    assert embedded.n_new == 1
+    assert noticed.diversity_score != before.diversity_score
+    again, embedded = evaluate(*arguments, reread=True)
+    assert (again.diversity_score, embedded.n_new) == (noticed.diversity_score, 0)
+
+
 def test_moments_of_an_unchanged_dataset_are_not_summed_again(home, monkeypatch):
     score(home)
     read = count_rows(monkeypatch)
