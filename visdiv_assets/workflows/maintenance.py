@@ -97,10 +97,12 @@ def clean_up(
     pinned = [each for name in sorted(names) if (each := warehouse.baseline(name)) is not None]
     kept = retained(evaluations, pinned, project.settings.keep, now)
     newest = {each.dataset: each.where for each in evaluations}
+    # The list that was seen last; if a sample of it was scored, it has no evaluation of its own.
+    seen = {(name, "", store.latest_fingerprint(name)[0] or "") for name in names}
     files = files_of(store)
     plan = plan_cleaning(
         store,
-        {each.where for each in kept} | set(newest.values()),
+        {each.where for each in kept} | set(newest.values()) | seen,
         set(newest.values()),
         now=now.timestamp(),
         grace=grace,

@@ -141,6 +141,20 @@ def test_an_evaluation_after_a_clean_up_embeds_only_what_is_new(home):
     assert embedded.n_new == 1
 
 
+def test_the_list_of_which_a_sample_was_scored_stays(home, monkeypatch):
+    monkeypatch.setattr("visdiv_assets.spectral.progressive.FIRST_SIZE", 60)
+    for number in range(80):
+        write_image(home.images / f"a/{number}.png", seed=number)
+    source = DirectorySource(home.images / "a")
+    evaluation, _ = evaluate(
+        "dataset", source, FakeEmbedder(), home.store, home.warehouse, precision=0.4
+    )
+    assert evaluation.is_sample
+    grow_old(home)
+    assert gc(home).plan.remove == []
+    assert len(home.store.latest_manifest("dataset")) == 80
+
+
 def test_a_dataset_that_the_results_do_not_know_is_left_alone(home):
     nights(home, 4)
     nights(home, 4, "other", "b")
