@@ -139,9 +139,11 @@ def _store(root: Path) -> Iterator[Finding]:
     yield Finding(free > LITTLE_DISK, "store", f"{root}, {free / 1024**3:.0f} GiB free")
     store = Store(root)
     for model_id in store.model_ids():
-        names, index = store.segment_names(model_id), store.key_index(model_id)
-        damaged = len(names) - len(index.segments)
-        detail = f"{model_id}: {counted(len(index), 'image')} in {counted(len(names), 'segment')}"
+        names = store.segment_names(model_id)
+        found = (store.segment_keys(model_id, name) for name in names)
+        sizes = [len(each[0]) for each in found if each is not None]
+        damaged = len(names) - len(sizes)
+        detail = f"{model_id}: {counted(sum(sizes), 'image')} in {counted(len(names), 'segment')}"
         if damaged:
             detail += f", {damaged:,} of them damaged; their images will be embedded again"
         yield Finding(not damaged, "embeddings", detail)

@@ -6,8 +6,10 @@ Not here: reading, decoding and embedding images concurrently (`pipeline.py`).
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -63,13 +65,13 @@ def embed_manifest(
         the model.
     """
     model_id = embedder.model_id
-    known = store.key_index(model_id)
     older = _OlderVersion(embedder, store)
     previous = store.earlier_indexes(dataset)
+    known = _Known(store, model_id, previous)
     keys = _keys_of_unchanged(manifest, () if reread else previous)
     # By content, since many files may share it.
     undecodable = _failures_that_stay(previous, embedder.decoding)
-    missing = known.find(keys)[0] < 0
+    missing = known.places(keys, undecodable).row < 0
     given_up = np.isin(keys, list(undecodable)) if undecodable else np.zeros(len(keys), dtype=bool)
     to_read = np.flatnonzero((keys == NO_KEY) | (missing & ~given_up))
     ids = manifest.table["image_id"].take(pa.array(to_read))
@@ -117,14 +119,14 @@ def embed_manifest(
             done += 1
             tell()
     if embedded or adopted:
-        known = store.key_index(model_id)
+        known = _Known(store, model_id, previous)
 
     gone = Failure("its embedding is missing from the store", "")
 
     def failure(at: int) -> Failure:
         return unreadable.get(at) or undecodable.get(keys[at], gone)
 
-    table = _index_table(manifest, keys, failure, known)
+    table = _index_table(manifest, keys, failure, known.places(keys, undecodable))
     index = EmbeddingIndex(table.replace_schema_metadata({JUDGE: embedder.decoding.judge.encode()}))
     store.write_index(dataset, model_id, manifest.fingerprint, index)
     return index, embedded
@@ -149,6 +151,147 @@ def _failures_that_stay(
     return stay
 
 
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """Where contents are in the store.
+
+    Attributes:
+        segments: names of segments, sorted.
+        segment: for each content, a position in `segments`; -1 if it is not in the store.
+        row: for each content, its row in that segment, or -1.
+        flat: for each content, whether its picture is one flat colour, as far as is known.
+    """
+
+    segments: list[str]
+    segment: NDArray[np.int32]
+    row: NDArray[np.int32]
+    flat: NDArray[np.bool_]
+
+
+class _Known:
+    """Where content is: where the dataset's own indexes say, or else the store's key index.
+
+    The key index is opened when it is first needed, which for an unchanged dataset is never. What
+    either of them says holds if the segment is there and sound. Threads may share it.
+    """
+
+    def __init__(
+        self, store: Store, model_id: str, previous: Sequence[EmbeddingIndex] = ()
+    ) -> None:
+        self._store, self._model_id = store, model_id
+        self._lock = threading.Lock()
+        self._all: KeyIndex | None = None
+        self._flat: dict[str, NDArray[np.bool_] | None] = {}  # None: gone or damaged
+        self._own = self._confirmed(previous)
+
+    def __contains__(self, key: bytes) -> bool:
+        asked = np.array([key], dtype=f"S{KEY_BYTES}")
+        return key in self._own or bool(self._looked_up(asked)[1][0] >= 0)
+
+    def places(self, keys: Keys, given_up: Collection[bytes] = ()) -> _Places:
+        """Where each content is.
+
+        Args:
+            keys: content keys, or NO_KEY.
+            given_up: keys that are not looked up in the key index.
+        """
+        segment, row = self._own.find(keys)
+        sought = (row < 0) & (keys != NO_KEY)
+        if given_up and sought.any():
+            sought &= ~np.isin(keys, list(given_up))
+        names = list(self._own.segments)
+        if sought.any():
+            there, row[sought] = self._looked_up(keys[sought])
+            segment[sought] = np.where(there < 0, -1, there + len(names))
+            names += self._index().segments
+        return self._placed(names, segment, row)
+
+    def _placed(
+        self, names: Sequence[str], segment: NDArray[np.int32], row: NDArray[np.int32]
+    ) -> _Places:
+        """The places, with the names that they use, each once."""
+        used = [int(at) for at in np.unique(segment) if at >= 0]
+        distinct = sorted({names[at] for at in used})
+        numbers = {name: at for at, name in enumerate(distinct)}
+        number = np.full(len(names) + 1, -1, dtype=np.int32)  # the last is for -1
+        number[used] = [numbers[names[at]] for at in used]
+        segment = number[segment]
+        flat = np.zeros(len(row), dtype=np.bool_)
+        for at, mine in _by_segment(segment):
+            if (flats := self._flats(distinct[at])) is not None:
+                flat[mine] = flats[row[mine]]
+        return _Places(distinct, segment, row, flat)
+
+    def _looked_up(self, keys: Keys) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The places of keys in the segments of the key index, without those that are damaged."""
+        index = self._index()
+        while True:
+            segment, row = index.find(keys)
+            named = [index.segments[at] for at in np.unique(segment) if at >= 0]
+            damaged = [name for name in named if self._flats(name) is None]
+            if not damaged:
+                return segment, row
+            index.leave_out(damaged)
+
+    def _index(self) -> KeyIndex:
+        with self._lock:
+            if self._all is None:
+                self._all = self._store.key_index(self._model_id)
+            return self._all
+
+    def _flats(self, segment: str) -> NDArray[np.bool_] | None:
+        """Which pictures of a segment are flat; None if it is gone or damaged."""
+        if segment not in self._flat:
+            found = self._store.segment_keys(self._model_id, segment)
+            self._flat[segment] = None if found is None else found[1]
+        return self._flat[segment]
+
+    def _confirmed(self, previous: Sequence[EmbeddingIndex]) -> KeyIndex:
+        """The places in indexes of the dataset, as far as the segments of this model say the same.
+
+        The indexes may be of another model.
+        """
+        keys, names, segment, row = _places_in(previous)
+        sound = np.zeros(len(keys), dtype=np.bool_)
+        for at, mine in _by_segment(segment):
+            found = self._store.segment_keys(self._model_id, names[at])
+            self._flat[names[at]] = None if found is None else found[1]
+            if found is not None:
+                mine = mine[row[mine] < len(found[0])]
+                sound[mine] = found[0][row[mine]] == keys[mine]
+        return KeyIndex.of(names, keys[sound], segment[sound], row[sound])
+
+
+def _places_in(
+    indexes: Sequence[EmbeddingIndex],
+) -> tuple[Keys, list[str], NDArray[np.int64], NDArray[np.int64]]:
+    """The keys of all embedded images, names of segments, and each key's segment and row."""
+    numbers: dict[str, int] = {}  # the newest index comes first, and so do its segments
+    keys, segments, rows = [np.empty(0, f"S{KEY_BYTES}")], [], []
+    for index in indexes:
+        table = index.table.filter(pc.is_valid(index.table["row"]))
+        keys.append(to_keys(table["content_key"]))
+        rows.append(table["row"].to_numpy())
+        for chunk in table["segment"].chunks:
+            own = [numbers.setdefault(name, len(numbers)) for name in chunk.dictionary.to_pylist()]
+            segments.append(np.array(own, dtype=np.int64)[chunk.indices.to_numpy()])
+    nothing = np.empty(0, dtype=np.int64)
+    return (
+        np.concatenate(keys),
+        list(numbers),
+        np.concatenate([nothing, *segments]),
+        np.concatenate([nothing, *rows]),
+    )
+
+
+def _by_segment(segment: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """Each number of a segment that occurs, and where it does; without -1."""
+    order = np.argsort(segment, kind="stable")
+    for mine in np.split(order, np.flatnonzero(np.diff(segment[order])) + 1):
+        if len(mine) and segment[mine[0]] >= 0:
+            yield int(segment[mine[0]]), mine
+
+
 class _OlderVersion:
     """Vectors of the same model by an older version, which decoded some images differently."""
 
@@ -158,8 +301,8 @@ class _OlderVersion:
         self._model_id = embedder.model_id.replace(decoding.name, decoding.older_name)
 
     @cached_property
-    def _known(self) -> KeyIndex:
-        return self._store.key_index(self._model_id)
+    def _known(self) -> _Known:
+        return _Known(self._store, self._model_id)
 
     def has(self, key: bytes) -> bool:
         """Whether there is one for this content."""
@@ -167,22 +310,23 @@ class _OlderVersion:
 
     def vector(self, key: bytes) -> NDArray[np.float32]:
         """The vector of a content that it has, shape (D,), float32."""
-        [segment], [row] = self._known.find(np.array([key], dtype=f"S{KEY_BYTES}"))
-        rows = self._store.rows(self._model_id, self._known.segments[segment])
-        vector: NDArray[np.float32] = rows[row].astype(np.float32)
+        places = self._known.places(np.array([key], dtype=f"S{KEY_BYTES}"))
+        [segment] = places.segments
+        rows = self._store.rows(self._model_id, segment)
+        vector: NDArray[np.float32] = rows[places.row[0]].astype(np.float32)
         return vector
 
 
 class _Claim:
     """Whether to embed content: not in the store, not known to fail, and not claimed before."""
 
-    def __init__(self, known: KeyIndex, given_up: Iterable[bytes]) -> None:
+    def __init__(self, known: _Known, given_up: Iterable[bytes]) -> None:
         self._known = known
         self._claimed = {key.ljust(KEY_BYTES, b"\0") for key in given_up}
         self._lock = threading.Lock()
 
     def __call__(self, key: bytes) -> bool:
-        if key in self._known:
+        if key in self._claimed or key in self._known:
             return False
         with self._lock:
             if key in self._claimed:
@@ -208,13 +352,12 @@ def _keys_of_unchanged(manifest: Manifest, previous: Sequence[EmbeddingIndex]) -
 
 
 def _index_table(
-    manifest: Manifest, keys: Keys, failure: Callable[[int], Failure], known: KeyIndex
+    manifest: Manifest, keys: Keys, failure: Callable[[int], Failure], places: _Places
 ) -> pa.Table:
-    segment, row = known.find(keys)
-    missing = row < 0
+    missing = places.row < 0
     failures = [failure(at) for at in np.flatnonzero(missing).tolist()]
     names = pa.DictionaryArray.from_arrays(
-        pa.array(segment, mask=missing), pa.array(known.segments, type=pa.string())
+        pa.array(places.segment, mask=missing), pa.array(places.segments, type=pa.string())
     )
     buffer = pa.Array.from_buffers(
         pa.binary(KEY_BYTES), len(keys), [None, pa.py_buffer(keys.tobytes())]
@@ -226,10 +369,10 @@ def _index_table(
             "version": manifest.table["version"],
             "content_key": pc.if_else(pa.array(keys != NO_KEY), buffer, None),
             "segment": names,
-            "row": pa.array(row, mask=missing),
+            "row": pa.array(places.row, mask=missing),
             "reason": _told([each.reason for each in failures], missing),
             "exception": _told([each.exception for each in failures], missing),
-            "flat": pa.array(known.is_flat(keys)),
+            "flat": pa.array(places.flat),
         },
         schema=INDEX_SCHEMA,
     )

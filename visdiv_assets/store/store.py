@@ -5,6 +5,7 @@ embed (`embedding/incremental.py`).
 
     manifests/<dataset>/<fingerprint>.parquet          images of a source; `latest` names one
     embeddings/<model id>/<segment>.npy + .parquet     float16 rows and their content keys
+    embeddings/<model id>/.keys/<hash>.run             content key → segment, row; made of segments
     indexes/<dataset>/<model id>/<fingerprint>.parquet image → content key → segment, row
     moments/<dataset>/<model id>/<fingerprint>.npz     n, Σx, Σxxᵀ, a sample; .slices: of slices
 
@@ -19,6 +20,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ from visdiv_assets.store.files import (
     write_table,
 )
 from visdiv_assets.store.index import KEPT_COLUMNS, EmbeddingIndex, Keys, to_keys
-from visdiv_assets.store.key_index import KeyIndex
+from visdiv_assets.store.key_index import RUNS_FOLDER, KeyIndex, RunFolder
 from visdiv_assets.store.segments import ROWS_DIGEST, SegmentWriter, digest_of
 
 logger = logging.getLogger(__name__)
@@ -175,7 +177,14 @@ class Store:
 
     def segment_names(self, model_id: str) -> list[str]:
         """The committed segments of a model, sorted."""
-        return sorted(path.stem for path in self._segments(model_id).glob("[!.]*.parquet"))
+        try:
+            with os.scandir(self._segments(model_id)) as entries:
+                names = [entry.name for entry in entries]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        ending = ".parquet"
+        stems = (name.removesuffix(ending) for name in names if name.endswith(ending))
+        return sorted(stem for stem in stems if SAFE_NAME.fullmatch(stem))
 
     def rows(self, model_id: str, segment: str) -> NDArray[np.float16]:
         """The vectors of a segment, memory-mapped, shape (rows, D), float16.
@@ -247,24 +256,40 @@ class Store:
             return sum(threads.map(is_damaged, segments))
 
     def key_index(self, model_id: str) -> KeyIndex:
-        """Read the keys of all segments, except damaged ones, whose images are embedded again."""
-        keys: dict[str, Keys] = {}
-        flat: dict[str, NDArray[np.bool_]] = {}
-        for name in self.segment_names(model_id):
-            path = self._segments(model_id) / f"{name}.parquet"
-            try:
-                with noticing_damage(path, "its images are embedded again"):
-                    table = read_table(path)
-                    keys_here = to_keys(table["content_key"])
-                    if len(_mapped(path.with_suffix(".npy"))) != len(keys_here):
-                        raise ValueError("the numbers of rows and keys differ")
-                    if "flat" in table.column_names:
-                        flat[name] = pc.fill_null(table["flat"], False).to_numpy()
-            except (DamagedError, FileNotFoundError):
-                _warn_of_damage(path)
-                continue
-            keys[name] = keys_here
-        return KeyIndex.of(keys, flat)
+        """An index of the keys of all segments.
+
+        The keys of segments are read when they are new. So a segment that the index names may have
+        been damaged since: `segment_keys` tells.
+        """
+
+        def keys_of(segment: str) -> Keys | None:
+            found = self.segment_keys(model_id, segment)
+            return None if found is None else found[0]
+
+        folder = self._segments(model_id)
+        names = partial(self.segment_names, model_id)
+        return RunFolder(folder / RUNS_FOLDER, names, keys_of).index()
+
+    def segment_keys(self, model_id: str, segment: str) -> tuple[Keys, NDArray[np.bool_]] | None:
+        """The content keys of a segment in order of rows, and which pictures are flat.
+
+        None if it is gone, or damaged, so that its images are embedded again.
+        """
+        path = self._below("embeddings", model_id, f"{segment}.parquet")
+        if not path.exists():
+            return None
+        try:
+            with noticing_damage(path, "its images are embedded again"):
+                table = read_table(path)
+                keys = to_keys(table["content_key"])
+                if len(_mapped(path.with_suffix(".npy"))) != len(keys):
+                    raise ValueError("the numbers of rows and keys differ")
+                if "flat" not in table.column_names:  # written by an older version
+                    return keys, np.zeros(len(keys), dtype=np.bool_)
+                return keys, pc.fill_null(table["flat"], False).to_numpy()
+        except (DamagedError, FileNotFoundError):
+            _warn_of_damage(path)
+            return None
 
     def segment_time(self, model_id: str, segment: str) -> int:
         """When the vectors of a segment were written, in ns; raises OSError if it is missing."""

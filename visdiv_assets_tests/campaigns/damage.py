@@ -283,7 +283,8 @@ def _role(path: Path, store: Path) -> str:
     """`moments/birds/2.npz`: hashes become the file's number among its like, by age."""
     parts = list(path.relative_to(store).parts)
     if len(parts) > 2 and parts[0] != "manifests":
-        parts.remove(path.parent.name)  # the model id
+        beside = path.parent.parent if path.parent.name == ".keys" else path.parent
+        parts.remove(beside.name)  # the model id
     if re.fullmatch("[0-9a-f]{16,}", path.stem):
         like = sorted(path.parent.glob(f"*{path.suffix}"), key=lambda each: each.stat().st_mtime_ns)
         parts[-1] = f"{like.index(path) + 1}{path.suffix}"

@@ -18,6 +18,7 @@ STRATA = (
     ("manifests/birds/latest", "random bytes"),
     ("manifests/birds/2.parquet", "cut in half"),
     ("embeddings/2.npy", "zeroed in the middle"),
+    ("embeddings/.keys/1.run", "zeroed in the middle"),
     ("indexes/birds/2.parquet", "emptied"),
     ("visdiv.duckdb", "zeroed in the middle"),
 )
@@ -25,6 +26,7 @@ MORE = (
     ("moments/birds/2.npz", "cut at its end"),
     ("moments/birds/2.slices", "zeroed"),
     ("embeddings/1.npy", "random bytes"),
+    ("embeddings/.keys/1.run", "a folder instead"),
     ("indexes/birds/2.parquet", "zeroed in the middle"),
     (".visdiv.duckdb.lock", "a folder instead"),
 )

@@ -30,7 +30,7 @@ from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.score import diversity
 from visdiv_assets.store import segments
 from visdiv_assets.store.contents import Contents
-from visdiv_assets.store.index import KEY_BYTES, content_key
+from visdiv_assets.store.index import KEY_BYTES, EmbeddingIndex, content_key
 from visdiv_assets.store.segments import SegmentWriter, to_grid
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
@@ -106,6 +106,80 @@ def test_of_many_images_only_the_changed_one_is_opened_and_embedded(folder, stor
     source = WatchedSource(folder)
     index, embedded = run(source, store)
     assert (index.n_images, embedded, source.read_ids) == (20, 1, ["007.png"])
+
+
+def test_an_unchanged_dataset_reads_no_key_index(folder, store, monkeypatch):
+    (folder / "broken.png").write_bytes(b"I am not an image")
+    write_image(folder / "copy.png", seed=5)
+    before, _ = run(folder, store)
+    monkeypatch.setattr(Store, "key_index", None)
+    index, embedded = run(folder, store, UnloadedEmbedder())
+    assert (index.n_images, index.n_failed, embedded) == (21, 1, 0)
+    assert index.table.equals(before.table)
+    (folder / "003.png").unlink()
+    (folder / "004.png").rename(folder / "renamed.png")
+    assert run(folder, store, UnloadedEmbedder())[0].n_images == 20
+
+
+def test_the_key_index_is_looked_up_where_the_dataset_does_not_know(folder, store, tmp_path):
+    run(folder, store)
+    some = tmp_path / "some"
+    some.mkdir()
+    for name in ("003.png", "007.png"):
+        shutil.copy(folder / name, some)
+    write_image(some / "own.png", seed=1000)
+    index, embedded = run(some, store, dataset="another")
+    assert (index.n_images, embedded) == (3, 1)
+    assert [each.name for each in (store.root / "embeddings/fake/.keys").iterdir()]
+    # What another dataset embeds later is known to it, too.
+    write_image(folder / "new.png", seed=1000)
+    assert run(folder, store, UnloadedEmbedder())[1] == 0
+
+
+@pytest.mark.parametrize("what", ["cut", "zeroed", "deleted"])
+def test_a_damaged_run_costs_no_embedding(folder, store, tmp_path, what):
+    before, _ = run(folder, store)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    [path] = (store.root / "embeddings/fake/.keys").iterdir()
+    size = path.stat().st_size
+    if what == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: size // 2] if what == "cut" else bytes(size))
+    index, embedded = run(copy, store, UnloadedEmbedder(), dataset="another")
+    assert (index.n_images, embedded) == (20, 0)
+    assert index.table["row"].equals(before.table["row"])
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_content_of_another_datasets_damaged_segment_is_embedded_again(
+    folder, store, small_segments, tmp_path, suffix
+):
+    run(folder, store)
+    path = store.root / "embeddings/fake" / f"{store.segment_names('fake')[2]}{suffix}"
+    path.write_bytes(path.read_bytes()[:-1])
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    index, embedded = run(copy, store, dataset="another")
+    assert (index.n_images, embedded) in [(20, 3), (20, 2)]  # the last segment holds two
+
+
+def test_a_place_that_the_segment_does_not_confirm_is_not_believed(folder, store):
+    before, _ = run(folder, store)
+    rows = np.roll(before.table["row"].to_numpy(), 1)
+    at = before.table.schema.get_field_index("row")
+    wrong = before.table.set_column(at, before.table.schema.field(at), [rows])
+    store.write_index("dataset", "fake", "0", EmbeddingIndex(wrong))
+    index, embedded = run(folder, store, UnloadedEmbedder())
+    assert embedded == 0
+    assert index.table.equals(before.table)
+
+
+def test_an_index_of_another_model_names_no_places(folder, store, small_segments):
+    first, _ = run(folder, store)
+    run(folder, store, FakeEmbedder("other", batch_size=7))
+    index, embedded = run(folder, store, UnloadedEmbedder())  # of the first model again
+    assert embedded == 0
+    assert add_up(store, index).outer.tobytes() == add_up(store, first).outer.tobytes()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -163,6 +164,9 @@ def test_what_the_system_refuses_is_no_damage(home, number, monkeypatch):
         return load(path, **options)
 
     monkeypatch.setattr(np, "load", refuse)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        store.segment_keys("fake", *store.segment_names("fake"))
+    shutil.rmtree(store.root / "embeddings/fake/.keys")
     with pytest.raises(OSError, match=os.strerror(number)):
         store.key_index("fake")
     monkeypatch.undo()
