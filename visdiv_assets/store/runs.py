@@ -47,7 +47,7 @@ Places = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
 class DamagedRunError(VisdivError):
-    """A run does not hold what was written to it. Nothing is lost: it is made of segments."""
+    """What was written to a run cannot be read. Nothing is lost: it is made of segments."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(f"{path} is damaged; it is made again")
@@ -224,7 +224,11 @@ class Run:
     def _blocks(self, first: int, end: int) -> Entries:
         """Consecutive blocks, verified."""
         stop = min(end * BLOCK, self._n)
-        data = self._read(first * BLOCK * ENTRY.itemsize, stop * ENTRY.itemsize)
+        try:
+            data = self._read(first * BLOCK * ENTRY.itemsize, stop * ENTRY.itemsize)
+        except OSError as error:  # a bad sector; or a file on NFS that another machine has removed
+            assert self.path is not None
+            raise DamagedRunError(self.path) from error
         if self.path is None:
             return np.frombuffer(data, dtype=ENTRY)
         if len(data) != (stop - first * BLOCK) * ENTRY.itemsize:

@@ -267,6 +267,21 @@ def test_whatever_happens_to_a_run_all_keys_are_found(segments, kind, when):
     assert len(Run.open(path)) == 9000
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_run_that_the_disk_no_longer_gives_is_made_again(segments, monkeypatch, number):
+    index, pread, refused = segments.index(), os.pread, []
+
+    def refuse_once(*arguments):
+        if not refused:
+            refused.append(arguments)
+            raise OSError(number, os.strerror(number))
+        return pread(*arguments)
+
+    monkeypatch.setattr(os, "pread", refuse_once)
+    assert found(index, segments.keys["b"][:9]) == [("b", row) for row in range(9)]
+    assert refused
+
+
 @given(st.integers(0, 10**6))
 def test_any_bit_that_is_flipped_hides_no_key(at):
     with tempfile.TemporaryDirectory() as folder, small(16, 2, 0):
