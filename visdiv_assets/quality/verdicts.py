@@ -67,7 +67,7 @@ def judge_score(score: float | None, threshold: float, many_times: float | None 
     Args:
         score: the score that is judged; None if it cannot be told.
         threshold: the dataset's.
-        many_times: the score as it is, if these are few images many times.
+        many_times: the score as it is, if these are few images many times, or nearly one image.
 
     Example:
         >>> judge_score(0.28, threshold=0.30).severity

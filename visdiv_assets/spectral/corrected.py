@@ -208,7 +208,7 @@ def corrected(
     units = units_of(sample) if units is None else units
     data = _spectral(sample, units)
     about = None if origin is None else sample.moments.about(origin)
-    alike = 0.0 if about is None else _alike(about)
+    alike = 0.0 if about is None or data is None else _alike(sample, about, data)
     enough = ENOUGH_UNITS * (ENOUGH_IF_ALIKE / ENOUGH_UNITS) ** alike
     if data is None or round(data.n_units, 9) < round(enough, 9):
         return CorrectedScore.unknown(n, 0.0 if data is None else data.n_units)
@@ -309,12 +309,16 @@ class _Estimate:
     unseen: float = 0.0
 
 
-def _alike(moments: Moments) -> float:
-    """How far images are nearly one image, in [0, 1]."""
-    squares = float(np.trace(moments.outer)) / moments.n
+def _alike(sample: Sample, about: Moments, data: _Spectral) -> float:
+    """How far what was drawn is nearly one image, in [0, 1]; not counting what is known."""
+    rows = sample.everything.rows + (about.mean - sample.moments.mean)
+    with np.errstate(invalid="ignore", over="ignore"):
+        mean = (about.mean - data.known @ rows) / data.drawn
+        squares = float(np.trace(about.outer)) / about.n
+        squares = (squares - float(data.known @ np.sum(rows**2, axis=1))) / data.drawn
     if not 0 < squares < np.inf:
         return 1.0
-    spread = 1 - float(moments.mean @ moments.mean) / squares
+    spread = 1 - float(mean @ mean) / squares
     return float(np.clip((NOT_ALIKE - spread) / (NOT_ALIKE - ALIKE), 0.0, 1.0))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from visdiv_assets.quality.ratings import (
+    NEARLY_ONE,
     Rated,
     Reading,
     is_many_times,
@@ -147,11 +148,14 @@ class Evaluation:
 
     @property
     def is_one_many_times(self) -> bool:
-        """Whether few contents are repeated so often that this is the finding."""
-        return (
-            self.corrected_score is None
-            and self.n_units is not None
-            and is_many_times(self.n_images, self.n_units)
+        """Whether few contents occur so often, or many so alike, that this is the finding."""
+        from visdiv_assets.spectral.corrected import ENOUGH_UNITS  # SciPy takes a while to load
+
+        if self.corrected_score is not None or self.n_units is None:
+            return False
+        alike = self.spread is not None and self.spread < NEARLY_ONE
+        return is_many_times(self.n_images, self.n_units) or (
+            alike and self.n_units >= ENOUGH_UNITS
         )
 
     @property

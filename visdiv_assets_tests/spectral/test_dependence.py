@@ -248,3 +248,13 @@ def test_copies_change_no_interval_where_images_are_alike():
     )
     assert (tenfold.score, tenfold.high) == pytest.approx((once.score, once.high), rel=1e-6)
     assert once.high / once.score > once.score / once.low  # other images may be missing
+
+
+def test_copies_of_one_picture_among_others_leave_a_score_that_falls(icons):
+    others = corrected(of_images(icons[:60]))
+    flooded = corrected(
+        of_images(np.concatenate([icons[:60], np.repeat(icons[60:61], 400, axis=0)]))
+    )
+    assert not others.too_few
+    assert not flooded.too_few  # though nearly all is one picture
+    assert flooded.high < others.low

@@ -173,3 +173,12 @@ def test_the_scores_before_and_after_removing_duplicates_are_of_one_kind(clips, 
     assert not found.near_clusters
     before, after = found.before.corrected, found.after.corrected
     assert (before.score, before.low, before.high) == (after.score, after.low, after.high)
+
+
+def test_what_is_nearly_one_image_is_judged_as_it_is(clips):
+    alike = replace(
+        score(clips), corrected_score=None, n_units=100.0, spread=0.3, diversity_score=0.1
+    )
+    assert alike.many_times_score == 0.1
+    assert replace(alike, spread=0.8).many_times_score is None
+    assert replace(alike, n_units=30.0).many_times_score is None
