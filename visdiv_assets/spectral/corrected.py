@@ -38,7 +38,7 @@ ESTIMATOR = 2
 ENOUGH_UNITS, ENOUGH_IF_ALIKE = 50, 250
 
 # Images are not alike, or are as alike as it gets, from this spread around their mean on.
-NOT_ALIKE, ALIKE = 0.6, 0.4
+NOT_ALIKE, ALIKE = 0.7, 0.5
 
 LEVEL = 0.95
 
