@@ -118,15 +118,16 @@ def embed_manifest(
                 undecodable[keys[at]] = outcome.failure
             done += 1
             tell()
+    places = known.places(keys, undecodable)
     if embedded or adopted:
-        known = _Known(store, model_id, previous)
+        places = known.together(places, _Known(store, model_id).places(keys, undecodable))
 
     gone = Failure("its embedding is missing from the store", "")
 
     def failure(at: int) -> Failure:
         return unreadable.get(at) or undecodable.get(keys[at], gone)
 
-    table = _index_table(manifest, keys, failure, known.places(keys, undecodable))
+    table = _index_table(manifest, keys, failure, places)
     index = EmbeddingIndex(table.replace_schema_metadata({JUDGE: embedder.decoding.judge.encode()}))
     store.write_index(dataset, model_id, manifest.fingerprint, index)
     return index, embedded
@@ -205,6 +206,17 @@ class _Known:
             segment[sought] = np.where(there < 0, -1, there + len(names))
             names += self._index().segments
         return self._placed(names, segment, row)
+
+    def together(self, before: _Places, now: _Places) -> _Places:
+        """The places as they were, and those of what has been embedded since.
+
+        A clean-up may have set a segment aside meanwhile; it is there as long as it is named.
+        """
+        there = before.row >= 0
+        segment = np.where(there, before.segment, now.segment + len(before.segments))
+        segment[~there & (now.row < 0)] = -1
+        row = np.where(there, before.row, now.row)
+        return self._placed([*before.segments, *now.segments], segment.astype(np.int32), row)
 
     def _placed(
         self, names: Sequence[str], segment: NDArray[np.int32], row: NDArray[np.int32]

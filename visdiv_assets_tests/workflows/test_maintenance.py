@@ -206,6 +206,27 @@ def test_who_refers_to_a_segment_that_was_set_aside_reads_it_and_brings_it_back(
     assert set(index.table["segment"].unique().to_pylist()) <= segments(home)
 
 
+def test_a_segment_that_is_set_aside_under_a_run_loses_it_nothing(home):
+    nights(home, 6)
+    shutil.rmtree(home.images / "a")
+    for part in ("p", "q"):
+        write_image(home.images / f"b/{part}/0.png", seed=ord(part))  # of the first night
+        write_image(home.images / f"b/{part}/new.png", seed=5000 + ord(part))
+
+    class CleaningUp(FakeEmbedder):
+        def embed(self, pixels):
+            assert gc(home).plan.hide
+            return super().embed(pixels)
+
+    source = DirectorySource(home.images / "b")
+    embedder = CleaningUp()
+    evaluation, embedded = evaluate("other", source, embedder, home.store, home.warehouse)
+    assert (evaluation.n_images, evaluation.n_failed, embedded.n_new) == (4, 0, 2)
+    grow_old(home)
+    assert gc(home).plan.restore
+    assert verify(home.store) == []
+
+
 def test_images_that_come_back_are_embedded_again_and_their_segment_is_whole(home):
     nights(home, 6)
     gc(home)
