@@ -212,7 +212,8 @@ class _Known:
 
         A clean-up may have set a segment aside meanwhile; it is there as long as it is named.
         """
-        there = before.row >= 0
+        held = [self._store.holds(self._model_id, name) for name in before.segments]
+        there = np.array([*held, False])[before.segment]  # the last is for -1
         segment = np.where(there, before.segment, now.segment + len(before.segments))
         segment[~there & (now.row < 0)] = -1
         row = np.where(there, before.row, now.row)

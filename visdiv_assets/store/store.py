@@ -230,6 +230,11 @@ class Store:
         with noticing_damage(path, "its images are embedded again by the next evaluation"):
             self._verified_rows(path)
 
+    def holds(self, model_id: str, segment: str) -> bool:
+        """Whether a segment is there, if only set aside."""
+        path = self._below("embeddings", model_id, f"{segment}.npy")
+        return path.exists() and _key_file(path).exists()
+
     def folders_of(self, dataset: str) -> list[Path]:
         """The folders that hold what is kept of one dataset alone."""
         kinds = ("manifests", "indexes", "moments", "pictures")
