@@ -236,26 +236,12 @@ def print_evaluations(evaluations: "Sequence[Evaluation]") -> None:
             rating_text(each),
             f"{each.effective_rank:.1f}",
             f"{each.participation_ratio:.1f}",
-            f"{each.seconds:.1f} s",
+            f"{each.seconds:.1f} s" if each.seconds < 9.95 else f"{each.seconds:,.0f} s",
         )
     out.print(table)
     for each in evaluations:
         for sentence in sentences_on(each):
             say(f"{each.dataset}: {sentence}")
-
-
-def as_bytes(size: float) -> str:
-    """A size that people can read.
-
-    Example:
-        >>> as_bytes(0), as_bytes(1_530_000), as_bytes(12_000_000_000)
-        ('0 B', '1.5 MB', '12 GB')
-    """
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 999.5 or unit == "TB":
-            return f"{size:.1f} {unit}" if size < 9.95 and unit != "B" else f"{size:.0f} {unit}"
-        size /= 1000
-    raise AssertionError
 
 
 def rating_text(evaluation: "Evaluation") -> str:

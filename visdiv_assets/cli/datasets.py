@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -19,7 +20,6 @@ from visdiv_assets.cli.console import (
     Config,
     Json,
     Name,
-    as_bytes,
     clear_errors,
     compact_table,
     dataset_called,
@@ -247,7 +247,7 @@ def remove(
     else:
         out.print(f"{name} is no longer registered; its history is kept", markup=False)
     if purge:
-        out.print(f"{as_bytes(freed)} were deleted", markup=False)
+        out.print(f"{decimal(freed)} were deleted", markup=False)
 
 
 @commands.command(

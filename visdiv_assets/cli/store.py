@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
+from rich.filesize import decimal
 from rich.table import Table
 
 from visdiv_assets.cli.console import (
     EXIT_ERROR,
     Config,
     Json,
-    as_bytes,
     clear_errors,
     err,
     open_project,
@@ -61,7 +61,7 @@ def stats(json_output: Json = False, config: Config = None) -> None:
         table.add_column("dataset")
         table.add_column("size, without embeddings", justify="right")
         for dataset, size in largest[:DATASETS_SHOWN]:
-            table.add_row(dataset, as_bytes(size))
+            table.add_row(dataset, decimal(size))
         out.print(table)
         if len(largest) > DATASETS_SHOWN:
             say(f"and {counted(len(largest) - DATASETS_SHOWN, 'smaller dataset')}")
@@ -115,9 +115,9 @@ def gc(
             say(f"{segments} of embeddings that nothing refers to {when}")
         if plan.restore:
             say(f"{counted(len(plan.restore), 'segment')} came back into use")
-        sizes_told = f"{as_bytes(done.before)} before, {as_bytes(done.after)} after"
-        if not plan.remove and not plan.hide:
-            say(f"nothing can go; the store has {as_bytes(done.before)}")
+        sizes_told = f"{decimal(done.before)} before, {decimal(done.after)} after"
+        if not plan.remove and not plan.hide and not plan.restore:
+            say(f"nothing can go; the store has {decimal(done.before)}")
         elif apply:
             say(sizes_told)
         else:
@@ -164,8 +164,8 @@ def _table(heading: str, by_kind: dict[str, tuple[int, int]]) -> Table:
     table.add_column("files", justify="right")
     table.add_column("size", justify="right")
     for kind, (number, size) in by_kind.items():
-        table.add_row(kind, f"{number:,}", as_bytes(size))
+        table.add_row(kind, f"{number:,}", decimal(size))
     total = [sum(each) for each in zip(*by_kind.values(), strict=True)] or [0, 0]
     table.add_section()
-    table.add_row("together", f"{total[0]:,}", as_bytes(total[1]))
+    table.add_row("together", f"{total[0]:,}", decimal(total[1]))
     return table

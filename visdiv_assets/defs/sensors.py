@@ -337,7 +337,7 @@ def _noted(
         return _note_failed(instance, run, record.timestamp, configured, store)
     except (VisdivError, OSError, sqlite3.OperationalError):  # it may be better later
         raise
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001  its record may hold anything
         return redacted(f"{type(error).__name__}: {error}")
 
 

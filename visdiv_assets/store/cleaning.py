@@ -14,6 +14,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,16 +139,14 @@ def plan_cleaning(
 def _newest_indexes(files: Iterable[StoredFile]) -> set[Path]:
     """Of each dataset, the newest index, and the newest of all images: they know unchanged ones."""
     newest: dict[tuple[str, bool], StoredFile] = {}
-    for file in sorted((each for each in files if each.kind == "indexes"), key=_age):
+    for file in sorted(
+        (each for each in files if each.kind == "indexes"), key=attrgetter("changed")
+    ):
         dataset = file.path.parts[-3]
         newest[dataset, False] = file
         if SAMPLE_MARK not in file.path.stem:
             newest[dataset, True] = file
     return {file.path for file in newest.values()}
-
-
-def _age(file: StoredFile) -> float:
-    return file.changed
 
 
 def _named_segments(

@@ -48,7 +48,6 @@ from visdiv_assets.warehouse.state.outbox import (
 from visdiv_assets.warehouse.state.registry import (
     DERIVED,
     own_evaluations_after,
-    registered_again,
     registered_at,
 )
 from visdiv_assets.warehouse.warehouse import Warehouse
@@ -422,7 +421,6 @@ def due_tonight(
         now: the current time.
     """
     since, asked, evaluated = registered_at(state), nights(state), _evaluated_at(state)
-    again = registered_again(state)
     due: dict[str, Night] = {}
     for name in names:
         last = asked.get(name)
@@ -436,9 +434,10 @@ def due_tonight(
         registered = since.get(name) if name else min(since.values(), default=None)
         # It was registered tonight, and its first evaluation needs no night. For one that was there
         # before, none may come: its source can be as it was scored then.
-        first = name not in again or evaluated.get(name, begun) > begun
-        if registered and begun < as_time(registered) <= scheduled and first:
-            continue
+        if registered and begun < as_time(registered) <= scheduled:
+            was_there = own_evaluations_after(state, name) > 0
+            if not was_there or evaluated.get(name, begun) > begun:
+                continue
         due[name] = Night(night.isoformat(), before + 1, now.timestamp())
     note_nights(state, due)
     return list(due)

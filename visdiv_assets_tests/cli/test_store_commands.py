@@ -6,7 +6,6 @@ import os
 import pytest
 from typer.testing import CliRunner
 
-from visdiv_assets.cli.console import as_bytes
 from visdiv_assets.cli.main import app
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.store.store import Store
@@ -97,10 +96,3 @@ def test_a_dataset_that_was_removed_before_can_be_purged_later(run, tmp_path):
     assert (tmp_path / "store/moments/birds").exists()
     run("remove", "birds", "--purge")
     assert not (tmp_path / "store/moments/birds").exists()
-
-
-@pytest.mark.parametrize(
-    ("size", "text"), [(999, "999 B"), (99_950_000, "100 MB"), (1e18, "1000000 TB")]
-)
-def test_sizes_are_told_in_few_digits(size, text):
-    assert as_bytes(size) == text

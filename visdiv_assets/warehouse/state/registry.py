@@ -70,16 +70,6 @@ def registered_at(state: StateFile) -> dict[str, str]:
         return {row["dataset"]: row["registered_at"] for row in rows if row["registered_at"]}
 
 
-def registered_again(state: StateFile) -> set[str]:
-    """The datasets that were registered once before, and have been scored then for all we know."""
-    with state.reading() as connection:
-        query = (
-            "SELECT dataset FROM registrations WHERE registered_at != '' AND after_evaluation > 0"
-        )
-        rows = connection.execute(query) if connection else ()
-        return {row["dataset"] for row in rows}
-
-
 def own_evaluations_after(state: StateFile, dataset: str) -> int:
     """The number of the last evaluation that belongs to an earlier dataset of that name."""
     with state.reading() as connection:
