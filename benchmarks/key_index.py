@@ -26,9 +26,10 @@ from benchmarks.made_up import DIMENSION, machine, peak_megabytes, random_keys
 from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.weights import ONNX_CHECKPOINT
 from visdiv_assets.sources.directory import DirectorySource
-from visdiv_assets.store.files import write_table
+from visdiv_assets.store.files import writing
 from visdiv_assets.store.index import KEY_BYTES, Keys
 from visdiv_assets.store.key_index import RUNS_FOLDER
+from visdiv_assets.store.objects import write_atomically
 from visdiv_assets.store.segments import SEGMENT_ROWS
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
@@ -55,7 +56,7 @@ def write_others(folder: Path, n_segments: int) -> None:
             np.lib.format.write_array_header_1_0(file, header)
             file.truncate(file.tell() + SEGMENT_ROWS * DIMENSION * 2)
         table = pa.table({"content_key": keys, "flat": flat})
-        write_table(folder / f"{number:032x}.parquet", table)
+        write_atomically(folder / f"{number:032x}.parquet", writing(table))
 
 
 def sought_keys(n_segments: int) -> Keys:

@@ -96,7 +96,7 @@ def took(work: Callable[[], object], times: float = 1.0) -> Took:
 def in_turns(root: Path, rows: int, rounds: int) -> dict[str, list[Took]]:
     """What each way took, for all rows."""
     store, piece = Store(root), min(rows, PIECE)
-    fingerprint, _ = store.latest_fingerprint("dataset")
+    fingerprint = store.latest_fingerprint("dataset")
     whole = Contents.of(store.read_index("dataset", MODEL, fingerprint or ""))
     x = whole.read(store, MODEL, slice(0, piece)).astype(np.float32)
     found: dict[str, list[Took]] = {SYRK: [], FROM_STORE: [], GEMM: []}

@@ -28,7 +28,7 @@ from visdiv_assets.store.cleaning import files_of
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.evaluate import evaluate
-from visdiv_assets.workflows.maintenance import clean_up, sizes
+from visdiv_assets.workflows.maintenance import clean_up, compact_store, sizes
 from visdiv_assets.workflows.project import Project
 
 IMAGES, FOLDERS, CHANGED, DIMENSION = 2000, 8, 10, 512
@@ -83,19 +83,21 @@ def play(nights: int, folder: Path) -> list[tuple[int, int, int]]:
     )
     pictures = [write_picture(folder / "images", number) for number in range(IMAGES)]
     source, embedder, freed, found = DirectorySource(folder / "images"), MadeUp(), 0, []
-    dated: set[tuple[Path, int]] = set()
+    dated: set[tuple[str, int]] = set()
     for night in range(nights):
         Clock.current = START + timedelta(days=night)  # type: ignore[assignment]
         with mock.patch("visdiv_assets.workflows.evaluate.datetime", Clock):
             evaluate("dataset", source, embedder, store, project.warehouse)
         moment = Clock.current.timestamp()
         for file in files_of(store):
-            inode = (file.path, file.path.stat().st_ino)
+            path = store.root / file.name
+            inode = (file.name, path.stat().st_ino)
             if inode not in dated:
-                os.utime(file.path, (moment, moment))
+                os.utime(path, (moment, moment))
                 dated.add(inode)
         if night % 7 == 6:
             freed += clean_up(project, Clock.current, apply=True).plan.freed
+            compact_store(project, Clock.current, apply=True)
         held = sum(file.size for file in files_of(store)) + project.warehouse.path.stat().st_size
         found.append((held, held + freed, night + 1))
         for old in pictures[:CHANGED]:

@@ -39,7 +39,7 @@ def command_line(app: typer.Typer) -> str:
     intro = (
         "# Command line\n\nEvery command has `--help`. Settings come from the file named by "
         "`--config`, else from `$VISDIV_CONFIG`, else from `./visdiv.yaml`, else the defaults "
-        "apply. `$VISDIV_STORE` overrides the store.\n\n"
+        "apply. `$VISDIV_STORE` overrides the store, `$VISDIV_RESULTS` where the results are.\n\n"
     )
     return intro + "\n".join(_sections(command, context, level=2))
 
@@ -89,8 +89,8 @@ def settings(schema: dict[str, Any]) -> str:
         "`visdiv init` writes a commented file. `visdiv schema` prints the JSON Schema from which "
         "this page is made; give it to your editor for completion and checks. Relative paths are "
         "relative to the file's own folder. `${NAME}` stands for an environment variable. "
-        "`$VISDIV_STORE` overrides the store. `$VISDIV_STATE_DIR` is the folder in which Dagster "
-        "keeps the last good settings.\n",
+        "`$VISDIV_STORE` overrides the store, `$VISDIV_RESULTS` where the results are. "
+        "`$VISDIV_STATE_DIR` is the folder in which Dagster keeps the last good settings.\n",
         *_table("Top level", schema, titles),
     ]
     for name, title in titles.items():

@@ -446,6 +446,7 @@ def project(tmp_path, monkeypatch) -> Iterator[Planted]:
     far = write_images(tmp_path / "far", 4)
     write_images(tmp_path / "photos", 4)
     monkeypatch.setattr("visdiv_assets.sources.places.ATTEMPTS", 1)
+    monkeypatch.setattr("visdiv_assets.sources.buckets.ATTEMPTS", 1)
     monkeypatch.setenv("COLUMNS", "1000")
     monkeypatch.setenv("VISDIV_WEIGHTS_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("PLANTED_TOKEN", PLACES["variable"])

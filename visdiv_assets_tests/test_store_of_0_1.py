@@ -54,7 +54,7 @@ def home(tmp_path_factory):
         store=store,
         warehouse=Warehouse(store.root / "visdiv.duckdb"),
         source=DirectorySource(folder / "photos"),
-        before=store.latest_fingerprint("photos")[0],
+        before=store.latest_fingerprint("photos"),
     )
 
 

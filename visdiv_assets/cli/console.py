@@ -344,12 +344,10 @@ def open_project(config: Path | None, *called: str, tell: bool = True) -> "Proje
         tell: whether to warn of the faults of all others.
     """
     from visdiv_assets.settings.reading import load_settings
-    from visdiv_assets.store.store import Store
-    from visdiv_assets.warehouse.warehouse import Warehouse
-    from visdiv_assets.workflows.project import Project
+    from visdiv_assets.workflows.project import Project, store_of, warehouse_of
 
     settings = load_settings(config)
     for name, fault in settings.faults.items():
         if tell and name not in called:
             print_warning(fault)
-    return Project(settings, Store(settings.store), Warehouse(settings.store / "visdiv.duckdb"))
+    return Project(settings, store_of(settings), warehouse_of(settings))

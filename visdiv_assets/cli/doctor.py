@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+from rich.filesize import decimal
+
 from visdiv_assets import __version__
 from visdiv_assets.cli.dagster_settings import advice, settings_file
 from visdiv_assets.embedding.codecs import examine_codecs
@@ -27,10 +29,13 @@ from visdiv_assets.settings.model import Settings
 from visdiv_assets.settings.secrets import redacted
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.project import store_of, warehouse_of
 
 PACKAGES = ("dagster", "dagster-webserver", "torch", "torchvision", "onnxruntime", "duckdb")
 OPTIONAL = ("onnxruntime",)
 LITTLE_DISK = 2 * 1024**3
+NOT_CREATED = "not created yet"
+PROBE = "visdiv-doctor"  # an object that is written and deleted
 
 
 class Finding(NamedTuple):
@@ -58,7 +63,7 @@ def examine(settings: Settings) -> list[Finding]:
         *_codecs(),
         *(Finding(False, "settings", fault) for fault in settings.faults.values()),
         *_model(settings),
-        *_store(settings.store),
+        *_store(settings),
         *_dagster(),
     ]
     return [finding._replace(detail=redacted(finding.detail)) for finding in findings]
@@ -128,16 +133,47 @@ def _dagster() -> Iterator[Finding]:
         yield Finding(True, "Dagster", f"{path}, as it should be")
 
 
-def _store(root: Path) -> Iterator[Finding]:
-    if not root.exists():
-        yield Finding(True, "store", f"{root}, not created yet")
-        return
-    if not root.is_dir() or not os.access(root, os.W_OK):
-        yield Finding(False, "store", f"{root} is not a folder that can be written to")
-        return
-    free = shutil.disk_usage(root).free
-    yield Finding(free > LITTLE_DISK, "store", f"{root}, {free / 1024**3:.0f} GiB free")
-    store = Store(root)
+def _store(settings: Settings) -> Iterator[Finding]:
+    if isinstance(settings.store, Path):
+        found = _folder("store", settings.store)
+    else:
+        found = _bucket(settings)
+    yield found
+    if found.ok and not found.detail.endswith(NOT_CREATED):
+        yield from _embeddings(store_of(settings))
+    if settings.results_folder != settings.store:
+        found = _folder("results", settings.results_folder)
+        yield found
+    if found.ok and not found.detail.endswith(NOT_CREATED):
+        yield from _results(warehouse_of(settings))
+
+
+def _folder(what: str, path: Path) -> Finding:
+    if not path.exists():
+        return Finding(True, what, f"{path}, {NOT_CREATED}")
+    if not path.is_dir() or not os.access(path, os.W_OK):
+        return Finding(False, what, f"{path} is not a folder that can be written to")
+    free = shutil.disk_usage(path).free
+    return Finding(free > LITTLE_DISK, what, f"{path}, {free / 1024**3:.0f} GiB free")
+
+
+def _bucket(settings: Settings) -> Finding:
+    try:
+        objects = store_of(settings).objects
+        objects.write(PROBE, lambda file: file.write(b"visdiv doctor was here"))
+        objects.delete(PROBE)
+    except VisdivError as error:
+        return Finding(False, "store", str(error))
+    cache = settings.cache
+    return Finding(
+        True,
+        "store",
+        f"{objects.uri}, can be written to; copies of up to {decimal(cache.max_bytes)} are kept "
+        f"in {cache.folder}",
+    )
+
+
+def _embeddings(store: Store) -> Iterator[Finding]:
     for model_id in store.model_ids():
         names = store.segment_names(model_id)
         found = (store.segment_keys(model_id, name) for name in names)
@@ -147,7 +183,9 @@ def _store(root: Path) -> Iterator[Finding]:
         if damaged:
             detail += f", {damaged:,} of them damaged; their images will be embedded again"
         yield Finding(not damaged, "embeddings", detail)
-    warehouse = Warehouse(root / "visdiv.duckdb")
+
+
+def _results(warehouse: Warehouse) -> Iterator[Finding]:
     try:
         latest = warehouse.latest_evaluations()
         detail = f"{counted(len(latest), 'dataset')} scored, schema {warehouse.schema_version()}"

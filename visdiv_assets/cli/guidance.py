@@ -72,7 +72,7 @@ def axes(
             _ = dataset.source  # refused before the work begins
         with err.status("looking"):
             found = axes_of(evaluation, project.store, count=count)
-            record_axes(found, project.store, project.warehouse)
+            record_axes(found, project.warehouse)
             if sheet:
                 rows = axes_sheet(found, dataset.source, dataset.decoding)
                 write_picture(sheet, contact_sheet_png(rows))
@@ -185,7 +185,7 @@ def augment(
                 _print_effects(measured)
             err.print(_given_up(len(measured), len(augmentations), json_output))
             raise typer.Exit(EXIT_INTERRUPTED) from None
-        record_augmentations(measured, evaluation, project.store, project.warehouse)
+        record_augmentations(measured, evaluation, project.warehouse)
         if sheet:
             write_picture(sheet, contact_sheet_png(augmentations_sheet(images, measured)))
         effects = {each.augmentation.name: each.effect for each in measured}
@@ -296,7 +296,7 @@ def acquire(
         chosen = _others(name, others, project)
         with err.status("searching"):
             evaluation, found = acquisitions_of(name, chosen, store, warehouse)
-            record_acquisitions(evaluation, found, store, warehouse)
+            record_acquisitions(evaluation, found, warehouse)
     if json_output:
         print_json({"dataset": name, "others": [_acquisition_as_json(e) for e in found]})
         return

@@ -102,7 +102,7 @@ def demo(config: Config = None) -> None:
     """
     with clear_errors():
         from visdiv_assets.settings.reading import find_settings, load_settings
-        from visdiv_assets.warehouse.warehouse import Warehouse
+        from visdiv_assets.workflows.project import warehouse_of
 
         path = config or find_settings()
         if path is None:
@@ -120,7 +120,7 @@ def demo(config: Config = None) -> None:
                 status.update(f"materialising {name}")
         latest = {
             evaluation.dataset: evaluation
-            for evaluation in Warehouse(settings.store / "visdiv.duckdb").latest_evaluations()
+            for evaluation in warehouse_of(settings).latest_evaluations()
         }
     print_evaluations([latest[PHOTOS], latest[TRACKING]])
     out.print(

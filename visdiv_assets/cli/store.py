@@ -1,4 +1,4 @@
-"""The commands `visdiv store stats`, `gc` and `verify`.
+"""The commands `visdiv store stats`, `gc`, `compact` and `verify`.
 
 Here: arguments and tables. Not here: what can go (`store/cleaning.py`, `workflows/maintenance.py`).
 """
@@ -39,7 +39,7 @@ DATASETS_SHOWN = 20
 def stats(json_output: Json = False, config: Config = None) -> None:
     """Say what the store holds, and which datasets take most of it."""
     with clear_errors():
-        from visdiv_assets.store.cleaning import files_of
+        from visdiv_assets.store.cleaning import files_of, kind_of
         from visdiv_assets.workflows.maintenance import sizes
 
         store = open_project(config).store
@@ -47,13 +47,13 @@ def stats(json_output: Json = False, config: Config = None) -> None:
         by_kind = sizes(files)
         by_dataset: dict[str, int] = {}
         for file in files:
-            if file.kind in ("manifests", "indexes", "moments", "pictures"):
-                dataset = file.path.relative_to(store.root).parts[1]
+            if kind_of(file) in ("manifests", "indexes", "moments", "pictures"):
+                dataset = file.name.split("/")[1]
                 by_dataset[dataset] = by_dataset.get(dataset, 0) + file.size
     largest = sorted(by_dataset.items(), key=lambda each: (-each[1], each[0]))
     if json_output:
         kinds = {kind: {"files": n, "bytes": size} for kind, (n, size) in by_kind.items()}
-        print_json({"store": str(store.root), "kinds": kinds, "datasets": dict(largest)})
+        print_json({"store": store.uri, "kinds": kinds, "datasets": dict(largest)})
         return
     out.print(_table("what", by_kind))
     if largest:
@@ -122,6 +122,62 @@ def gc(
             say(sizes_told)
         else:
             say(f"{sizes_told}; nothing was changed: add --apply to do it")
+    for problem in done.problems:
+        print_warning(problem)
+    if apply and done.problems:
+        raise typer.Exit(EXIT_ERROR)
+
+
+@commands.command(
+    epilog="""[bold]Examples[/]
+
+  visdiv store compact              what can be joined
+  visdiv store compact --apply      join it
+"""
+)
+def compact(
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Do it. Without this, it is only said.")
+    ] = False,
+    json_output: Json = False,
+    config: Config = None,
+) -> None:
+    """Join small segments of embeddings into large ones, without the rows that nothing needs.
+
+    The old segments are set aside, and `visdiv store gc` removes them a week later. So for that
+    week the store is larger. Nothing is joined that is younger than a week. It is safe while
+    evaluations run, and no image is embedded again.
+    """
+    with clear_errors():
+        from visdiv_assets.workflows.maintenance import compact_store
+
+        with err.status("looking for small segments") as status:
+            done = compact_store(
+                open_project(config),
+                datetime.now(UTC),
+                apply=apply,
+                on_progress=lambda done, n: status.update(f"joining: {done:,} of {n:,} segments"),
+            )
+    plan = done.plan
+    size, rows = sum(join.size for join in plan.joins), sum(join.n_rows for join in plan.joins)
+    if json_output:
+        print_json(
+            {
+                "applied": apply,
+                "segments": plan.n_segments,
+                "bytes": size,
+                "rows": rows,
+                "problems": done.problems,
+            }
+        )
+    elif not plan.joins:
+        say("no segments are worth joining")
+    else:
+        what = f"{counted(plan.n_segments, 'segment')} ({decimal(size)}, {rows:,} rows in use)"
+        if apply:
+            say(f"joined {what}; the old ones go a week from now, with `visdiv store gc`")
+        else:
+            say(f"{what} can be joined; nothing was changed: add --apply to do it")
     for problem in done.problems:
         print_warning(problem)
     if apply and done.problems:

@@ -309,9 +309,9 @@ def kept_picture(
     png: bytes, description: str, store: Store, dataset: str, name: str
 ) -> dg.MarkdownMetadataValue:
     """A picture that is too fine to be small: in full in the store, with its place below it."""
-    path = store.write_picture(dataset, name, png).absolute()
+    place = store.write_picture(dataset, name, png)
     shown = picture(png, description).value
-    return dg.MetadataValue.md(f"{shown}\n\nfull size: {_cell(str(path))}")
+    return dg.MetadataValue.md(f"{shown}\n\nfull size: {_cell(place)}")
 
 
 def _cell(text: str) -> str:

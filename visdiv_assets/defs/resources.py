@@ -12,8 +12,9 @@ from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.settings.last_good import Watched, WatchedSettings
 from visdiv_assets.settings.model import Settings
 from visdiv_assets.store.store import Store
+from visdiv_assets.warehouse.state.database import STATE_FILE, StateFile
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets.workflows.project import Project, decoding_of
+from visdiv_assets.workflows.project import Project, decoding_of, store_of, warehouse_of
 
 # GPU work and DuckDB writes each happen one at a time; `dagster.yaml` sets the pools' limits.
 GPU_POOL = "gpu"
@@ -53,23 +54,30 @@ class StoreResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The store: manifests, embeddings, moments."""
 
     settings: dg.ResourceDependency[SettingsResource]
-    root: str | None = Field(None, description="its folder; default: as in the settings")
+    root: str | None = Field(None, description="a folder; default: as in the settings")
 
-    def open(self) -> Store:
-        """The store; nothing is created yet."""
-        return Store(self.root or self.settings.load().store)
+    def open(self, patience: float | None = None) -> Store:
+        """The store, which waits so many seconds for a bucket; nothing is created yet."""
+        return Store(self.root) if self.root else store_of(self.settings.load(), patience)
 
 
 class WarehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The results in DuckDB."""
 
     settings: dg.ResourceDependency[SettingsResource]
-    path: str | None = Field(None, description="the file; default: visdiv.duckdb in the store")
+    path: str | None = Field(None, description="the file; default: as in the settings")
 
     def open(self, patience: float | None = None) -> Warehouse:
         """The warehouse, which waits so many seconds for others; nothing is created yet."""
-        path = self.path or self.settings.load().store / "visdiv.duckdb"
-        return Warehouse(path, patience)
+        return (
+            Warehouse(self.path, patience)
+            if self.path
+            else warehouse_of(self.settings.load(), patience)
+        )
+
+    def state(self) -> StateFile:
+        """What the service remembers; it is kept beside the file."""
+        return StateFile(self.open().path.parent / STATE_FILE)
 
 
 class ProjectResource(dg.ConfigurableResource):  # type: ignore[type-arg]

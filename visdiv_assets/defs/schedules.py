@@ -110,5 +110,6 @@ def _due(
     there: Collection[str],
 ) -> list[str]:
     """Those to ask for now, of a night that has begun."""
-    begun, state = configured.nightly.begins(night), StateFile(configured.store / STATE_FILE)
+    begun = configured.nightly.begins(night)
+    state = StateFile(configured.results_folder / STATE_FILE)
     return due_tonight(names, night, begun, moment, there, state, datetime.now(UTC))

@@ -48,6 +48,7 @@ from visdiv_assets.warehouse.state.registry import (
     unregister,
 )
 from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.project import store_of
 from visdiv_assets.workflows.watch import (
     derive_alerts,
     not_meant_to_go,
@@ -64,6 +65,8 @@ LOOKING_SECONDS = 10.0
 
 # How long a sensor waits for a results file that somebody writes to; it is tried at each tick.
 RESULTS_PATIENCE = 2.0
+# The same for a store in a bucket.
+STORE_PATIENCE = 5.0
 
 # So many sources that cannot be looked at are told with a tick.
 PROBLEMS_TOLD = 20
@@ -103,9 +106,9 @@ def dataset_registry_sensor(
             raise dg.Failure(unknown)
         return dg.SkipReason(unknown)
     configured, problem = watched.settings, watched.problem
-    state = StateFile(configured.store / STATE_FILE)
+    state = StateFile(configured.results_folder / STATE_FILE)
     registered = {*configured.datasets, *configured.faults}
-    mine = _added_here(configured.store, state) & known
+    mine = _added_here(configured, state) & known
     so_far = mine | registered_at(state).keys()
     gone = so_far - registered
     before, confirmed = kept_datasets(state), confirmed_removals(state)
@@ -146,11 +149,11 @@ def dataset_registry_sensor(
     return dg.SkipReason("; ".join([f"{counted(len(mine), 'dataset')}, as registered", *faults]))
 
 
-def _added_here(store: Path, state: StateFile) -> set[str]:
+def _added_here(configured: Settings, state: StateFile) -> set[str]:
     """The partitions that this project has added; those of others are not its to take away."""
     added = added_partitions(state)
     if added is None:  # by an older version, which noted nothing: those that it has scored
-        added = set(Store(store).datasets())
+        added = set(store_of(configured).datasets())
         note_partitions(state, added=added)
     return added
 
@@ -169,8 +172,8 @@ def dataset_change_sensor(
     if watched.settings is None:
         return dg.SkipReason(redacted(f"nothing was looked at: {watched.problem}"))
     configured = watched.settings
-    kept = store.open()
-    state = StateFile(kept.root / STATE_FILE)
+    kept = store.open(STORE_PATIENCE)
+    state = StateFile(configured.results_folder / STATE_FILE)
     partitions = set(context.instance.get_dynamic_partitions(str(datasets.name)))
     sources = {
         name: dataset.source
@@ -212,6 +215,10 @@ class _Eyes:
         self._last: dict[str, LastLook] = {}
         self._looker = Looker(look_at, self._note)
 
+    def use(self, store: Store) -> None:
+        """Ask this store from now on; its credentials may be new."""
+        self._store = store
+
     def look(self, sources: Mapping[str, SourceSettings], settle: float) -> None:
         """Look at those whose turn it is, and wait for a while."""
         self._settle = settle
@@ -226,20 +233,21 @@ class _Eyes:
         note_look(look, self._store, self._state, now, self._settle)
 
 
-_all_eyes: dict[Path, _Eyes] = {}
+_all_eyes: dict[str, _Eyes] = {}
 
 
 def _eyes(store: Store, state: StateFile) -> _Eyes:
     """Those of this process that look at the sources of a store."""
-    if store.root not in _all_eyes:
-        _all_eyes[store.root] = _Eyes(store, state)
-    return _all_eyes[store.root]
+    if store.uri not in _all_eyes:
+        _all_eyes[store.uri] = _Eyes(store, state)
+    _all_eyes[store.uri].use(store)
+    return _all_eyes[store.uri]
 
 
 @dg.sensor(minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING)
 @clear_errors()
 def failed_run_sensor(
-    context: dg.SensorEvaluationContext, settings: SettingsResource, store: StoreResource
+    context: dg.SensorEvaluationContext, settings: SettingsResource, warehouse: WarehouseResource
 ) -> dg.SensorResult | dg.SkipReason:
     """Queues an alert when a dataset could not be evaluated, or not be analysed.
 
@@ -259,9 +267,9 @@ def failed_run_sensor(
         run = instance.get_run_by_id(record.run_id)
         if run and _is_undecided(instance, run):
             break
-        problem = (
-            "it was deleted" if run is None else _noted(instance, run, record, configured, store)
-        )
+        problem: str | None = "it was deleted"
+        if run is not None:
+            problem = _noted(instance, run, record, configured, warehouse)
         said.append(f"{record.run_id}: {problem or 'noted'}")
         seen = _Place(record.storage_id, record.timestamp)
     said = said or ["no run has failed"]
@@ -330,11 +338,11 @@ def _noted(
     run: dg.DagsterRun,
     record: dg.EventLogRecord,
     configured: Settings,
-    store: StoreResource,
+    warehouse: WarehouseResource,
 ) -> str | None:
     """As `_note_failed`; one run of which nothing can be said stops no other."""
     try:
-        return _note_failed(instance, run, record.timestamp, configured, store)
+        return _note_failed(instance, run, record.timestamp, configured, warehouse)
     except (VisdivError, OSError, sqlite3.OperationalError):  # it may be better later
         raise
     except Exception as error:  # noqa: BLE001  its record may hold anything
@@ -346,7 +354,7 @@ def _note_failed(
     run: dg.DagsterRun,
     ended: float,
     configured: Settings,
-    store: StoreResource,
+    warehouse: WarehouseResource,
 ) -> str | None:
     """Note that a run has failed; why there was nothing to note, if so."""
     name = run.tags.get(PARTITION_TAG)
@@ -362,7 +370,7 @@ def _note_failed(
     failed_at = datetime.fromtimestamp(ended, UTC)
     if condition == Condition.NOT_ANALYZED and _analyzed_since(instance, name, failed_at):
         return "the dataset was analysed since"
-    state = StateFile(store.open().root / STATE_FILE)
+    state = warehouse.state()
     registered = registered_at(state).get(name)
     if registered and failed_at < as_time(registered):
         return "it was of an earlier dataset of that name"
@@ -411,7 +419,7 @@ def alert_sensor(
     if watched.settings is None:
         return dg.SkipReason(redacted(f"no alerts were delivered: {watched.problem}"))
     configured = watched.settings
-    state = StateFile(configured.store / STATE_FILE)
+    state = StateFile(configured.results_folder / STATE_FILE)
     recovery = timedelta(days=configured.alerts.recovery_days)
     waiting = _judge_new(warehouse.open(RESULTS_PATIENCE), state, recovery)
     _note_what_time_brings(context.instance, configured, state)

@@ -24,7 +24,7 @@ def listed_by(context: dg.AssetExecutionContext, asset: dg.AssetKey, store: Stor
     Raises:
         VisdivError: the dataset was never listed.
     """
-    found = _handed_on(context, asset, LISTED) or store.latest_fingerprint(context.partition_key)[0]
+    found = _handed_on(context, asset, LISTED) or store.latest_fingerprint(context.partition_key)
     if found is None:
         raise VisdivError(
             f"{context.partition_key} has never been listed; materialize image_manifest first"

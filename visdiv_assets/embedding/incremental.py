@@ -6,9 +6,11 @@ Not here: reading, decoding and embedding images concurrently (`pipeline.py`).
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,16 @@ from visdiv_assets.store.index import (
     to_keys,
 )
 from visdiv_assets.store.key_index import KeyIndex
+from visdiv_assets.store.segments import SEGMENT_SECONDS
 from visdiv_assets.store.store import Store
+
+# Other processes may embed the same contents. What they have committed is looked for this often;
+# they commit as often.
+LOOK_AGAIN_SECONDS = SEGMENT_SECONDS
+
+# Key files that are read at the same time, and that are in memory at a time.
+READERS = 4
+READ_AT_ONCE = 64
 
 NO_KEY = b""  # in an array of keys: the content was not read
 
@@ -84,6 +95,7 @@ def embed_manifest(
 
     unreadable: dict[int, Failure] = {}  # by position
     writer = store.segment_writer(model_id)
+    known.own = lambda: writer.committed
 
     def add(outcome: Outcome) -> bool:
         key = outcome.content_key or NO_KEY
@@ -119,7 +131,7 @@ def embed_manifest(
             done += 1
             tell()
     places = known.places(keys, undecodable)
-    if embedded or adopted:
+    if embedded or adopted or known.is_outdated:
         places = known.together(places, _Known(store, model_id).places(keys, undecodable))
 
     gone = Failure("its embedding is missing from the store", "")
@@ -174,6 +186,9 @@ class _Known:
 
     The key index is opened when it is first needed, which for an unchanged dataset is never. What
     either of them says holds if the segment is there and sound. Threads may share it.
+
+    Attributes:
+        own: segments that this process has committed since.
     """
 
     def __init__(
@@ -182,12 +197,44 @@ class _Known:
         self._store, self._model_id = store, model_id
         self._lock = threading.Lock()
         self._all: KeyIndex | None = None
+        self._since = list[KeyIndex]()  # of segments that others have committed since
+        self._looked_at = set[str]()
+        self._next_look = time.monotonic() + LOOK_AGAIN_SECONDS
+        self.own: Callable[[], Collection[str]] = tuple
         self._flat: dict[str, NDArray[np.bool_] | None] = {}  # None: gone or damaged
         self._own = self._confirmed(previous)
 
     def __contains__(self, key: bytes) -> bool:
         asked = np.array([key], dtype=f"S{KEY_BYTES}")
-        return key in self._own or bool(self._looked_up(asked)[1][0] >= 0)
+        if key in self._own or bool(self._looked_up(asked)[1][0] >= 0):
+            return True
+        return any(key in each for each in self._committed_since())
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether others have committed segments since."""
+        return bool(self._since)
+
+    def _committed_since(self) -> list[KeyIndex]:
+        """The keys that others have committed since, looked for now and then."""
+        with self._lock:
+            if time.monotonic() < self._next_look or self._all is None:
+                return self._since
+            self._next_look = time.monotonic() + LOOK_AGAIN_SECONDS
+            self._looked_at.update(self._all.segments, self.own())
+            new = [
+                name
+                for name in self._store.segment_names(self._model_id)
+                if name not in self._looked_at
+            ]
+            self._looked_at.update(new)
+            for name in new:
+                found = self._store.segment_keys(self._model_id, name)
+                if found is not None:
+                    n = len(found[0])
+                    places = np.zeros(n, dtype=np.int64), np.arange(n)
+                    self._since = [*self._since, KeyIndex.of([name], found[0], *places)]
+            return self._since
 
     def places(self, keys: Keys, given_up: Collection[bytes] = ()) -> _Places:
         """Where each content is.
@@ -266,12 +313,17 @@ class _Known:
         """
         keys, names, segment, row = _places_in(previous)
         sound = np.zeros(len(keys), dtype=np.bool_)
-        for at, mine in _by_segment(segment):
-            found = self._store.segment_keys(self._model_id, names[at])
-            self._flat[names[at]] = None if found is None else found[1]
-            if found is not None:
-                mine = mine[row[mine] < len(found[0])]
-                sound[mine] = found[0][row[mine]] == keys[mine]
+        placed = list(_by_segment(segment))
+        keys_of = partial(self._store.segment_keys, self._model_id)
+        with ThreadPoolExecutor(READERS, thread_name_prefix="confirm") as threads:
+            for start in range(0, len(placed), READ_AT_ONCE):
+                some = placed[start : start + READ_AT_ONCE]
+                read = threads.map(keys_of, [names[at] for at, _ in some])
+                for (at, mine), found in zip(some, read, strict=True):
+                    self._flat[names[at]] = None if found is None else found[1]
+                    if found is not None:
+                        there = mine[row[mine] < len(found[0])]
+                        sound[there] = found[0][row[there]] == keys[there]
         return KeyIndex.of(names, keys[sound], segment[sound], row[sound])
 
 

@@ -17,14 +17,17 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PrivateAttr,
     StringConstraints,
+    Tag,
     field_validator,
     model_validator,
 )
 
 from visdiv_assets.errors import VisdivError
+from visdiv_assets.settings.secrets import BUCKET_SCHEMES, without_secrets
 
 DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -46,28 +49,43 @@ def _check_devices(device: object) -> object:
     return device
 
 
-def store_path(given: object) -> object:
+def folder_path(given: object) -> object:
     """A folder on a disk, as it was given; `file://` and a path mean that path.
 
     Raises:
         ValueError: it is an address.
     """
-    if not isinstance(given, str):
+    scheme = _scheme(given)
+    if scheme is None or not isinstance(given, str):
         return given
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", given)
-    if scheme is None:
-        return given
-    if scheme[1].lower() == "file" and given[7:8] == "/":
+    if scheme == "file" and given[7:8] == "/":
         return given[7:]
-    raise ValueError(
-        f"must be a folder on a disk; {scheme[1]}:// works for sources only, so mount it first"
-    )
+    raise ValueError(f"must be a folder on a disk, not {scheme}://")
+
+
+def store_place(given: object) -> object:
+    """What a store's place means: a folder as `folder_path`, or what BucketSettings take.
+
+    Raises:
+        ValueError: it is an address that is neither.
+    """
+    scheme = _scheme(given)
+    if scheme in BUCKET_SCHEMES and isinstance(given, str):
+        return {"uri": given}
+    if scheme is not None and scheme != "file":
+        raise ValueError(f"must be a folder, s3://, gs:// or az://, not {scheme}://")
+    return folder_path(given)
+
+
+def _scheme(given: object) -> str | None:
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", given) if isinstance(given, str) else None
+    return scheme[1].lower() if scheme else None
 
 
 # A dataset's name is a folder name in the store and a partition key in Dagster.
 DatasetName = Annotated[str, BeforeValidator(_check_dataset_name)]
 Devices = Annotated[str | list[str], BeforeValidator(_check_devices)]
-StorePath = Annotated[Path, BeforeValidator(store_path)]
+FolderPath = Annotated[Path, BeforeValidator(folder_path)]
 
 DEFAULT_THRESHOLD = 0.30
 
@@ -396,6 +414,39 @@ class NightlySettings(_Strict):
         return f"{self.time} {self.timezone}"
 
 
+class BucketSettings(_Strict):
+    """A store in a bucket."""
+
+    uri: str = Field(repr=False, description="s3://bucket/prefix, gs:// or az://")
+    options: dict[str, str] = Field(
+        default_factory=dict,
+        repr=False,
+        description="as those of sources: endpoint, region, access_key_id …",
+    )
+
+    @field_validator("uri")
+    @classmethod
+    def _names_a_bucket(cls, uri: str) -> str:
+        if _scheme(uri) not in BUCKET_SCHEMES or not uri.partition("://")[2].strip("/"):
+            raise ValueError("must name a bucket: s3://bucket/prefix, gs://… or az://…")
+        return uri
+
+    def __str__(self) -> str:
+        return without_secrets(self.uri)
+
+
+class CacheSettings(_Strict):
+    """Copies on this machine of what was read from a store in a bucket."""
+
+    folder: FolderPath = Field(
+        default_factory=lambda: Path(platformdirs.user_cache_dir("visdiv")) / "store",
+        description="where they are; nothing else may be in it",
+    )
+    max_bytes: int = Field(
+        20_000_000_000, ge=1, description="how much they may take; the least recently used go first"
+    )
+
+
 class KeepSettings(_Strict):
     """Which evaluations keep their lists of images, indexes and moments. All keep their scores."""
 
@@ -403,12 +454,31 @@ class KeepSettings(_Strict):
     days: int = Field(90, ge=0, description="and all that are not older than this")
 
 
+def _is_bucket(given: object) -> str:
+    return "bucket" if isinstance(given, dict | BucketSettings) else "folder"
+
+
+StorePlace = Annotated[
+    Annotated[Path, Tag("folder")] | Annotated[BucketSettings, Tag("bucket")],
+    Discriminator(_is_bucket),
+    BeforeValidator(store_place),
+]
+
+
 class Settings(_Strict):
     """All settings of `visdiv.yaml`. Relative paths start at the file's folder."""
 
-    store: StorePath = Field(
+    store: StorePlace = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("visdiv")),
-        description="folder for embeddings, results and history",
+        description="where embeddings are kept: a folder, or a bucket such as s3://bucket/prefix",
+    )
+    results: FolderPath | None = Field(
+        None,
+        description="folder for scores, history and alerts; default: the store, if that is a "
+        "folder",
+    )
+    cache: CacheSettings = Field(
+        default_factory=CacheSettings, description="of a store in a bucket, on this machine"
     )
     keep: KeepSettings = Field(
         default_factory=KeepSettings,
@@ -437,6 +507,22 @@ class Settings(_Strict):
 
     _faults: Mapping[str, str] = PrivateAttr(default_factory=dict)
     _may_be_benchmarks: frozenset[str] = PrivateAttr(default_factory=frozenset)
+
+    @property
+    def results_folder(self) -> Path:
+        """Where scores, history and alerts are kept.
+
+        Raises:
+            VisdivError: the store is in a bucket, and no folder is set.
+        """
+        if self.results is not None:
+            return self.results
+        if isinstance(self.store, BucketSettings):
+            raise VisdivError(
+                f"the store is in a bucket ({self.store}), and a database cannot be: set 'results' "
+                "in visdiv.yaml, or $VISDIV_RESULTS, to a folder on a disk for visdiv.duckdb"
+            )
+        return self.store
 
     @property
     def faults(self) -> Mapping[str, str]:

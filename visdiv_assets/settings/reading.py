@@ -27,6 +27,7 @@ from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.model import (
     VARIABLE,
     AlertSettings,
+    BucketSettings,
     CoreSetSettings,
     DatasetSettings,
     EmbedderSettings,
@@ -38,7 +39,8 @@ from visdiv_assets.settings.model import (
     Settings,
     SourceSettings,
     fill_in,
-    store_path,
+    folder_path,
+    store_place,
 )
 from visdiv_assets.settings.secrets import holds_secret, redacted
 
@@ -72,14 +74,14 @@ def load_settings(path: Path | None = None) -> Settings:
 
     Args:
         path: the file to read. None means `find_settings()`, and without a file the defaults.
-            `$VISDIV_STORE` overrides the store in every case.
+            `$VISDIV_STORE` and `$VISDIV_RESULTS` override these places in every case.
 
     Raises:
         VisdivError: the file is missing, is not YAML, or contains an invalid setting that is not
             one dataset's own.
     """
     path = path or find_settings()
-    return _with_store(Settings()) if path is None else settings_of(read_text(path), path)
+    return _with_places(Settings()) if path is None else settings_of(read_text(path), path)
 
 
 def absolute_path(path: Path | str, folder: Path | None = None) -> Path:
@@ -134,7 +136,7 @@ def settings_of(text: str, path: Path) -> Settings:
         settings = _validated(written.content, written.node)
         settings = settings.model_copy(
             update={
-                "store": absolute_path(settings.store, folder),
+                **_places_beside(folder, settings),
                 "embedder": _embedder_beside(folder, settings.embedder),
             }
         )
@@ -151,7 +153,7 @@ def settings_of(text: str, path: Path) -> Settings:
         {name: message for name, (_, message) in faults.items()},
         {name for name, (entry, _) in faults.items() if _may_be_benchmark(entry)},
     )
-    return _with_store(settings)
+    return _with_places(settings)
 
 
 @dataclass(frozen=True)
@@ -328,9 +330,20 @@ def _validated(content: dict[str, Any], node: Node | None) -> Settings:
     except ValidationError as error:
         problems = "; ".join(
             _describe(problem, _written(problem["loc"], content)) + _line_of(problem["loc"], node)
-            for problem in error.errors()
+            for problem in map(_as_in_file, error.errors())
         )
         raise VisdivError(problems) from None  # pydantic repeats values
+
+
+def _as_in_file(problem: Any) -> Any:
+    """A problem without what pydantic adds to the location of a store: how it took it."""
+    where, *rest = problem["loc"]
+    if where != "store" or not rest or rest[0] not in ("folder", "bucket"):
+        return problem
+    rest = rest[1:]
+    if problem["type"] != "extra_forbidden" and rest == ["uri"]:  # it may be all that was written
+        rest = []
+    return {**problem, "loc": (where, *rest)}
 
 
 def _dataset_beside(folder: Path, entry: Entry) -> DatasetSettings:
@@ -346,16 +359,41 @@ def _dataset_beside(folder: Path, entry: Entry) -> DatasetSettings:
     )
 
 
-def _with_store(settings: Settings) -> Settings:
-    """The settings with the store that the environment names, if it names one."""
-    named = os.environ.get("VISDIV_STORE")
-    if not named:
-        return settings
+def _places_beside(folder: Path, settings: Settings) -> dict[str, Any]:
+    """Where things are kept, with relative paths starting at a folder."""
+    places: dict[str, Any] = {}
+    if isinstance(settings.store, Path):
+        places["store"] = absolute_path(settings.store, folder)
+    if settings.results is not None:
+        places["results"] = absolute_path(settings.results, folder)
+    cached = absolute_path(settings.cache.folder, folder)
+    return {**places, "cache": settings.cache.model_copy(update={"folder": cached})}
+
+
+def _with_places(settings: Settings) -> Settings:
+    """The settings with the places that the environment names, if it names any.
+
+    Raises:
+        VisdivError: one cannot be used, or there is none for the results.
+    """
+    places: dict[str, Any] = {}
     try:
-        store = absolute_path(str(store_path(named)))
+        if named := os.environ.get(variable := "VISDIV_STORE"):
+            place = store_place(named)
+            if isinstance(place, dict):
+                before = settings.store
+                options = before.options if isinstance(before, BucketSettings) else {}
+                places["store"] = BucketSettings(uri=named, options=options)
+            else:
+                places["store"] = absolute_path(str(place))
+        if named := os.environ.get(variable := "VISDIV_RESULTS"):
+            places["results"] = absolute_path(str(folder_path(named)))
     except ValueError as error:
-        raise VisdivError(f"$VISDIV_STORE {error}") from None
-    return settings.model_copy(update={"store": store})
+        told = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise VisdivError(f"${variable} {told}") from None
+    settings = settings.model_copy(update=places)
+    _ = settings.results_folder  # raises
+    return settings
 
 
 def _beside(folder: Path, path: str) -> str:
@@ -440,6 +478,7 @@ def _did_you_mean(location: tuple[int | str, ...]) -> str:
         DatasetSettings,
         EmbedderSettings,
         AlertSettings,
+        BucketSettings,
         NightlySettings,
         SourceSettings,
         LimitSettings,

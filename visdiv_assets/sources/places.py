@@ -1,7 +1,7 @@
 """Files by name in a folder, in a bucket or on a web server: the basis of most sources.
 
-Here: buckets, retries, globs and braces, errors without secrets. Not here: file formats, requests
-to web servers (`web.py`). s3, gs and az are read through obstore, which streams listings.
+Here: globs and braces, retries, errors without secrets. Not here: file formats, requests to web
+servers (`web.py`) and to buckets (`buckets.py`).
 """
 
 import contextlib
@@ -14,10 +14,9 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Protocol, TypeVar, cast
+from typing import IO, Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import bracex
@@ -28,12 +27,16 @@ from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.secrets import (
     BUCKET_SCHEMES,
     WEB_SCHEMES,
-    redacted,
     remember,
     secrets_in,
     without_secrets,
 )
-from visdiv_assets.sources import web
+from visdiv_assets.sources.buckets import (
+    ATTEMPTS,
+    RETRY_SECONDS,
+    BucketClient,
+    is_passing_status,
+)
 from visdiv_assets.sources.reaching import (
     Contact,
     NoAnswerError,
@@ -53,9 +56,6 @@ GLOB_FLAGS = glob.GLOBSTAR | glob.DOTGLOB
 MAX_FILES = 1_000_000
 MAX_VERSION_CHARACTERS = 100
 
-ATTEMPTS = 6
-RETRY_SECONDS = 60  # no further attempt is begun after that time
-REQUEST_SECONDS = 120  # for one request to a bucket, content included
 BUFFER_BYTES = 4 * 2**20
 SPARE_BYTES = 2**30  # that a temporary copy leaves free
 
@@ -279,36 +279,9 @@ class BucketPlace:
     """A prefix in a bucket. Credentials come from the environment or from options."""
 
     def __init__(self, uri: str, options: Mapping[str, str]) -> None:
-        from obstore.store import from_url
-
-        if not urlsplit(uri).netloc:
-            shown = without_secrets(uri)
-            raise VisdivError(f"{shown} names no bucket; write it as s3://bucket/prefix/")
-        self._secrets = secrets_in(uri, options)
-        address = without_secrets(uri).rstrip("/")
-        self.uri = redacted(address)
-        self._contact = Contact()
-        client: dict[str, Any] = {
-            "timeout": timedelta(seconds=REQUEST_SECONDS),
-            "connect_timeout": timedelta(seconds=web.CONNECT_SECONDS),
-            "read_timeout": timedelta(seconds=web.SILENT_SECONDS),
-        }
-        endpoint = options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
-        if endpoint.startswith("http://"):
-            client["allow_http"] = True
-        try:
-            connect = cast(Any, from_url)  # its types allow the options of one kind of store only
-            self._store = connect(
-                address,
-                client_options=client,
-                retry_config={
-                    "max_retries": ATTEMPTS,
-                    "retry_timeout": timedelta(seconds=RETRY_SECONDS),
-                },
-                **options,
-            )
-        except Exception as error:  # noqa: BLE001  obstore has errors of its own; TypeError, too
-            raise VisdivError(f"cannot open {self.uri}: {self._error(error)}") from None
+        self._client = BucketClient(uri, options)
+        self.uri = self._client.uri
+        self._store, self._try = self._client.store, self._client.attempt
 
     def info(self, name: str) -> FileInfo:
         """Size and etag."""
@@ -354,44 +327,6 @@ class BucketPlace:
         pages = iter(self._try(lambda: obstore.list(self._store, below or None)))
         while (page := self._try(lambda: next(pages, None))) is not None:
             yield from map(_described, page)
-
-    def _try(self, act: Callable[[], T]) -> T:
-        check_time()
-        try:
-            result = act()
-        except Exception as error:  # noqa: BLE001  obstore has errors of its own; ValueError, too
-            told = self._error(error)
-            self._contact.note(self.uri, told)
-            raise told from None
-        self._contact.made()
-        return result
-
-    def _error(self, error: Exception) -> OSError:
-        whole = str(error)
-        first_line, _, details = whole.partition("\n\n")
-        text = brief(first_line, self._secrets)
-        if isinstance(error, FileNotFoundError):
-            return FileNotFoundError(text)
-        if (status := STATUS.search(text)) and is_passing_status(int(status[1])):
-            return NoAnswerError(f"HTTP status {status[1]}")
-        if HALF in text:
-            return NoAnswerError("the server did not send all of its answer")
-        kind = KIND.search(details)
-        if kind and kind[1] in WHY_NO_ANSWER and not NO_TLS.search(details):
-            return NoAnswerError(WHY_NO_ANSWER[kind[1]].format(seconds=web.SILENT_SECONDS))
-        return OSError(text)
-
-
-# What obstore says about requests that failed.
-STATUS = re.compile(r"status code: (\d{3})")
-HALF = "request or response body error"
-KIND = re.compile(r"HttpError\s*\{\s*kind: (\w+)")
-NO_TLS = re.compile(r"InvalidMessage|InvalidCertificate")
-WHY_NO_ANSWER = {
-    "Timeout": "the server does not answer ({seconds:g} s)",
-    "Connect": "cannot connect to the server",
-    "Interrupted": "the server closed the connection midway",
-}
 
 
 def _described(found: Any) -> FileInfo:
@@ -511,11 +446,6 @@ class WebPlace:
 
 def _may_pass(error: BaseException) -> bool:
     return is_away(error) or (isinstance(error, StatusError) and is_passing_status(error.status))
-
-
-def is_passing_status(status: int) -> bool:
-    """Whether a server that answers with this HTTP status may answer otherwise later."""
-    return status == 429 or status >= 500
 
 
 def compiled(patterns: Sequence[str]) -> re.Pattern[str] | None:

@@ -9,48 +9,27 @@ long again, it is deleted; else it is brought back. So a run that was going on m
 nothing, however the clean-up ends.
 """
 
-import contextlib
-import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
 
-from visdiv_assets.errors import VisdivError
-from visdiv_assets.sources.manifest import SAMPLE_MARK
+from visdiv_assets.errors import Unreachable, VisdivError
 from visdiv_assets.store.files import DamagedError, noticing_damage, read_table
-from visdiv_assets.store.store import UNUSED, Store
+from visdiv_assets.store.objects import StoredFile
+from visdiv_assets.store.store import UNUSED, Store, hidden
 
 # Whatever is younger may belong to a run that is still at work: one is ended after a day.
 GRACE_SECONDS = 7 * 86_400.0
 
 # What a store is made of, as folders; Dagster's own folder is not ours to clean.
 KINDS = ("manifests", "indexes", "moments", "embeddings", "pictures", "exports")
-LEFTOVERS, SLICES = "leftovers", ".slices"
+LEFTOVERS, SLICES = "leftovers", "slices"
 
 # A dataset, a model id and a fingerprint: what an evaluation is of.
 Where = tuple[str, str, str]
-
-
-class StoredFile(NamedTuple):
-    """A file of the store.
-
-    Attributes:
-        path: where it is.
-        kind: its folder in the store, or "leftovers" if its name is hidden.
-        size: bytes.
-        changed: Unix time of the last change.
-    """
-
-    path: Path
-    kind: str
-    size: int
-    changed: float
 
 
 @dataclass
@@ -76,18 +55,21 @@ class CleaningPlan:
 
 
 def files_of(store: Store) -> list[StoredFile]:
-    """All files of a store but its databases and Dagster's, in order of their paths."""
-    found = []
-    for kind in KINDS:
-        for folder, _, names in os.walk(store.root / kind):
-            for name in names:
-                path = Path(folder, name)
-                with contextlib.suppress(OSError):  # it went meanwhile
-                    stat = path.stat(follow_symlinks=False)
-                    hidden = name.startswith(".") and not name.startswith(UNUSED)
-                    its_kind = LEFTOVERS if hidden and Path(folder).name[0] != "." else kind
-                    found.append(StoredFile(path, its_kind, stat.st_size, stat.st_mtime))
-    return sorted(found)
+    """All files of a store but its databases and Dagster's, in order of their names."""
+    return sorted(file for kind in KINDS for file in store.objects.files(kind))
+
+
+def kind_of(file: StoredFile) -> str:
+    """The folder in the store that a file belongs to, or "leftovers" if its name is hidden.
+
+    Example:
+        >>> kind_of(StoredFile("moments/birds/m/f.npz", 1, 0.0, ""))
+        'moments'
+        >>> kind_of(StoredFile("moments/birds/m/.tmp-x", 1, 0.0, ""))
+        'leftovers'
+    """
+    kind, *_, last = file.name.split("/")
+    return LEFTOVERS if last.startswith(".") and not last.startswith(UNUSED) else kind
 
 
 def plan_cleaning(
@@ -114,54 +96,49 @@ def plan_cleaning(
     files = files_of(store)
     datasets = {dataset for dataset, _, _ in needed}
     images = {(dataset, fingerprint) for dataset, _, fingerprint in needed}
-    kept_indexes = _newest_indexes(files)
+    # They know the images that have not changed.
+    kept_indexes = {name for dataset in datasets for name in store.newest_indexes(dataset)}
 
     def is_needed(file: StoredFile) -> bool:
-        parts, fingerprint = file.path.parts, file.path.stem
-        if file.kind == "manifests":
-            dataset = parts[-2]
-            is_list = file.path.suffix == ".parquet"  # else it names the latest one
-            return dataset not in datasets or not is_list or (dataset, fingerprint) in images
-        if file.kind not in ("indexes", "moments"):
-            return file.kind != LEFTOVERS  # segments have rules of their own
-        where = (parts[-3], parts[-2], fingerprint)
-        if where[0] not in datasets or file.path in kept_indexes:
+        kind, *within, last = file.name.split("/")
+        stem, dot, suffix = last.rpartition(".")
+        fingerprint = stem if dot else suffix
+        if kind_of(file) == LEFTOVERS:
+            return False
+        if kind == "manifests" and len(within) == 1 and suffix == "parquet":
+            return within[0] not in datasets or (within[0], fingerprint) in images
+        if kind not in ("indexes", "moments") or len(within) != 2:
+            return True  # segments have rules of their own
+        where = (*within, fingerprint)
+        if where[0] not in datasets or file.name in kept_indexes:
             return True
-        return where in (newest if file.path.suffix == SLICES else needed)
+        return where in (newest if suffix == SLICES else needed)
 
     plan.remove += [file for file in files if now - file.changed > grace and not is_needed(file)]
-    gone = {file.path for file in plan.remove}
-    indexes = [file for file in files if file.kind == "indexes" and file.path not in gone]
-    _plan_segments(plan, files, _named_segments(indexes, plan), now, grace)
+    gone = {file.name for file in plan.remove}
+    indexes = [file for file in files if is_index(file) and file.name not in gone]
+    _plan_segments(plan, files, _named_segments(store, indexes, plan), now, grace)
     return plan
 
 
-def _newest_indexes(files: Iterable[StoredFile]) -> set[Path]:
-    """Of each dataset, the newest index, and the newest of all images: they know unchanged ones."""
-    newest: dict[tuple[str, bool], StoredFile] = {}
-    for file in sorted(
-        (each for each in files if each.kind == "indexes"), key=attrgetter("changed")
-    ):
-        dataset = file.path.parts[-3]
-        newest[dataset, False] = file
-        if SAMPLE_MARK not in file.path.stem:
-            newest[dataset, True] = file
-    return {file.path for file in newest.values()}
+def is_index(file: StoredFile) -> bool:
+    """Whether a file is an index of some images."""
+    return kind_of(file) == "indexes" and file.name.endswith(".parquet")
 
 
 def _named_segments(
-    indexes: Iterable[StoredFile], plan: CleaningPlan
+    store: Store, indexes: Iterable[StoredFile], plan: CleaningPlan
 ) -> dict[str, set[str] | None]:
     """By model id, the segments that indexes name; None where an index cannot be read."""
     named: dict[str, set[str] | None] = defaultdict(set)
     for file in indexes:
-        model_id = file.path.parts[-2]
+        model_id = file.name.split("/")[-2]
         so_far = named[model_id]
         if so_far is None:
             continue
         try:
-            with noticing_damage(file.path, "its segments are kept"):
-                column = read_table(file.path, ["segment"])["segment"]
+            with noticing_damage(store.objects.shown(file.name), "its segments are kept"):
+                column = read_table(store.objects.local(file.name), ["segment"])["segment"]
             so_far.update(name for name in pc.unique(column).to_pylist() if name is not None)
         except FileNotFoundError:
             continue
@@ -180,10 +157,11 @@ def _plan_segments(
 ) -> None:
     stored: dict[tuple[str, str], dict[str, StoredFile]] = defaultdict(dict)
     for file in files:
-        if file.kind == "embeddings" and file.path.parent.parent.name == "embeddings":
-            name = file.path.stem.removeprefix(UNUSED)
-            part = "unused" if file.path.name.startswith(UNUSED) else file.path.suffix
-            stored[file.path.parent.name, name][part] = file
+        _, *within, last = file.name.split("/")
+        if kind_of(file) == "embeddings" and len(within) == 1:
+            name, dot, suffix = last.rpartition(".")
+            part = "unused" if last.startswith(UNUSED) else dot + suffix
+            stored[within[0], name.removeprefix(UNUSED)][part] = file
     for (model_id, name), parts in sorted(stored.items()):
         segments = named.get(model_id, set())
         if segments is None:
@@ -200,35 +178,34 @@ def _plan_segments(
             plan.hide.append(keys)
 
 
-def clean(plan: CleaningPlan, *, now: float) -> list[str]:
+def clean(store: Store, plan: CleaningPlan) -> list[str]:
     """Carry a plan out; what could not be done. May be ended at any moment, and done again.
 
     What somebody has written anew since it was planned is left alone.
     """
-    problems = list(plan.problems)
+    problems, objects = list(plan.problems), store.objects
 
-    def hide(path: Path) -> None:
-        os.utime(path, (now, now))  # first: it is not deleted before it has been hidden for long
-        path.rename(path.with_name(UNUSED + path.name))
+    def hide(name: str) -> None:
+        objects.rename(name, hidden(name, UNUSED))
 
-    def restore(path: Path) -> None:
-        path.rename(path.with_name(path.name.removeprefix(UNUSED)))
+    def restore(name: str) -> None:
+        folder, _, last = name.rpartition("/")
+        objects.rename(name, f"{folder}/{last.removeprefix(UNUSED)}")
 
-    def remove(path: Path) -> None:
-        path.unlink()
-        with contextlib.suppress(OSError):  # not empty
-            path.parent.rmdir()
-
-    steps = ((hide, plan.hide), (restore, plan.restore), (remove, plan.remove))
+    steps = ((hide, plan.hide), (restore, plan.restore), (objects.delete, plan.remove))
     for act, files in steps:
         for file in files:
             try:
-                if file.path.stat(follow_symlinks=False).st_mtime == file.changed:
-                    act(file.path)
+                if objects.about(file.name).version == file.version:
+                    act(file.name)
             except FileNotFoundError:
                 pass  # somebody else was faster
+            except Unreachable:
+                raise
             except OSError as error:
-                problems.append(f"{file.path}: {error.strerror}")
+                problems.append(f"{objects.shown(file.name)}: {error.strerror}")
+            except VisdivError as error:
+                problems.append(str(error))
     return problems
 
 
@@ -238,15 +215,10 @@ def forget(store: Store, dataset: str) -> int:
     Raises:
         VisdivError: something cannot be deleted.
     """
-    folders = store.folders_of(dataset)
-    files = [file for file in files_of(store) if any(each in file.path.parents for each in folders)]
-    problems = clean(CleaningPlan(remove=files), now=0.0)
+    files = [file for folder in store.folders_of(dataset) for file in store.objects.files(folder)]
+    problems = clean(store, CleaningPlan(remove=files))
     if problems:
         raise VisdivError(f"not everything could be deleted: {problems[0]}")
-    for folder in folders:
-        for empty, _, _ in os.walk(folder, topdown=False):
-            with contextlib.suppress(OSError):  # somebody writes to it
-                Path(empty).rmdir()
     return sum(file.size for file in files)
 
 
@@ -257,13 +229,13 @@ def verify(store: Store, on_progress: Callable[[int, int], None] | None = None) 
         store: to read.
         on_progress: told how many files of how many were read.
     """
-    files = [file for file in files_of(store) if file.kind in KINDS[:4]]
+    files = [file for file in files_of(store) if kind_of(file) in KINDS[:4]]
     problems = []
     for done, file in enumerate(files):
         if on_progress is not None:
             on_progress(done, len(files))
         try:
-            with noticing_damage(file.path, _cure(file)):
+            with noticing_damage(store.objects.shown(file.name), _cure(file)):
                 _read_whole(file, store)
         except FileNotFoundError:
             continue
@@ -273,18 +245,19 @@ def verify(store: Store, on_progress: Callable[[int, int], None] | None = None) 
 
 
 def _cure(file: StoredFile) -> str:
-    if file.kind == "embeddings":
+    kind, dataset, *_ = file.name.split("/")
+    if kind == "embeddings":
         return "its images are embedded again by the next evaluation"
-    dataset = file.path.parts[-2 if file.kind == "manifests" else -3]
     return f"run `visdiv score {dataset}`"
 
 
 def _read_whole(file: StoredFile, store: Store) -> None:
-    if file.path.suffix == ".parquet":
-        read_table(file.path)
-    elif file.kind == "moments":
-        with np.load(file.path, allow_pickle=False) as arrays:
+    kind, *within, last = file.name.split("/")
+    if last.endswith(".parquet"):
+        read_table(store.objects.local(file.name))
+    elif kind == "moments":
+        with np.load(store.objects.local(file.name), allow_pickle=False) as arrays:
             for name in arrays.files:
                 arrays[name]
-    elif file.path.suffix == ".npy" and file.path.parent.parent.name == "embeddings":
-        store.check_segment(file.path.parent.name, file.path.stem)
+    elif kind == "embeddings" and last.endswith(".npy"):
+        store.check_segment(within[0], last.removesuffix(".npy"))

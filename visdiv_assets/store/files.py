@@ -1,13 +1,11 @@
-"""Writing files atomically, reading them back, and noticing damage.
+"""Writing tables and arrays, reading them back, and noticing damage.
 
-Not here: the layout of files (`store.py`).
+Not here: the layout of files (`store.py`), where they are (`objects.py`).
 """
 
 import errno
-import os
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.manifest import METADATA, TEXT
+from visdiv_assets.store.objects import Write
 
 # Rows of a manifest or an index that are in memory at a time when it is read in pieces.
 PIECE_ROWS = 131_072
@@ -30,7 +29,7 @@ class DamagedError(VisdivError):
 
 
 @contextmanager
-def noticing_damage(path: Path, cure: str) -> Iterator[None]:
+def noticing_damage(path: Path | str, cure: str) -> Iterator[None]:
     """Turn whatever damaged bytes raise into a DamagedError that names the file.
 
     Args:
@@ -42,7 +41,7 @@ def noticing_damage(path: Path, cure: str) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, VisdivError):
+    except (FileNotFoundError, MemoryError, VisdivError):
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EISDIR, errno.EINVAL):
@@ -82,13 +81,13 @@ def _with_long_texts(table: pa.Table) -> pa.Table:
     return table if schema.equals(table.schema) else table.cast(schema)
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file atomically, with a checksum for each page."""
+def writing(table: pa.Table) -> Write:
+    """What writes a table as a Parquet file, with a checksum for each page."""
 
     def write(file: IO[bytes]) -> None:
         pq.write_table(table, file, row_group_size=PIECE_ROWS, write_page_checksum=True)
 
-    write_atomically(path, write)
+    return write
 
 
 def write_joined(file: IO[bytes], arrays: Mapping[str, tuple[int, Iterable[NDArray[Any]]]]) -> None:
@@ -107,20 +106,3 @@ def write_joined(file: IO[bytes], arrays: Mapping[str, tuple[int, Iterable[NDArr
                         header["shape"] = (length, *part.shape[1:])
                         write_array_header_1_0(member, header)
                     member.write(np.ascontiguousarray(part).data)
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write to a hidden temporary file in the same folder, flush it to disk, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -9,12 +9,13 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from visdiv_assets.errors import VisdivError
 from visdiv_assets.store.index import KEY_BYTES, Keys
+from visdiv_assets.store.objects import Objects
 from visdiv_assets.store.runs import (
     DamagedRunError,
     Entries,
@@ -154,20 +155,23 @@ class RunFolder:
 
     def __init__(
         self,
-        folder: Path,
+        objects: Objects,
+        folder: str,
         names: Callable[[], list[str]],
         keys_of: Callable[[str], Keys | None],
     ) -> None:
         """Take what the model has; nothing is read yet.
 
         Args:
-            folder: where the runs are; need not exist.
+            objects: where the store is.
+            folder: of it, where the runs are; need not exist.
             names: the segments that there are, sorted.
             keys_of: the content keys of a segment in order of rows; None if it cannot be used.
         """
-        self._folder, self._names, self._keys_of = folder, names, keys_of
+        self._objects, self._folder = objects, folder
+        self._names, self._keys_of = names, keys_of
         self._listed: list[str] = []
-        self._unusable: set[Path] = set()  # damaged, and cannot be removed
+        self._unusable: set[str] = set()  # damaged, and cannot be removed
 
     def index(self) -> KeyIndex:
         """An index of all segments that can be used, and the runs brought up to date."""
@@ -195,15 +199,15 @@ class RunFolder:
 
     def _opened(self) -> list[Run]:
         runs = []
-        for path in sorted(self._folder.glob("[!.]*.run")):
-            if path in self._unusable:
+        for name in sorted(file.name for file in self._objects.files(self._folder)):
+            if name in self._unusable or not is_run(name):
                 continue
             try:
-                runs.append(Run.open(path))
+                runs.append(Run.open(self._objects, name))
             except DamagedRunError as error:
                 self._remove_damaged(error)
             except OSError as error:  # another process has merged it, or we may not read it
-                logger.debug("%s is not used: %s", path, error)
+                logger.debug("%s is not used: %s", self._objects.shown(name), error)
         return runs
 
     def _needed(self, runs: list[Run]) -> list[Run]:
@@ -243,7 +247,7 @@ class RunFolder:
             if len(ordered[n]) <= smaller[n] or smaller[n + 1] <= FEW
         ]
         # In memory are those that could not be written.
-        if not alike or any(run.path is None for run in runs):
+        if not alike or any(run.name is None for run in runs):
             return runs
         small, large = ordered[: alike[-1] + 1], ordered[alike[-1] + 1 :]
         segments, parts = merged(small, set(self._listed))
@@ -251,32 +255,40 @@ class RunFolder:
         if whole is None:
             return runs
         for run in small:
-            if run.path != whole.path:
+            if run.name != whole.name:
                 self._remove(run)
         return [*large, whole]
 
     def _written(self, segments: Sequence[str], parts: Iterable[Entries]) -> Run | None:
         """A new run on disk; None if it cannot be written there."""
         try:
-            path = write_run(self._folder, segments, parts)
-        except OSError as error:  # read-only, or full: runs only save time
-            logger.debug("no run is kept in %s: %s", self._folder, error)
+            name = write_run(self._objects, self._folder, segments, parts)
+        except DamagedRunError:
+            raise
+        except (OSError, VisdivError) as error:  # read-only, or full: runs only save time
+            logger.debug("no run is kept in %s: %s", self._objects.shown(self._folder), error)
             return None
-        return Run.open(path)
+        return Run.open(self._objects, name)
 
     def _remove(self, run: Run) -> None:
-        if run.path is not None:
-            with contextlib.suppress(OSError):  # read-only, or another process was faster
-                run.path.unlink()
+        if run.name is not None:
+            with contextlib.suppress(OSError, VisdivError):  # read-only, or somebody was faster
+                self._objects.delete(run.name)
 
     def _remove_damaged(self, error: DamagedRunError) -> None:
         logger.warning("%s", error)
         try:
-            (error.path.rmdir if error.path.is_dir() else error.path.unlink)()
+            self._objects.delete(error.name)
         except FileNotFoundError:
             pass
-        except OSError:
-            self._unusable.add(error.path)
+        except (OSError, VisdivError):
+            self._unusable.add(error.name)
+
+
+def is_run(name: str) -> bool:
+    """Whether a file beside the runs is one of them."""
+    last = name.rpartition("/")[2]
+    return last.endswith(".run") and not last.startswith(".")
 
 
 def _in_batches(keys: Iterator[tuple[str, Keys | None]]) -> Iterator[dict[str, Keys]]:

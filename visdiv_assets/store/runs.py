@@ -14,21 +14,16 @@ mapped pages would count as memory of the process, and a file cut short would en
 import hashlib
 import json
 import math
-import os
-import stat
 import struct
-import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from functools import partial
-from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.store.files import write_atomically
 from visdiv_assets.store.index import Keys
+from visdiv_assets.store.objects import Objects
 
 # The two halves of a key as numbers, which sort like the key, and its place.
 ENTRY = np.dtype([("head", "<u8"), ("tail", "<u8"), ("segment", "<u4"), ("row", "<u4")])
@@ -49,9 +44,9 @@ Places = tuple[NDArray[np.int32], NDArray[np.int32]]
 class DamagedRunError(VisdivError):
     """What was written to a run cannot be read. Nothing is lost: it is made of segments."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(f"{path} is damaged; it is made again")
-        self.path = path
+    def __init__(self, shown: str, name: str) -> None:
+        super().__init__(f"{shown} is damaged; it is made again")
+        self.name = name
 
 
 def halves(keys: Keys) -> Halves:
@@ -83,7 +78,7 @@ class Run:
     Attributes:
         segments: names of its segments, sorted; `segment` of an entry is a position in them.
         sizes: number of entries of each segment.
-        path: its file; None if it is in memory.
+        name: its file in the store; None if it is in memory.
     """
 
     def __init__(
@@ -92,9 +87,11 @@ class Run:
         sizes: NDArray[np.uint32],
         summary: tuple[NDArray[np.uint64], NDArray[np.uint64]],
         read: Callable[[int, int], bytes | memoryview],
-        path: Path | None = None,
+        name: str | None = None,
+        shown: str = "",
     ) -> None:
-        self.segments, self.sizes, self.path = tuple(segments), sizes, path
+        self.segments, self.sizes, self.name = tuple(segments), sizes, name
+        self._shown = shown
         self._n = int(sizes.sum())
         self._fences, self._sums = summary
         self._read = read
@@ -112,41 +109,34 @@ class Run:
         return cls(segments, sizes, _summary(entries), lambda start, end: data[start:end])
 
     @classmethod
-    def open(cls, path: Path) -> "Run":
-        """A run on disk, of which only the footer is read. It stays readable if it is removed.
+    def open(cls, objects: Objects, name: str) -> "Run":
+        """A run in the store, of which only the footer is read.
 
         Raises:
             DamagedRunError: it is not what was written.
             OSError: it is gone, or cannot be opened.
         """
-        descriptor = os.open(path, os.O_RDONLY)
+        damaged = DamagedRunError(objects.shown(name), name)
         try:
-            run = cls._opened(path, descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        weakref.finalize(run, os.close, descriptor)
-        return run
-
-    @classmethod
-    def _opened(cls, path: Path, descriptor: int) -> "Run":
-        about = os.fstat(descriptor)
-        start = about.st_size - TAIL.size
-        if not stat.S_ISREG(about.st_mode) or start < 0:
-            raise DamagedRunError(path)
-        n, n_segments, n_names, digest, form = TAIL.unpack(os.pread(descriptor, TAIL.size, start))
+            size, read = objects.ranges(name)
+        except IsADirectoryError:
+            raise damaged from None
+        start = size - TAIL.size
+        if start < 0:
+            raise damaged
+        n, n_segments, n_names, digest, form = TAIL.unpack(read(start, size))
         n_blocks = math.ceil(n / BLOCK)
         length = 16 * n_blocks + 4 * n_segments + n_names
         if form != FORMAT or start != n * ENTRY.itemsize + length:
-            raise DamagedRunError(path)
-        footer = os.pread(descriptor, length, start - length)
+            raise damaged
+        footer = read(start - length, start)
         if _hash(footer) != digest:
-            raise DamagedRunError(path)
+            raise damaged
         numbers = np.frombuffer(footer, dtype="<u8", count=2 * n_blocks)
         sizes = np.frombuffer(footer, dtype="<u4", count=n_segments, offset=16 * n_blocks)
         names = json.loads(footer[length - n_names :])
         summary = (numbers[:n_blocks], numbers[n_blocks:])
-        return cls(names, sizes, summary, partial(_read_at, descriptor), path)
+        return cls(names, sizes, summary, read, name, objects.shown(name))
 
     def __len__(self) -> int:
         return self._n
@@ -226,21 +216,17 @@ class Run:
         stop = min(end * BLOCK, self._n)
         try:
             data = self._read(first * BLOCK * ENTRY.itemsize, stop * ENTRY.itemsize)
-        except OSError as error:  # a bad sector; or a file on NFS that another machine has removed
-            assert self.path is not None
-            raise DamagedRunError(self.path) from error
-        if self.path is None:
+        except OSError as error:  # a bad sector, or another machine has removed the file
+            assert self.name is not None
+            raise DamagedRunError(self._shown, self.name) from error
+        if self.name is None:
             return np.frombuffer(data, dtype=ENTRY)
         if len(data) != (stop - first * BLOCK) * ENTRY.itemsize:
-            raise DamagedRunError(self.path)
+            raise DamagedRunError(self._shown, self.name)
         entries = np.frombuffer(data, dtype=ENTRY)
         if (_sums(entries) != self._sums[first:end]).any():
-            raise DamagedRunError(self.path)
+            raise DamagedRunError(self._shown, self.name)
         return entries
-
-
-def _read_at(descriptor: int, start: int, end: int) -> bytes:
-    return os.pread(descriptor, end - start, start)
 
 
 def _hash(data: bytes) -> bytes:
@@ -263,15 +249,17 @@ def _sums(entries: Entries) -> NDArray[np.uint64]:
     return sums
 
 
-def write_run(folder: Path, segments: Sequence[str], parts: Iterable[Entries]) -> Path:
-    """Write a run of these segments, whose entries come in order; the path of its file.
+def write_run(
+    objects: Objects, folder: str, segments: Sequence[str], parts: Iterable[Entries]
+) -> str:
+    """Write a run of these segments, whose entries come in order; the name of its file.
 
     Its name follows from those of its segments, so whoever writes it writes the same.
     """
     names = json.dumps(list(segments)).encode()
-    path = folder / f"{_hash(names).hex()}.run"
-    write_atomically(path, lambda file: _write(file, names, len(segments), parts))
-    return path
+    name = f"{folder}/{_hash(names).hex()}.run"
+    objects.write(name, lambda file: _write(file, names, len(segments), parts))
+    return name
 
 
 def _write(file: IO[bytes], names: bytes, n_segments: int, parts: Iterable[Entries]) -> None:

@@ -6,18 +6,18 @@ Not here: reading segments (`store.py`), finding rows in them (`key_index.py`).
 import hashlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from visdiv_assets.store.files import write_atomically, write_table
+from visdiv_assets.store.files import writing
 from visdiv_assets.store.index import KEY_BYTES, content_key
+from visdiv_assets.store.objects import Objects
 
 # Rows are rounded to a grid of 2⁻¹⁵ and stored as float16. Products of two such numbers are
 # multiples of 2⁻³⁰, which float64 adds without rounding, so moments are the same in any order. The
@@ -43,7 +43,54 @@ def to_grid(vectors: NDArray[np.float32]) -> NDArray[np.float16]:
 
 def digest_of(rows: NDArray[np.float16]) -> bytes:
     """128-bit BLAKE2b of the rows of a segment, in hex."""
-    return hashlib.blake2b(np.ascontiguousarray(rows), digest_size=16).hexdigest().encode()
+    return _hash(np.ascontiguousarray(rows)).hexdigest().encode()
+
+
+def _hash(data: NDArray[np.float16] | bytes = b"") -> "hashlib.blake2b":
+    return hashlib.blake2b(data, digest_size=16)
+
+
+def write_segment(
+    objects: Objects,
+    folder: str,
+    keys: Sequence[bytes],
+    parts: Callable[[], Iterable[NDArray[np.float16]]],
+    flat: NDArray[np.bool_],
+) -> str:
+    """Write a segment, and return its name: a hash of its keys and rows.
+
+    So no other content ever has that name, and whoever writes it again writes the same.
+
+    Args:
+        objects: where to.
+        folder: of the model.
+        keys: content keys, whole.
+        parts: yields their vectors on the grid, in parts of shape (rows, D); called twice.
+        flat: which pictures are one flat colour, shape (rows,).
+    """
+    hashed, dimension = _hash(), 0
+    for part in parts():
+        hashed.update(np.ascontiguousarray(part))
+        dimension = part.shape[1]
+    digest = hashed.hexdigest().encode()
+
+    def write(file: IO[bytes]) -> None:
+        shape = (len(keys), dimension)
+        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts():
+            file.write(np.ascontiguousarray(part).data)
+
+    table = pa.table(
+        {
+            "content_key": pa.array(keys, type=pa.binary(KEY_BYTES)),
+            "flat": pa.array(flat, type=pa.bool_()),
+        }
+    ).replace_schema_metadata({ROWS_DIGEST: digest})
+    name = content_key(b"".join(keys) + digest).hex()
+    objects.write(f"{folder}/{name}.npy", write)
+    objects.write(f"{folder}/{name}.parquet", writing(table))  # this commits it
+    return name
 
 
 class SegmentWriter:
@@ -51,10 +98,14 @@ class SegmentWriter:
 
     It also commits rows that have waited SEGMENT_SECONDS, even if no other row comes, and on any
     exit from the `with` block, so an interrupted run keeps everything that it has finished.
+
+    Attributes:
+        committed: names of the segments that it has written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, objects: Objects, folder: str) -> None:
+        self._objects, self._folder = objects, folder
+        self.committed = list[str]()
         self._waiting: list[tuple[bytes, NDArray[np.float32], bool]] = []
         self._due = 0.0
         self._closing = False
@@ -111,18 +162,13 @@ class SegmentWriter:
                 self._changed.notify_all()
 
     def _commit(self, waiting: Sequence[tuple[bytes, NDArray[np.float32], bool]]) -> None:
-        """Write rows as one segment, named by a hash of its keys."""
+        """Write rows as one segment."""
         keys, vectors, flat = zip(*waiting, strict=True)
         rows = to_grid(np.stack(vectors))
-        table = pa.table(
-            {
-                "content_key": pa.array(keys, type=pa.binary(KEY_BYTES)),
-                "flat": pa.array(flat, type=pa.bool_()),
-            }
-        ).replace_schema_metadata({ROWS_DIGEST: digest_of(rows)})
-        name = content_key(b"".join(keys)).hex()
-        write_atomically(self._folder / f"{name}.npy", lambda file: np.save(file, rows))
-        write_table(self._folder / f"{name}.parquet", table)
+        name = write_segment(
+            self._objects, self._folder, keys, lambda: [rows], np.array(flat, dtype=np.bool_)
+        )
+        self.committed.append(name)
 
     def close(self) -> None:
         """Commit the remaining rows, and wait until everything is on disk."""

@@ -1,23 +1,28 @@
-"""The store on disk: manifests, embedding segments, image indexes, moments.
+"""The store: manifests, embedding segments, image indexes, moments.
 
-Here: file names, atomic writes, reading back. Not here: DuckDB (`warehouse/`), deciding what to
-embed (`embedding/incremental.py`).
+Here: file names, writing and reading back. Not here: where the files are (`objects.py`), DuckDB
+(`warehouse/`), deciding what to embed (`embedding/incremental.py`).
 
     manifests/<dataset>/<fingerprint>.parquet          images of a source; `latest` names one
     embeddings/<model id>/<segment>.npy + .parquet     float16 rows and their content keys
     embeddings/<model id>/.keys/<hash>.run             content key → segment, row; made of segments
     indexes/<dataset>/<model id>/<fingerprint>.parquet image → content key → segment, row
+    indexes/<dataset>/newest                           which of them were written last
     moments/<dataset>/<model id>/<fingerprint>.npz     n, Σx, Σxxᵀ, a sample; .slices: of slices
 
-Files are written under a temporary name and renamed when complete. A segment exists once its key
-file does, and is never edited. A damaged file counts as absent wherever it can be made again.
+A file is there once all of it is written. A segment exists once its key file does, and is never
+edited. A damaged file counts as absent wherever it can be made again. No order is read off the
+times of files: what is newest has been named.
 """
 
 import contextlib
+import io
+import json
 import logging
+import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -30,7 +35,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from visdiv_assets.errors import VisdivError
+from visdiv_assets.errors import Unreachable, VisdivError
 from visdiv_assets.sources.manifest import SAMPLE_MARK, Manifest
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.sample import Kept, Sample
@@ -39,12 +44,12 @@ from visdiv_assets.store.files import (
     noticing_damage,
     read_pieces,
     read_table,
-    write_atomically,
     write_joined,
-    write_table,
+    writing,
 )
 from visdiv_assets.store.index import KEPT_COLUMNS, EmbeddingIndex, Keys, to_keys
 from visdiv_assets.store.key_index import RUNS_FOLDER, KeyIndex, RunFolder
+from visdiv_assets.store.objects import TEMPORARY, Folder, Objects
 from visdiv_assets.store.segments import ROWS_DIGEST, SegmentWriter, digest_of
 
 logger = logging.getLogger(__name__)
@@ -61,6 +66,13 @@ MAX_NAME_BYTES = 230  # file systems allow 255, and files are written under long
 # The key file of a segment that no index names: the segment takes no part in look-ups any more, but
 # can still be read.
 UNUSED = ".unused-"
+# Either file of a segment that is not what was written.
+DAMAGED = ".damaged-"
+
+# Which indexes of a dataset were written last.
+NEWEST = "newest"
+
+HEADER_BYTES = 128  # of a segment, as NumPy writes it
 
 
 class UnsafeNameError(VisdivError, ValueError):
@@ -68,11 +80,33 @@ class UnsafeNameError(VisdivError, ValueError):
 
 
 class Store:
-    """A store in a folder, created at the first write. Several processes may share it."""
+    """A store, created at the first write. Several processes may share it.
 
-    def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
-        self._verified: set[tuple[Path, int, int]] = set()
+    Attributes:
+        objects: where its files are.
+    """
+
+    def __init__(self, place: Path | str | Objects) -> None:
+        """A store somewhere; nothing is read yet.
+
+        Args:
+            place: a folder on a disk, or anything else that keeps files.
+        """
+        self.objects = Folder(Path(place)) if isinstance(place, Path | str) else place
+        # Segments whose rows are what was written: where they are on this machine, size and time.
+        self._verified: dict[str, tuple[Path, int, int]] = {}
+
+    @property
+    def uri(self) -> str:
+        """Where it is, as shown to users."""
+        return self.objects.uri
+
+    @property
+    def root(self) -> Path:
+        """Its folder, if it is on a disk."""
+        if not isinstance(self.objects, Folder):
+            raise VisdivError(f"{self.uri} is no folder on a disk")
+        return self.objects.root
 
     # --- manifests ---
 
@@ -83,28 +117,37 @@ class Store:
             now: Unix time.
         """
         # Not all of the store: Dagster may keep hundreds of thousands of files of its own in it.
+        if not isinstance(self.objects, Folder):
+            return
         for folder in ("manifests", "embeddings", "indexes", "moments", "exports", "pictures"):
-            for path in self.root.glob(f"{folder}/**/.tmp-*"):
+            for path in self.root.glob(f"{folder}/**/{TEMPORARY}*"):
                 with contextlib.suppress(OSError):  # another process was faster, or read-only
                     if now - path.stat().st_mtime > LEFTOVER_SECONDS:
                         path.unlink()
 
-    def write_manifest(self, dataset: str, manifest: Manifest) -> Path:
+    def write_manifest(self, dataset: str, manifest: Manifest) -> None:
         """Store a manifest, in place of an earlier one with its fingerprint."""
-        path = self._manifest(dataset, manifest.fingerprint)
-        write_table(path, manifest.table)
-        return path
+        self.objects.write(self._manifest(dataset, manifest.fingerprint), writing(manifest.table))
 
-    def write_picture(self, dataset: str, name: str, png: bytes) -> Path:
-        """Store a picture of a dataset, in place of an earlier one of that name."""
-        path = self._below("pictures", dataset, f"{name}.png")
-        write_atomically(path, lambda file: file.write(png))
-        return path
+    def write_picture(self, dataset: str, name: str, png: bytes) -> str:
+        """Store a picture of a dataset, in place of an earlier one of that name; where it is."""
+        name = _below("pictures", dataset, f"{name}.png")
+        self.objects.write(name, lambda file: file.write(png))
+        return self.objects.shown(name)
 
-    def name_latest(self, dataset: str, fingerprint: str) -> None:
-        """Note which manifest was evaluated last; written when the evaluation is on record."""
-        path = self._below("manifests", dataset, "latest")
-        write_atomically(path, lambda file: file.write(fingerprint.encode()))
+    def name_latest(self, dataset: str, latest: str | Callable[[], str]) -> None:
+        """Note which manifest was evaluated last, as soon as an evaluation is on record.
+
+        Args:
+            dataset: its name.
+            latest: the fingerprint, or what tells it; that is asked again if somebody else notes
+                one meanwhile.
+        """
+
+        def named(_: bytes | None) -> bytes:
+            return (latest if isinstance(latest, str) else latest()).encode()
+
+        self.objects.update(_below("manifests", dataset, "latest"), named)
 
     def latest_manifest(self, dataset: str) -> Manifest:
         """The manifest that was evaluated last.
@@ -112,7 +155,7 @@ class Store:
         Raises:
             VisdivError: the dataset has never been evaluated, or the manifest is damaged.
         """
-        fingerprint, _ = self.latest_fingerprint(dataset)
+        fingerprint = self.latest_fingerprint(dataset)
         if fingerprint is None:
             raise VisdivError(f"{dataset} has never been evaluated; run `visdiv score {dataset}`")
         return self.read_manifest(dataset, fingerprint)
@@ -138,52 +181,60 @@ class Store:
         with self._reading_manifest(dataset, fingerprint) as path:
             yield from read_pieces(path, columns)
 
-    def latest_fingerprint(self, dataset: str) -> tuple[str | None, int]:
-        """Fingerprint of the manifest evaluated last, and when, in ns; `None, 0` if there is none.
+    def latest_fingerprint(self, dataset: str) -> str | None:
+        """Fingerprint of the manifest evaluated last; None if there is none.
 
         Cheap, since it does not read the manifest.
         """
-        path = self._below("manifests", dataset, "latest")
+        name = _below("manifests", dataset, "latest")
         try:
-            fingerprint = path.read_text(encoding="ascii")
+            content, _ = self.objects.head(name, MAX_NAME_BYTES)
+            fingerprint = content.decode("ascii")
             self._manifest(dataset, fingerprint)  # an older version may have stored any text
-            return fingerprint, path.stat().st_mtime_ns
         except (FileNotFoundError, IsADirectoryError, ValueError):
-            return None, 0
+            return None
+        return fingerprint
 
     def datasets(self) -> list[str]:
         """The datasets that were evaluated, sorted."""
-        return sorted(path.parent.name for path in (self.root / "manifests").glob("*/latest"))
+        names = (file.name.split("/") for file in self.objects.files("manifests"))
+        return sorted(parts[1] for parts in names if parts[2:] == ["latest"])
 
     @contextmanager
     def _reading_manifest(self, dataset: str, fingerprint: str) -> Iterator[Path]:
-        path = self._manifest(dataset, fingerprint)
+        name = self._manifest(dataset, fingerprint)
         try:
-            with noticing_damage(path, f"run `visdiv score {dataset}`"):
+            with self._reading(name, f"run `visdiv score {dataset}`") as path:
                 yield path
         except FileNotFoundError as error:
             raise VisdivError(
                 f"{dataset} has no list of images {fingerprint}; run `visdiv score {dataset}`"
             ) from error
 
-    def _manifest(self, dataset: str, fingerprint: str) -> Path:
-        return self._below("manifests", dataset, f"{fingerprint}.parquet")
+    def _manifest(self, dataset: str, fingerprint: str) -> str:
+        return _below("manifests", dataset, f"{fingerprint}.parquet")
+
+    @contextmanager
+    def _reading(self, name: str, cure: str) -> Iterator[Path]:
+        """A file to read; whatever damage raises in the block says which it is, and the cure."""
+        with noticing_damage(self.objects.shown(name), cure):
+            yield self.objects.local(name)
 
     # --- segments ---
 
     def model_ids(self) -> list[str]:
         """The model ids that have embeddings, sorted."""
-        return sorted(path.name for path in (self.root / "embeddings").glob("[!.]*"))
+        names = {file.name.split("/")[1] for file in self.objects.files("embeddings")}
+        return sorted(name for name in names if SAFE_NAME.fullmatch(name))
 
     def segment_names(self, model_id: str) -> list[str]:
         """The committed segments of a model, sorted."""
-        try:
-            with os.scandir(self._segments(model_id)) as entries:
-                names = [entry.name for entry in entries]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        ending = ".parquet"
-        stems = (name.removesuffix(ending) for name in names if name.endswith(ending))
+        folder, ending = _below("embeddings", model_id), ".parquet"
+        stems = (
+            file.name[len(folder) + 1 :].removesuffix(ending)
+            for file in self.objects.files(folder)
+            if file.name.endswith(ending)
+        )
         return sorted(stem for stem in stems if SAFE_NAME.fullmatch(stem))
 
     def rows(self, model_id: str, segment: str) -> NDArray[np.float16]:
@@ -194,31 +245,45 @@ class Store:
         Raises:
             DamagedError: they are not what was written. The segment counts as absent from now on.
         """
-        path = self._below("embeddings", model_id, f"{segment}.npy")
+        name = _rows_file(model_id, segment)
         try:
-            with noticing_damage(path, "run `visdiv score` again"):
-                rows = self._verified_rows(path)
+            try:
+                return self._verified_rows(name)
+            except (DamagedError, FileNotFoundError):  # perhaps only the copy of it is damaged
+                return self._verified_rows(name, fresh=True)
         except (DamagedError, FileNotFoundError) as error:
-            self._retire(path)
+            self._retire(model_id, segment)
             raise DamagedError(
-                f"embeddings of {model_id} are damaged ({path.name}) and have to be made again; "
+                f"embeddings of {model_id} are damaged ({segment}.npy) and have to be made again; "
                 "run `visdiv score` again"
             ) from error
-        return rows
 
-    def _verified_rows(self, path: Path) -> NDArray[np.float16]:
-        rows = _mapped(path)
-        stat = path.stat()
-        version = (path, stat.st_size, stat.st_mtime_ns)
-        if version not in self._verified:
-            digest = (pq.read_schema(_key_file(path)).metadata or {}).get(ROWS_DIGEST)
+    def _verified_rows(
+        self, name: str, cure: str = "run `visdiv score` again", *, fresh: bool = False
+    ) -> NDArray[np.float16]:
+        with noticing_damage(self.objects.shown(name), cure):
+            known = self._verified.get(name)
+            if known is not None and not fresh and known == _as_it_is(known[0]):
+                return _mapped(known[0])
+            path = self.objects.local(name, fresh=fresh)
+            rows = _mapped(path)
+            keys = self._key_file(name, fresh=fresh)
+            digest = (pq.read_schema(keys).metadata or {}).get(ROWS_DIGEST)
             if digest is None:  # written by an older version; an empty row is not an embedding
                 if not (np.isfinite(rows).all() and np.any(rows, axis=1).all()):
                     raise ValueError("rows without values")
             elif digest_of(rows) != digest:
                 raise ValueError("the checksum of its rows differs")
-            self._verified.add(version)
-        return rows
+            if (now := _as_it_is(path)) is not None:
+                self._verified[name] = now
+            return rows
+
+    def _key_file(self, rows: str, *, fresh: bool = False) -> Path:
+        """The key file of a segment, hidden or not."""
+        try:
+            return self.objects.local(_keys_beside(rows), fresh=fresh)
+        except FileNotFoundError:
+            return self.objects.local(hidden(_keys_beside(rows), UNUSED), fresh=fresh)
 
     def check_segment(self, model_id: str, segment: str) -> None:
         """Verify a segment, and leave it as it is.
@@ -226,26 +291,50 @@ class Store:
         Raises:
             DamagedError: its rows are not what was written.
         """
-        path = self._below("embeddings", model_id, f"{segment}.npy")
-        with noticing_damage(path, "its images are embedded again by the next evaluation"):
-            self._verified_rows(path)
+        cure = "its images are embedded again by the next evaluation"
+        self._verified_rows(_rows_file(model_id, segment), cure)
 
     def holds(self, model_id: str, segment: str) -> bool:
         """Whether a segment is there, if only set aside."""
-        path = self._below("embeddings", model_id, f"{segment}.npy")
-        return path.exists() and _key_file(path).exists()
+        rows = _rows_file(model_id, segment)
+        keys = _keys_beside(rows)
+        return self._is_there(rows) and (
+            self._is_there(keys) or self._is_there(hidden(keys, UNUSED))
+        )
 
-    def folders_of(self, dataset: str) -> list[Path]:
+    def segment_rows(self, model_id: str, segment: str) -> int | None:
+        """The number of rows of a segment; None if it is gone or cut short."""
+        try:
+            return _rows_in(*self.objects.head(_rows_file(model_id, segment), HEADER_BYTES))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def set_aside(self, model_id: str, segment: str) -> None:
+        """Let nothing new refer to a segment; whoever refers to it already still reads it."""
+        keys = _keys_beside(_rows_file(model_id, segment))
+        with contextlib.suppress(FileNotFoundError):  # somebody was faster
+            self.objects.rename(keys, hidden(keys, UNUSED))
+
+    def _is_there(self, name: str) -> bool:
+        try:
+            self.objects.about(name)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def folders_of(self, dataset: str) -> list[str]:
         """The folders that hold what is kept of one dataset alone."""
         kinds = ("manifests", "indexes", "moments", "pictures")
-        return [self._below(kind, dataset) for kind in kinds]
+        return [_below(kind, dataset) for kind in kinds]
 
-    def _retire(self, path: Path) -> None:
+    def _retire(self, model_id: str, segment: str) -> None:
         """Take a damaged segment out of use; its files are kept under hidden names."""
-        _warn_of_damage(path)
-        for each in (_key_file(path), path):  # the key file is what commits a segment
-            with contextlib.suppress(OSError):  # read-only, or another process was faster
-                each.replace(each.with_name(f".damaged-{each.name}"))
+        _warn_of_damage(model_id, segment)
+        rows = _rows_file(model_id, segment)
+        keys = _keys_beside(rows)
+        for each in (keys, hidden(keys, UNUSED), rows):  # the key file is what commits a segment
+            with contextlib.suppress(OSError, VisdivError):  # read-only, or somebody was faster
+                self.objects.rename(each, hidden(each, DAMAGED))
 
     def retire_damaged(self, model_id: str, segments: Iterable[str]) -> int:
         """Verify segments, take the damaged ones out of use, and return how many those were."""
@@ -271,51 +360,54 @@ class Store:
             found = self.segment_keys(model_id, segment)
             return None if found is None else found[0]
 
-        folder = self._segments(model_id)
+        folder = _below("embeddings", model_id)
         names = partial(self.segment_names, model_id)
-        return RunFolder(folder / RUNS_FOLDER, names, keys_of).index()
+        return RunFolder(self.objects, f"{folder}/{RUNS_FOLDER}", names, keys_of).index()
 
     def segment_keys(self, model_id: str, segment: str) -> tuple[Keys, NDArray[np.bool_]] | None:
         """The content keys of a segment in order of rows, and which pictures are flat.
 
         None if it is gone, or damaged, so that its images are embedded again.
         """
-        path = self._below("embeddings", model_id, f"{segment}.parquet")
-        if not path.exists():
+        rows = _rows_file(model_id, segment)
+        name = _keys_beside(rows)
+        try:
+            path = self.objects.local(name)
+        except (FileNotFoundError, NotADirectoryError):
             return None
         try:
-            with noticing_damage(path, "its images are embedded again"):
+            with noticing_damage(self.objects.shown(name), "its images are embedded again"):
                 table = read_table(path)
                 keys = to_keys(table["content_key"])
-                if len(_mapped(path.with_suffix(".npy"))) != len(keys):
+                if _rows_in(*self.objects.head(rows, HEADER_BYTES)) != len(keys):
                     raise ValueError("the numbers of rows and keys differ")
                 if "flat" not in table.column_names:  # written by an older version
                     return keys, np.zeros(len(keys), dtype=np.bool_)
                 return keys, pc.fill_null(table["flat"], False).to_numpy()
         except (DamagedError, FileNotFoundError):
-            _warn_of_damage(path)
+            _warn_of_damage(model_id, segment)
             return None
-
-    def segment_time(self, model_id: str, segment: str) -> int:
-        """When the vectors of a segment were written, in ns; raises OSError if it is missing."""
-        return self._below("embeddings", model_id, f"{segment}.npy").stat().st_mtime_ns
 
     def segment_writer(self, model_id: str) -> "SegmentWriter":
         """A context manager that commits added rows as segments, the last ones on exit."""
-        return SegmentWriter(self._segments(model_id))
-
-    def _segments(self, model_id: str) -> Path:
-        return self._below("embeddings", model_id)
+        return SegmentWriter(self.objects, _below("embeddings", model_id))
 
     # --- image indexes ---
 
     def write_index(
         self, dataset: str, model_id: str, fingerprint: str, index: EmbeddingIndex
-    ) -> Path:
-        """Store the index of a manifest."""
-        path = self._index(dataset, model_id, fingerprint)
-        write_table(path, index.table)
-        return path
+    ) -> None:
+        """Store the index of a manifest, and note that it is the newest one."""
+        self.objects.write(self._index(dataset, model_id, fingerprint), writing(index.table))
+        written = [model_id, fingerprint]
+
+        def with_it(before: bytes | None) -> bytes:
+            named = {**_named(before), "any": written}
+            if SAMPLE_MARK not in fingerprint:
+                named["whole"] = written
+            return json.dumps(named).encode()
+
+        self.objects.update(_below("indexes", dataset, NEWEST), with_it)
 
     def read_index(
         self, dataset: str, model_id: str, fingerprint: str, columns: Sequence[str] | None = None
@@ -341,12 +433,12 @@ class Store:
         They have the keys of unchanged images. Damaged ones are passed over.
         """
         found: list[EmbeddingIndex] = []
-        for path in self._newest_indexes(dataset):
-            of_sample = SAMPLE_MARK in path.stem
+        for name in self._indexes_by_age(dataset):
+            of_sample = SAMPLE_MARK in name.rpartition("/")[2]
             if found and of_sample:
                 continue
             try:
-                with noticing_damage(path, "older ones are used"):
+                with self._reading(name, "older ones are used") as path:
                     found.append(EmbeddingIndex(read_table(path).select(KEPT_COLUMNS)))
             except (DamagedError, FileNotFoundError) as error:
                 logger.warning("%s", error)
@@ -355,18 +447,39 @@ class Store:
                 break
         return found
 
-    def _newest_indexes(self, dataset: str) -> list[Path]:
-        dated = []
-        for path in self._below("indexes", dataset).glob("*/[!.]*.parquet"):
-            with contextlib.suppress(FileNotFoundError):
-                dated.append((path.stat().st_mtime_ns, path))
-        return [path for _, path in sorted(dated, reverse=True)]
+    def newest_indexes(self, dataset: str) -> list[str]:
+        """The files of the index that was written last, and of the last of all images.
+
+        They may be one, or gone. Older versions named none.
+        """
+        name = _below("indexes", dataset, NEWEST)
+        try:
+            with self._reading(name, "others are used") as path:
+                named = _named(path.read_bytes())
+        except (DamagedError, FileNotFoundError):
+            return []
+        places = [named[key] for key in ("any", "whole") if key in named]
+        return list(dict.fromkeys(self._index(dataset, *place) for place in places))
+
+    def _indexes_by_age(self, dataset: str) -> Iterator[str]:
+        """The files of all indexes, the newest first, as far as is known."""
+        newest = self.newest_indexes(dataset)
+        yield from newest
+        # They are gone, or an older version wrote them: any index will do, and of these the times
+        # are likely to be right.
+        others = [
+            file
+            for file in self.objects.files(_below("indexes", dataset))
+            if file.name.endswith(".parquet") and "/." not in file.name and file.name not in newest
+        ]
+        others.sort(key=lambda file: (file.changed, file.name), reverse=True)
+        yield from (file.name for file in others)
 
     @contextmanager
     def _reading_index(self, dataset: str, model_id: str, fingerprint: str) -> Iterator[Path]:
-        path = self._index(dataset, model_id, fingerprint)
+        name = self._index(dataset, model_id, fingerprint)
         try:
-            with noticing_damage(path, f"run `visdiv score {dataset}`"):
+            with self._reading(name, f"run `visdiv score {dataset}`") as path:
                 yield path
         except FileNotFoundError as error:
             raise VisdivError(
@@ -374,8 +487,8 @@ class Store:
                 f"run `visdiv score {dataset}`"
             ) from error
 
-    def _index(self, dataset: str, model_id: str, fingerprint: str) -> Path:
-        return self._below("indexes", dataset, model_id, f"{fingerprint}.parquet")
+    def _index(self, dataset: str, model_id: str, fingerprint: str) -> str:
+        return _below("indexes", dataset, model_id, f"{fingerprint}.parquet")
 
     # --- moments ---
 
@@ -388,7 +501,7 @@ class Store:
         norm_error: float = 0.0,
         contents: str = "",
         n_slices: int = 0,
-    ) -> Path:
+    ) -> None:
         """Store the moments and the sample of a manifest's embeddings.
 
         Args:
@@ -400,7 +513,6 @@ class Store:
             contents: digest of the rows, their counts and their slices.
             n_slices: number of slices that `write_slices` stored beside it.
         """
-        path = self._moments(dataset, model_id, fingerprint)
         arrays: dict[str, Any] = {
             "n": np.int64(sample.moments.n),
             "total": sample.moments.total,
@@ -414,8 +526,8 @@ class Store:
             "contents": np.str_(contents),
             "n_slices": np.int64(n_slices),
         }
-        write_atomically(path, lambda file: np.savez(file, **arrays))
-        return path
+        name = _moments(dataset, model_id, fingerprint)
+        self.objects.write(name, lambda file: np.savez(file, **arrays))
 
     def read_moments(self, dataset: str, model_id: str, fingerprint: str) -> Moments:
         """The moments of a manifest's embeddings.
@@ -445,10 +557,11 @@ class Store:
         self, dataset: str, model_id: str, fingerprint: str, slices: Mapping[str, Sample]
     ) -> None:
         """Store the moments and sample of each slice of a dataset, replacing earlier ones."""
-        path = self._slices(dataset, model_id, fingerprint)
+        name = _slices(dataset, model_id, fingerprint)
         parts = list(slices.values())
         if not parts:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                self.objects.delete(name)
             return
         sizes = np.array([len(part.keys) for part in parts], dtype=np.int64)
         n_rows = int(sizes.sum())
@@ -468,19 +581,19 @@ class Store:
         if heavy:
             of_each = [0 if part.heavy is None else len(part.heavy.keys) for part in parts]
             arrays["heavy_sizes"] = (len(parts), [np.array(of_each, dtype=np.int64)])
-            for name in heavy[0]:
-                arrays[name] = (sum(of_each), [each[name] for each in heavy])
-        write_atomically(path, lambda file: write_joined(file, arrays))
+            for array in heavy[0]:
+                arrays[array] = (sum(of_each), [each[array] for each in heavy])
+        self.objects.write(name, lambda file: write_joined(file, arrays))
 
     def read_slices(self, dataset: str, model_id: str, fingerprint: str) -> dict[str, Sample]:
         """The slices of a dataset by name; empty if it has none. Raises as `read_moments`."""
-        path = self._slices(dataset, model_id, fingerprint)
+        file = _slices(dataset, model_id, fingerprint)
         with self._reading_moments(dataset, model_id, fingerprint) as arrays:
             expected = int(arrays["n_slices"]) if "n_slices" in arrays else None
-        if expected == 0 or (expected is None and not path.exists()):
+        if expected == 0 or (expected is None and not self._is_there(file)):
             return {}
         try:
-            with _reading_arrays(path, dataset) as stored:
+            with self._reading_arrays(file, dataset) as stored:
                 arrays = dict(stored)
                 ends = np.cumsum(arrays["sizes"])
                 of_each = arrays.get("heavy_sizes", np.zeros(len(ends), dtype=np.int64))
@@ -498,7 +611,8 @@ class Store:
                         heavy=_heavy_rows(arrays, heavy) if of_each[at] else None,
                     )
         except FileNotFoundError as error:
-            raise DamagedError(f"{path} is missing; run `visdiv score {dataset}`") from error
+            shown = self.objects.shown(file)
+            raise DamagedError(f"{shown} is missing; run `visdiv score {dataset}`") from error
         return slices
 
     def read_norm_error(self, dataset: str, model_id: str, fingerprint: str) -> float:
@@ -506,21 +620,19 @@ class Store:
         with self._reading_moments(dataset, model_id, fingerprint) as arrays:
             return float(arrays["norm_error"]) if "norm_error" in arrays else float("nan")
 
-    def moments_digest(
-        self, dataset: str, model_id: str, fingerprint: str
-    ) -> tuple[str, int] | None:
-        """The digest of the contents of a manifest's moments, and their time in ns.
+    def moments_digest(self, dataset: str, model_id: str, fingerprint: str) -> str | None:
+        """The digest of the contents of a manifest's moments.
 
         None if there are none, or if they or the slices beside them are damaged.
         """
-        path = self._moments(dataset, model_id, fingerprint)
         try:
             self.read_sample(dataset, model_id, fingerprint)
             self.read_slices(dataset, model_id, fingerprint)
-            with _reading_arrays(path, dataset) as arrays:
-                digest = str(arrays["contents"]) if "contents" in arrays else ""
-            return digest, path.stat().st_mtime_ns
-        except (FileNotFoundError, VisdivError):
+            with self._reading_moments(dataset, model_id, fingerprint) as arrays:
+                return str(arrays["contents"]) if "contents" in arrays else ""
+        except Unreachable:
+            raise
+        except VisdivError:
             return None
 
     @contextmanager
@@ -528,7 +640,8 @@ class Store:
         self, dataset: str, model_id: str, fingerprint: str
     ) -> Iterator[Mapping[str, Any]]:
         try:
-            with _reading_arrays(self._moments(dataset, model_id, fingerprint), dataset) as arrays:
+            name = _moments(dataset, model_id, fingerprint)
+            with self._reading_arrays(name, dataset) as arrays:
                 yield arrays
         except FileNotFoundError as error:
             raise VisdivError(
@@ -536,33 +649,82 @@ class Store:
                 f"run `visdiv score {dataset}`"
             ) from error
 
-    def _moments(self, dataset: str, model_id: str, fingerprint: str) -> Path:
-        return self._below("moments", dataset, model_id, f"{fingerprint}.npz")
-
-    def _below(self, *names: str) -> Path:
-        """A path below the store; raises UnsafeNameError for names that may lead elsewhere."""
-        for name in names:
-            if not SAFE_NAME.fullmatch(name) or len(os.fsencode(name)) > MAX_NAME_BYTES:
-                raise UnsafeNameError(f"the store cannot hold the name {name[:100]!r}")
-        return self.root.joinpath(*names)
-
-    def _slices(self, dataset: str, model_id: str, fingerprint: str) -> Path:
-        return self._moments(dataset, model_id, fingerprint).with_suffix(".slices")
+    @contextmanager
+    def _reading_arrays(self, name: str, dataset: str) -> Iterator[Mapping[str, Any]]:
+        """The arrays of an .npz file, whose checksums NumPy verifies as it reads them."""
+        with (
+            self._reading(name, f"run `visdiv score {dataset}`") as path,
+            np.load(path, allow_pickle=False) as arrays,
+        ):
+            yield arrays
 
 
-def _key_file(rows: Path) -> Path:
-    """The key file of a segment, hidden or not."""
-    keys = rows.with_suffix(".parquet")
-    hidden = keys.with_name(UNUSED + keys.name)
-    return hidden if hidden.exists() and not keys.exists() else keys
+def _below(*names: str) -> str:
+    """The name of a file of a store; UnsafeNameError for parts that may lead elsewhere."""
+    for name in names:
+        if not SAFE_NAME.fullmatch(name) or len(os.fsencode(name)) > MAX_NAME_BYTES:
+            raise UnsafeNameError(f"the store cannot hold the name {name[:100]!r}")
+    return "/".join(names)
 
 
-def _warn_of_damage(path: Path) -> None:
+def _moments(dataset: str, model_id: str, fingerprint: str) -> str:
+    return _below("moments", dataset, model_id, f"{fingerprint}.npz")
+
+
+def _slices(dataset: str, model_id: str, fingerprint: str) -> str:
+    return _below("moments", dataset, model_id, f"{fingerprint}.slices")
+
+
+def _rows_file(model_id: str, segment: str) -> str:
+    return _below("embeddings", model_id, f"{segment}.npy")
+
+
+def _keys_beside(rows: str) -> str:
+    return f"{rows.removesuffix('.npy')}.parquet"
+
+
+def hidden(name: str, mark: str) -> str:
+    """The name of a file under a mark that hides it."""
+    folder, _, last = name.rpartition("/")
+    return f"{folder}/{mark}{last}"
+
+
+def _named(content: bytes | None) -> dict[str, list[str]]:
+    """The indexes that `newest` names, by what they are: model id and fingerprint of each."""
+    try:
+        named = json.loads(content or b"{}")
+        return {key: [str(model_id), str(of)] for key, (model_id, of) in named.items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _as_it_is(path: Path) -> tuple[Path, int, int] | None:
+    """A file, its size and time; None if it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return path, status.st_size, status.st_mtime_ns
+
+
+def _warn_of_damage(model_id: str, segment: str) -> None:
     logger.warning(
-        "segment %s of %s is damaged, so its images have to be embedded again",
-        path.stem,
-        path.parent.name,
+        "segment %s of %s is damaged, so its images have to be embedded again", segment, model_id
     )
+
+
+def _rows_in(head: bytes, size: int) -> int:
+    """The number of rows of a segment, by the head of its file.
+
+    Raises:
+        ValueError: the file is too short for them.
+    """
+    file = io.BytesIO(head)
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if file.tell() + math.prod(shape) * dtype.itemsize > size:
+        raise ValueError("it is cut short")
+    return int(shape[0])
 
 
 def _mapped(path: Path) -> NDArray[np.float16]:
@@ -572,14 +734,6 @@ def _mapped(path: Path) -> NDArray[np.float16]:
         raise ValueError(f"not a matrix of float16: {rows.dtype} {rows.shape}")
     found: NDArray[np.float16] = rows
     return found
-
-
-@contextmanager
-def _reading_arrays(path: Path, dataset: str) -> Iterator[Mapping[str, Any]]:
-    """The arrays of an .npz file, whose checksums NumPy verifies as it reads them."""
-    cure = f"run `visdiv score {dataset}`"
-    with noticing_damage(path, cure), np.load(path, allow_pickle=False) as arrays:
-        yield arrays
 
 
 def _heavy_arrays(heavy: Kept | None) -> dict[str, NDArray[Any]]:

@@ -105,7 +105,7 @@ def acquisitions_of(
 
 
 def record_acquisitions(
-    evaluation: Evaluation, found: Sequence[Acquisition], store: Store, warehouse: Warehouse
+    evaluation: Evaluation, found: Sequence[Acquisition], warehouse: Warehouse
 ) -> None:
     """Keep what other datasets would add in `acquisitions`, and export it."""
     now = datetime.now(UTC)
@@ -129,4 +129,4 @@ def record_acquisitions(
         }
         for each in found
     ]
-    record(evaluation.dataset, {"acquisitions": pa.Table.from_pylist(rows)}, store, warehouse)
+    record(evaluation.dataset, {"acquisitions": pa.Table.from_pylist(rows)}, warehouse)

@@ -161,7 +161,7 @@ def measure_augmentations(
 
 
 def record_augmentations(
-    measured: Sequence[Measured], evaluation: Evaluation, store: Store, warehouse: Warehouse
+    measured: Sequence[Measured], evaluation: Evaluation, warehouse: Warehouse
 ) -> None:
     """Keep what augmentations do in `augmentation_effects`, and export it."""
     now, effects = datetime.now(UTC), {each.augmentation.name: each.effect for each in measured}
@@ -186,9 +186,7 @@ def record_augmentations(
         }
         for name, effect in effects.items()
     ]
-    record(
-        evaluation.dataset, {"augmentation_effects": pa.Table.from_pylist(rows)}, store, warehouse
-    )
+    record(evaluation.dataset, {"augmentation_effects": pa.Table.from_pylist(rows)}, warehouse)
 
 
 def augmentations_sheet(sample: AugmentationSample, measured: Sequence[Measured]) -> list[SheetRow]:

@@ -57,7 +57,7 @@ def axes_of(
     return DatasetAxes(evaluation, found, names)
 
 
-def record_axes(found: DatasetAxes, store: Store, warehouse: Warehouse) -> None:
+def record_axes(found: DatasetAxes, warehouse: Warehouse) -> None:
     """Keep what lies at the ends of each axis in `bias_axes`, and export it."""
     now, rows = datetime.now(UTC), []
     for axis in found.axes.axes:
@@ -81,7 +81,7 @@ def record_axes(found: DatasetAxes, store: Store, warehouse: Warehouse) -> None:
                         "measured_at": now,
                     }
                 )
-    record(found.evaluation.dataset, {"bias_axes": pa.Table.from_pylist(rows)}, store, warehouse)
+    record(found.evaluation.dataset, {"bias_axes": pa.Table.from_pylist(rows)}, warehouse)
 
 
 def axes_sheet(found: DatasetAxes, source: Source, decoding: Decoding) -> list[SheetRow]:

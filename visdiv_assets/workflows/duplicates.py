@@ -162,7 +162,7 @@ def duplicates_of(
         on_progress=on_progress,
     )
     if (found.threshold, found.split) == (wanted.threshold, wanted.split):
-        record_duplicates(found, project.store, project.warehouse)
+        record_duplicates(found, project.warehouse)
     return found
 
 
@@ -286,7 +286,7 @@ def _score(sample: Sample, unit: str | None) -> Score:
     return Score(diversity(sample.moments).score, None if fair.too_few else fair)
 
 
-def record_duplicates(found: Duplicates, store: Store, warehouse: Warehouse) -> None:
+def record_duplicates(found: Duplicates, warehouse: Warehouse) -> None:
     """Replace what the warehouse says of a dataset's duplicates, and export it."""
     dataset = found.evaluation.dataset
     smallest = [each.smallest for each in found.near_clusters]
@@ -313,7 +313,7 @@ def record_duplicates(found: Duplicates, store: Store, warehouse: Warehouse) -> 
         "recall": found.recall,
     }
     findings = {"duplicates": found.images, "redundancy": pa.Table.from_pylist([summary])}
-    record(dataset, findings, store, warehouse)
+    record(dataset, findings, warehouse)
 
 
 def known_sizes(dataset: str, warehouse: Warehouse) -> dict[str, Size]:

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from visdiv_assets.errors import VisdivError, counted
 from visdiv_assets.quality.conditions import RECOVERY
 from visdiv_assets.quality.ratings import Reading, rated
 from visdiv_assets.settings.model import SamplingUnit, Slices, unit_name
-from visdiv_assets.sources.manifest import Manifest, list_images
+from visdiv_assets.sources.manifest import SAMPLE_MARK, Manifest, list_images
 from visdiv_assets.sources.source import Source
 from visdiv_assets.spectral.corrected import ESTIMATOR, corrected
 from visdiv_assets.spectral.progressive import precise_enough, sample_sizes
@@ -255,14 +256,21 @@ def score_dataset(
         rke=alike.rke,
         threshold=threshold,
     )
-    with judged(warehouse, StateFile(store.root / STATE_FILE), recovery):
+    with judged(warehouse, StateFile(warehouse.path.parent / STATE_FILE), recovery):
         evaluation = warehouse.record(evaluation, measured.spectrum)
     try:
-        store.name_latest(dataset, listed)
-    except OSError as error:  # the disk is full; the sensors will ask for one more evaluation
-        logger.warning("%s is scored, but that cannot be noted (%s)", dataset, error.strerror)
-    export(store, warehouse)
+        store.name_latest(dataset, partial(_scored_last, warehouse, dataset))
+    except (OSError, VisdivError) as error:  # the disk is full; the sensors ask for one more
+        reason = getattr(error, "strerror", None) or error
+        logger.warning("%s is scored, but that cannot be noted (%s)", dataset, reason)
+    export(warehouse)
     return evaluation, measured
+
+
+def _scored_last(warehouse: Warehouse, dataset: str) -> str:
+    """The fingerprint of the images that were scored last, or that the sample was drawn from."""
+    [newest] = warehouse.newest_evaluations([dataset])
+    return newest.manifest_fingerprint.partition(SAMPLE_MARK)[0]
 
 
 def _known(value: float) -> float | None:

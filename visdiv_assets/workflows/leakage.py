@@ -118,7 +118,7 @@ def leakage_of(
     not_compared |= {name: FAULTY for name in names if name not in usable}
     overlaps = overlaps_of(dataset, benchmarks, level, on_progress)
     if level == wanted:
-        record_leakage(dataset.name, overlaps, not_compared, project.store, project.warehouse)
+        record_leakage(dataset.name, overlaps, not_compared, project.warehouse)
     return Leakage(overlaps, not_compared)
 
 
@@ -261,7 +261,6 @@ def record_leakage(
     dataset: str,
     overlaps: Sequence[Overlap],
     not_compared: Mapping[str, str],
-    store: Store,
     warehouse: Warehouse,
 ) -> None:
     """Replace what the warehouse says of a dataset's images in benchmarks, and export it."""
@@ -299,4 +298,4 @@ def record_leakage(
         "leaks": pa.concat_tables(leaks) if leaks else pa.table({}),
         "leakage": pa.Table.from_pylist(rows),
     }
-    record(dataset, findings, store, warehouse)
+    record(dataset, findings, warehouse)

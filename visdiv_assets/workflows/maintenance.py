@@ -1,11 +1,11 @@
 """Keeping a store no larger than it needs to be.
 
 Here: which evaluations are kept, a clean-up from beginning to end, and what it did. Not here: what
-of the store belongs to them (`store/cleaning.py`).
+of the store belongs to them (`store/cleaning.py`), how segments are joined (`store/compaction.py`).
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -14,11 +14,13 @@ from visdiv_assets.settings.model import KeepSettings
 from visdiv_assets.store.cleaning import (
     GRACE_SECONDS,
     CleaningPlan,
-    StoredFile,
     clean,
     files_of,
+    kind_of,
     plan_cleaning,
 )
+from visdiv_assets.store.compaction import CompactionPlan, compact, plan_compaction
+from visdiv_assets.store.objects import StoredFile
 from visdiv_assets.warehouse.records import Evaluation
 from visdiv_assets.workflows.project import Project
 
@@ -98,7 +100,7 @@ def clean_up(
     kept = retained(evaluations, pinned, project.settings.keep, now)
     newest = {each.dataset: each.where for each in evaluations}
     # The list that was seen last; if a sample of it was scored, it has no evaluation of its own.
-    seen = {(name, "", store.latest_fingerprint(name)[0] or "") for name in names}
+    seen = {(name, "", store.latest_fingerprint(name) or "") for name in names}
     files = files_of(store)
     plan = plan_cleaning(
         store,
@@ -107,20 +109,59 @@ def clean_up(
         now=now.timestamp(),
         grace=grace,
     )
-    problems = clean(plan, now=now.timestamp()) if apply else plan.problems
+    problems = clean(store, plan) if apply else plan.problems
     return CleanUp(plan, sum(file.size for file in files), apply, problems)
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """What a compaction did, or would do.
+
+    Attributes:
+        plan: what was found.
+        done: whether it was carried out.
+        problems: what was left alone, and why.
+    """
+
+    plan: CompactionPlan
+    done: bool
+    problems: list[str]
+
+
+def compact_store(
+    project: Project,
+    now: datetime,
+    *,
+    apply: bool,
+    grace: float = GRACE_SECONDS,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Compaction:
+    """Join small segments of a store, or find out which could be joined.
+
+    Args:
+        project: its store.
+        now: aware datetime.
+        apply: whether to do it.
+        grace: seconds within which nothing is touched.
+        on_progress: told how many segments of how many were replaced.
+    """
+    store, moment = project.store, now.timestamp()
+    plan = plan_compaction(store, now=moment, grace=grace)
+    problems = plan.problems
+    if apply:
+        problems = compact(store, plan, now=moment, grace=grace, on_progress=on_progress)
+    return Compaction(plan, apply, problems)
 
 
 def sizes(files: Iterable[StoredFile]) -> dict[str, tuple[int, int]]:
     """Number of files and bytes, by kind.
 
     Example:
-        >>> from pathlib import Path
-        >>> sizes(StoredFile(Path(name), "moments", 3, 0.0) for name in "ab")
+        >>> sizes(StoredFile(f"moments/x/m/{name}.npz", 3, 0.0, "") for name in "ab")
         {'moments': (2, 6)}
     """
     number, size = Counter[str](), Counter[str]()
     for file in files:
-        number[file.kind] += 1
-        size[file.kind] += file.size
+        number[kind_of(file)] += 1
+        size[kind_of(file)] += file.size
     return {kind: (number[kind], size[kind]) for kind in number}

@@ -67,7 +67,7 @@ def accumulate_moments(
     for piece in index.pieces():
         seen.note(piece)
     digest = seen.digest(sampling_unit)
-    if _is_kept(index, seen, digest):
+    if _is_kept(index, digest):
         return store.read_sample(dataset, model_id, fingerprint)
     sums: dict[str, Moments] = {}
     norm_error = 0.0
@@ -136,13 +136,10 @@ def _label(name: str, unit: SamplingUnit) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
-def _is_kept(index: "_SlicedIndex", seen: "_Seen", digest: str) -> bool:
-    """Whether the store has moments of just these rows, and no row was written anew since."""
-    store, model_id = index.store, index.model_id
-    kept = store.moments_digest(index.dataset, model_id, index.fingerprint)
-    if kept is None or kept[0] != digest:
-        return False
-    return all(store.segment_time(model_id, name) <= kept[1] for name in seen.segments)
+def _is_kept(index: "_SlicedIndex", digest: str) -> bool:
+    """Whether the store has moments of just these rows, which never change."""
+    kept = index.store.moments_digest(index.dataset, index.model_id, index.fingerprint)
+    return kept == digest
 
 
 class _Seen:
@@ -155,7 +152,6 @@ class _Seen:
         self.heavy_of_all = EMPTY
         self._n = dict.fromkeys(names, 0)
         self._checksums = {name: EMPTY.checksum() for name in names}
-        self.segments: set[str] = set()
 
     def note(self, piece: _Piece) -> None:
         """Remember what a piece adds to each slice."""
@@ -167,7 +163,6 @@ class _Seen:
             drawn = [self.drawn[name], contents.smallest(CAPACITY)]
             self.drawn[name] = Contents.union(drawn).smallest(CAPACITY)
             self._checksums[name] += contents.checksum()
-            self.segments.update(contents.segments if len(contents) else ())
         if len(parts) > 1:
             self.heavy_of_all = _heavy(self.heavy_of_all, Contents.union(parts))
 

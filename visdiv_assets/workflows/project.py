@@ -22,10 +22,12 @@ from visdiv_assets.embedding.runtimes import check_gpus
 from visdiv_assets.errors import VisdivError, never_evaluated
 from visdiv_assets.settings.model import DatasetSettings, EmbedderSettings, Settings, SourceSettings
 from visdiv_assets.settings.reading import absolute_path
-from visdiv_assets.settings.secrets import redacted, without_secrets
+from visdiv_assets.settings.secrets import redacted, remember, secrets_in, without_secrets
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.sources.source import Source
 from visdiv_assets.sources.uris import scheme_of
+from visdiv_assets.store.bucket import Bucket
+from visdiv_assets.store.cache import Cache
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.records import Evaluation
 from visdiv_assets.warehouse.state.database import STATE_FILE, StateFile
@@ -48,7 +50,7 @@ class Project:
     @property
     def state(self) -> StateFile:
         """What the service remembers."""
-        return StateFile(self.store.root / STATE_FILE)
+        return StateFile(self.warehouse.path.parent / STATE_FILE)
 
     @property
     def recovery(self) -> timedelta:
@@ -142,6 +144,34 @@ class EvaluatedDataset:
         return device
 
 
+def store_of(settings: Settings, patience: float | None = None) -> Store:
+    """The store that the settings name; nothing is read from it yet.
+
+    Args:
+        settings: where it is.
+        patience: seconds for a request to a bucket; None is for work that may wait.
+
+    Raises:
+        VisdivError: its address or options are not valid.
+    """
+    place = settings.store
+    if isinstance(place, Path):
+        return Store(place)
+    remember(secrets_in(place.uri, place.options))
+    cache = Cache(settings.cache.folder, settings.cache.max_bytes)
+    return Store(Bucket(place.uri, place.options, cache, patience))
+
+
+def warehouse_of(settings: Settings, patience: float | None = None) -> Warehouse:
+    """The results that the settings name; nothing is opened yet.
+
+    Args:
+        settings: where the file is.
+        patience: seconds to wait for others; None is the default.
+    """
+    return Warehouse(settings.results_folder / "visdiv.duckdb", patience)
+
+
 def decoding_of(settings: Settings, dataset: str) -> Decoding:
     """How the images of a dataset are decoded, as the settings say."""
     embedder = settings.embedder_of(dataset)
@@ -230,29 +260,26 @@ def dataset_name_for(place: str | Path) -> str:
     return f"{name[:80]}-{digest.hexdigest()}"
 
 
-def record(
-    dataset: str, findings: Mapping[str, pa.Table], store: Store, warehouse: Warehouse
-) -> None:
+def record(dataset: str, findings: Mapping[str, pa.Table], warehouse: Warehouse) -> None:
     """Replace what the tables of the warehouse say of a dataset, and export them if possible.
 
     Args:
         dataset: whose findings they are.
         findings: rows by name of their table; no rows where nothing was found.
-        store: gets the exports.
         warehouse: gets the rows.
     """
     for table, rows in findings.items():
         warehouse.replace_rows(table, dataset, rows)
-    export(store, warehouse)
+    export(warehouse)
 
 
-def export(store: Store, warehouse: Warehouse) -> None:
-    """Replace the exports of what was recorded.
+def export(warehouse: Warehouse) -> None:
+    """Replace the exports of what was recorded, beside the warehouse.
 
     It stays recorded where that fails, and everything is exported each time: so a failure is only
     told, and the next success makes up for it.
     """
-    folder = store.root / "exports"
+    folder = warehouse.path.parent / "exports"
     try:
         warehouse.export(folder)
     except (VisdivError, OSError) as error:

@@ -182,7 +182,7 @@ def _scores(rows: NDArray[Any], radius: float) -> Scores:
     return Scores(diversity(Moments.of(rows)).score, radius)
 
 
-def record_core_set(core_set: CoreSet, store: Store, warehouse: Warehouse) -> None:
+def record_core_set(core_set: CoreSet, warehouse: Warehouse) -> None:
     """Replace the core-set of a dataset in the table `core_sets`, and export it."""
     n = len(core_set.image_ids)
     table = pa.table(
@@ -194,7 +194,7 @@ def record_core_set(core_set: CoreSet, store: Store, warehouse: Warehouse) -> No
             "model_id": pa.array([core_set.model_id] * n, pa.string()),
         }
     )
-    record(core_set.dataset, {"core_sets": table}, store, warehouse)
+    record(core_set.dataset, {"core_sets": table}, warehouse)
 
 
 def core_set_sheet(core_set: CoreSet, source: Source, decoding: Decoding) -> bytes:

@@ -318,7 +318,7 @@ def note_look(look: Look, store: Store, state: StateFile, now: float, settle: fl
     sighting = None
     if before is not None and before.fingerprint is not None and before.since is not None:
         sighting = Sighting(before.fingerprint, before.since)
-    evaluated, _ = store.latest_fingerprint(look.dataset)
+    evaluated = store.latest_fingerprint(look.dataset)
     _, sighting = is_settled(look.fingerprint, evaluated, sighting, now, settle)
     if sighting is None and before is None:
         return  # as it was scored, which is what nearly all looks find
@@ -373,7 +373,7 @@ def wanted_evaluations(
             continue
         if look.fingerprint is None or look.since is None or look.seen_at is None:
             continue
-        if look.fingerprint == store.latest_fingerprint(name)[0]:  # scored since
+        if look.fingerprint == store.latest_fingerprint(name):  # scored since
             write_seen(state, replace(look, fingerprint=None, since=None, seen_at=None))
             continue
         if look.failing_since is not None or look.seen_at - look.since < settle:

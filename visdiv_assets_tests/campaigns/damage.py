@@ -282,7 +282,7 @@ def _files(store: Path) -> list[Path]:
 def _role(path: Path, store: Path) -> str:
     """`moments/birds/2.npz`: hashes become the file's number among its like, by age."""
     parts = list(path.relative_to(store).parts)
-    if len(parts) > 2 and parts[0] != "manifests":
+    if len(parts) > 2 and parts[0] != "manifests" and parts[-1] != "newest":
         beside = path.parent.parent if path.parent.name == ".keys" else path.parent
         parts.remove(beside.name)  # the model id
     if re.fullmatch("[0-9a-f]{16,}", path.stem):

@@ -29,6 +29,8 @@ MORE = (
     ("embeddings/.keys/1.run", "a folder instead"),
     ("indexes/birds/2.parquet", "zeroed in the middle"),
     (".visdiv.duckdb.lock", "a folder instead"),
+    (".update.lock", "a folder instead"),
+    ("indexes/birds/newest", "random bytes"),
 )
 
 
@@ -60,7 +62,7 @@ def test_all_kinds_of_files_are_damaged(sound):
     kinds = {role.partition("/")[0] for role in sound.roles()}
     assert kinds == {
         *("manifests", "embeddings", "indexes", "moments", "exports"),
-        *("visdiv.duckdb", ".visdiv.duckdb.lock", "state.sqlite"),
+        *("visdiv.duckdb", ".visdiv.duckdb.lock", "state.sqlite", ".update.lock"),
     }
     assert {role for role, _ in STRATA + MORE} <= set(sound.roles())
 

@@ -627,7 +627,7 @@ def noted(world: World, cursor: str = "0 0.0") -> dg.SensorResult | dg.SkipReaso
     with dg.build_sensor_context(
         instance=world.instance,
         cursor=cursor,
-        resources={"settings": world.settings, "store": world.store},
+        resources={"settings": world.settings, "warehouse": world.warehouse},
     ) as context:
         return failed_run_sensor(context)
 

@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visdiv_assets.errors import VisdivError
-from visdiv_assets.settings.model import ColumnSlices, EmbedderSettings, NightlySettings, Settings
+from visdiv_assets.settings.model import (
+    BucketSettings,
+    ColumnSlices,
+    EmbedderSettings,
+    NightlySettings,
+    Settings,
+)
 from visdiv_assets.settings.reading import absolute_path, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -138,10 +144,63 @@ def test_the_tilde_of_a_user_that_does_not_exist_is_an_ordinary_name(tmp_path):
 def test_a_store_is_a_folder_however_it_is_written(tmp_path, monkeypatch):
     assert read("store: file:///data/store").store == Path("/data/store")
     assert read("store: 'odd: name/x'").store == tmp_path / "odd: name/x"
-    monkeypatch.setenv("VISDIV_STORE", "s3://key:secret@bucket/x")
-    with pytest.raises(VisdivError, match=r"\$VISDIV_STORE must be a folder on a disk") as caught:
+    monkeypatch.setenv("VISDIV_STORE", "ftp://key:secret@host/x")
+    with pytest.raises(VisdivError, match=r"\$VISDIV_STORE must be a folder, s3://") as caught:
         read("store: x")
     assert "secret" not in str(caught.value)
+
+
+def test_a_store_in_a_bucket_needs_a_folder_for_the_results(tmp_path, monkeypatch):
+    text = "store: s3://bucket/x"
+    for name in ("'results'", r"\$VISDIV_RESULTS", "s3://bucket/x"):
+        with pytest.raises(VisdivError, match=name):
+            read(text)
+    settings = read(f"{text}\nresults: here")
+    assert settings.store == BucketSettings(uri="s3://bucket/x")
+    assert settings.results_folder == tmp_path / "here"
+    monkeypatch.setenv("VISDIV_RESULTS", "there")
+    assert read(text).results_folder == tmp_path / "there"
+    assert read("store: x").results_folder == tmp_path / "there"
+
+
+def test_the_results_are_in_the_store_if_that_is_a_folder(tmp_path):
+    assert read("store: x").results_folder == tmp_path / "x"
+    assert read("{store: x, results: y}").results_folder == tmp_path / "y"
+
+
+def test_options_of_a_bucket_stay_if_the_environment_names_another_one(monkeypatch):
+    monkeypatch.setenv("VISDIV_STORE", "s3://other/y")
+    settings = read("{store: {uri: 's3://bucket/x', options: {region: eu}}, results: r}")
+    assert settings.store == BucketSettings(uri="s3://other/y", options={"region": "eu"})
+    monkeypatch.setenv("VISDIV_STORE", "/disk")
+    assert read("{store: {uri: 's3://bucket/x'}}").store == Path("/disk")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("store: ftp://me:SECRETWORD@host/x", "must be a folder, s3://"),
+        ("store: {uri: /data}", "must name a bucket"),
+        ("store: {uri: 's3://'}", "must name a bucket"),
+        ("store: 's3://'", "must name a bucket"),
+        ("store: {uri: 's3://b/x', option: {}}", "option"),
+        ("store: {uri: 's3://b/x', options: {secret_access_key: [SECRETWORD]}}", "options"),
+        ("{store: s3://b/x, results: s3://b/y}", "must be a folder on a disk"),
+        ("{store: x, cache: {folder: s3://b/y}}", "must be a folder on a disk"),
+        ("{store: x, cache: {max_bytes: 0}}", "max_bytes"),
+        ("store: [x]", "store"),
+    ],
+)
+def test_a_place_that_cannot_be_meant_is_refused(text, said):
+    with pytest.raises(VisdivError, match=said) as caught:
+        read(text)
+    assert "SECRETWORD" not in str(caught.value)
+    assert "store.folder" not in str(caught.value)  # pydantic's own name of what it tried
+
+
+def test_what_a_bucket_shows_of_itself_has_no_secrets():
+    place = BucketSettings(uri="s3://me:SECRETWORD@bucket/x", options={"key": "SECRETWORD"})
+    assert "SECRETWORD" not in f"{place} {place!r}"
 
 
 @pytest.mark.parametrize("weights", ["auto", "sscd_disc_mixup", "https://example.org/sscd.pt"])
@@ -170,8 +229,7 @@ def test_two_dots_after_a_link_lead_out_of_where_it_points_to(tmp_path):
         ("stor: x", "'stor' is not a setting"),
         ("embedder: {devise: cpu}", "'embedder.devise' is not a setting"),
         ("store: 3", "'store' must be a path; got 3"),
-        ("store: s3://bucket/x", "'store': must be a folder on a disk; s3:// works for sources"),
-        ("store: gs:/bucket/x", "'store': must be a folder on a disk; gs://"),
+        ("store: gs:/bucket/x", "'store': must name a bucket: s3://"),
         ("store: file://host/x", "'store': must be a folder on a disk"),
         ("keep: {evaluations: 0}", "'keep.evaluations': .*got 0"),
         ("embedder: cpu", "'embedder' must hold 'key: value' lines"),

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import http.server
+import io
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,8 @@ def s3_server(wrap: Callable[[Any], Any] | None = None) -> Iterator[str]:
     """The address of a server that speaks S3; `wrap` may put something in front of its WSGI app."""
     if wrap is None:
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-        server.start()
+        with contextlib.redirect_stdout(io.StringIO()):  # it says that it does
+            server.start()
         host, port = server.get_host_and_port()
         try:
             yield f"http://{host}:{port}"

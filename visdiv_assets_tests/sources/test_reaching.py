@@ -17,7 +17,7 @@ import pytest
 
 from visdiv_assets.errors import Unreachable, VisdivError
 from visdiv_assets.settings.model import SourceSettings
-from visdiv_assets.sources import places, web
+from visdiv_assets.sources import buckets, places, web
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.manifest import list_images, look
 from visdiv_assets.sources.opening import open_source
@@ -42,7 +42,9 @@ def impatient(monkeypatch):
     monkeypatch.setattr(web, "SILENT_SECONDS", 1.0)  # a busy machine answers within that time
     monkeypatch.setattr(web, "HEAD_SECONDS", 5.0)
     monkeypatch.setattr(places, "ATTEMPTS", 1)
+    monkeypatch.setattr(buckets, "ATTEMPTS", 1)
     monkeypatch.setattr(places, "RETRY_SECONDS", 1)
+    monkeypatch.setattr(buckets, "RETRY_SECONDS", 1)
 
 
 def refused(source: str | SourceSettings) -> VisdivError:
@@ -510,7 +512,7 @@ def test_a_bucket_that_is_not_there_may_be_better_later(impatient):
 
 
 def test_a_bucket_that_drips_is_given_up(impatient, monkeypatch):
-    monkeypatch.setattr(places, "REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(buckets, "REQUEST_SECONDS", 0.5)
     with socket_server(in_content(dripping(b"x", head(Content_Length=10**6)))) as address:
         error = refused(bucket(address, ""))
     assert isinstance(error, Unreachable)

@@ -214,6 +214,7 @@ def renamed(uri, name):
 )
 def test_errors_about_an_address_say_nothing_secret(uri, monkeypatch, logged):
     monkeypatch.setattr("visdiv_assets.sources.places.ATTEMPTS", 1)
+    monkeypatch.setattr("visdiv_assets.sources.buckets.ATTEMPTS", 1)
     with pytest.raises(VisdivError) as caught:
         list(open_source(uri).items())
     assert "SECRET" not in str(caught.value)

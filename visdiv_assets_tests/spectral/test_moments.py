@@ -187,7 +187,7 @@ from visdiv_assets.store.store import Store
 from visdiv_assets.workflows.moments import accumulate_moments
 
 store = Store(sys.argv[1])
-fingerprint, _ = store.latest_fingerprint("dataset")
+fingerprint = store.latest_fingerprint("dataset")
 moments = accumulate_moments("dataset", "model", fingerprint, store).moments
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(moments.n, int(status["VmHWM"].split()[0]) * 1024)

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.sample import Sample
 from visdiv_assets.store import contents as module
 from visdiv_assets.store.contents import Contents, split
-from visdiv_assets.store.store import Store
 from visdiv_assets_tests.spectral.test_moments import same_bits
 from visdiv_assets_tests.store.test_store import index_of, key
 
@@ -21,10 +21,10 @@ images = st.lists(st.integers(1, 40), max_size=60)
 
 
 @pytest.fixture(scope="module")
-def store():
+def store(make_home):
     """Forty rows in segments of 15, on the grid."""
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(folder)
+        store = make_home(Path(folder)).store()
         rng = np.random.default_rng(0)
         for start in range(1, 41, 15):
             with store.segment_writer("model") as writer:

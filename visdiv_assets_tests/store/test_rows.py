@@ -9,7 +9,6 @@ from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.store.rows import DatasetRows
 from visdiv_assets.store.segments import to_grid
-from visdiv_assets.store.store import Store
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image, write_images
 
 
@@ -18,8 +17,8 @@ def embedded(folder, store, embedder):
     return embed_manifest("set", list_images(source), source, embedder, store)[0]
 
 
-def test_rows_stand_in_the_order_of_image_ids_whatever_segment_they_are_in(tmp_path):
-    store, embedder = Store(tmp_path / "store"), FakeEmbedder()
+def test_rows_stand_in_the_order_of_image_ids_whatever_segment_they_are_in(tmp_path, place):
+    store, embedder = place.store(), FakeEmbedder()
     folder = write_images(tmp_path / "images", 5)
     embedded(folder, store, embedder)
     write_image(folder / "001a.png", 77)  # its row is in a segment of its own
@@ -43,8 +42,8 @@ def test_rows_stand_in_the_order_of_image_ids_whatever_segment_they_are_in(tmp_p
         assert np.array_equal(everything[at], to_grid(kept.astype(np.float32)))
 
 
-def test_each_row_knows_all_its_images(tmp_path):
-    store, embedder = Store(tmp_path / "store"), FakeEmbedder()
+def test_each_row_knows_all_its_images(tmp_path, place):
+    store, embedder = place.store(), FakeEmbedder()
     folder = write_images(tmp_path / "images", 3)
     for copy in ("a.png", "b.png"):
         write_image(folder / copy, 1)
@@ -57,8 +56,8 @@ def test_each_row_knows_all_its_images(tmp_path):
     assert images == [["000.png"], ["001.png", "a.png", "b.png"], ["002.png"]]
 
 
-def test_of_nothing_there_are_no_rows(tmp_path):
-    store, embedder = Store(tmp_path / "store"), FakeEmbedder()
+def test_of_nothing_there_are_no_rows(tmp_path, place):
+    store, embedder = place.store(), FakeEmbedder()
     (tmp_path / "images").mkdir()
     (tmp_path / "images/broken.png").write_bytes(b"no picture")
     index = embedded(tmp_path / "images", store, embedder)

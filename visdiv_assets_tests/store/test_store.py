@@ -1,12 +1,11 @@
 """The store on disk: what is committed, what is found again, and the grid that rows lie on."""
 
+import io
 import os
-import tempfile
 import threading
 import time
 import tracemalloc
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +24,7 @@ from visdiv_assets.store.contents import Contents
 from visdiv_assets.store.index import INDEX_SCHEMA, JUDGE, KEY_BYTES, EmbeddingIndex, to_keys
 from visdiv_assets.store.segments import GRID, to_grid
 from visdiv_assets.store.store import Store
+from visdiv_assets_tests.store.homes import new_home
 
 # Keys of few different bytes, so that many end in zeros and many share a beginning.
 content_keys = st.lists(st.sampled_from([0, 1, 127, 255]), min_size=KEY_BYTES, max_size=KEY_BYTES)
@@ -32,8 +32,8 @@ content_keys = content_keys.map(bytes).filter(any)
 
 
 @pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "store")
+def store(place):
+    return place.store()
 
 
 def vector(number):
@@ -107,14 +107,16 @@ def test_rounding_to_the_grid_moves_the_score_of_real_embeddings_by_less_than_a_
 # --- segments ---
 
 
-def test_a_segment_is_a_memory_mapped_float16_matrix_beside_its_keys(store):
+def test_a_segment_is_a_memory_mapped_float16_matrix_beside_its_keys(store, place):
     write_segments(store, 3)
     [name] = store.segment_names("model")
     rows = store.rows("model", name)
     assert isinstance(rows, np.memmap)
     assert rows.dtype == np.float16
     assert np.array_equal(rows, to_grid(np.stack([vector(n) for n in (1, 2, 3)])))
-    keys = pq.read_table(store.root / f"embeddings/model/{name}.parquet")["content_key"]
+    keys = pq.read_table((place.root / f"embeddings/model/{name}.parquet").open("rb"))[
+        "content_key"
+    ]
     assert keys.to_pylist() == [key(1), key(2), key(3)]
     assert store.model_ids() == ["model"]
 
@@ -147,13 +149,13 @@ def test_a_segment_is_committed_when_its_rows_have_waited_long(store, monkeypatc
 
 def test_rows_are_taken_while_a_segment_is_written(store, monkeypatch):
     monkeypatch.setattr(segments, "SEGMENT_ROWS", 2)
-    taken, write = threading.Event(), segments.write_table
+    taken, writing = threading.Event(), segments.writing
 
-    def write_once_taken(path, table):
+    def write_once_taken(table):
         assert taken.wait(60)
-        write(path, table)
+        return writing(table)
 
-    monkeypatch.setattr(segments, "write_table", write_once_taken)
+    monkeypatch.setattr(segments, "writing", write_once_taken)
     with store.segment_writer("model") as writer:
         for number in (1, 2, 3):
             writer.add(key(number), vector(number))
@@ -165,14 +167,14 @@ def test_a_segment_that_cannot_be_written_ends_the_run_and_is_tried_once_more_on
     store, monkeypatch
 ):
     monkeypatch.setattr(segments, "SEGMENT_ROWS", 2)
-    write, failures = segments.write_table, [OSError(28, "No space left on device")]
+    writing, failures = segments.writing, [OSError(28, "No space left on device")]
 
-    def write_at_second_try(path, table):
+    def write_at_second_try(table):
         if failures:
             raise failures.pop()
-        write(path, table)
+        return writing(table)
 
-    monkeypatch.setattr(segments, "write_table", write_at_second_try)
+    monkeypatch.setattr(segments, "writing", write_at_second_try)
 
     def run():
         with store.segment_writer("model") as writer:
@@ -206,7 +208,9 @@ def test_no_rows_leave_no_segment(store):
     assert key(1) not in store.key_index("model")
 
 
-def test_a_write_that_fails_leaves_nothing_behind(store, monkeypatch):
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    store = Store(tmp_path / "store")
+
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
@@ -216,8 +220,8 @@ def test_a_write_that_fails_leaves_nothing_behind(store, monkeypatch):
     assert list((store.root / "embeddings/model").iterdir()) == []
 
 
-def test_vectors_are_written_before_the_keys_that_commit_them(store, monkeypatch):
-    written = []
+def test_vectors_are_written_before_the_keys_that_commit_them(tmp_path, monkeypatch):
+    store, written = Store(tmp_path / "store"), []
 
     def full_after_the_first(descriptor):
         written.append(descriptor)
@@ -234,12 +238,12 @@ def test_vectors_are_written_before_the_keys_that_commit_them(store, monkeypatch
 
 
 @pytest.mark.parametrize("size", [0, 1, 5, 6, 10, 60, 128, 129, 131, 133])
-def test_a_segment_cut_short_anywhere_is_left_out_and_said_so(store, size, caplog):
+def test_a_segment_cut_short_anywhere_is_left_out_and_said_so(store, place, size, caplog):
     write_segments(store, 1, 2)
     path = next(
         path
-        for path in (store.root / "embeddings/model").glob("*.npy")
-        if len(np.load(path)) == 1 + (size > 131)
+        for path in place.root.glob("embeddings/model/*.npy")
+        if len(np.load(io.BytesIO(path.read_bytes()))) == 1 + (size > 131)
     )
     path.write_bytes(path.read_bytes()[:size])
     assert len(store.key_index("model")) == (1 if size > 131 else 2)
@@ -249,7 +253,8 @@ def test_a_segment_cut_short_anywhere_is_left_out_and_said_so(store, size, caplo
 def test_a_segment_with_more_keys_than_rows_is_left_out(store):
     write_segments(store, 2)
     [name] = store.segment_names("model")
-    np.save(store.root / f"embeddings/model/{name}.npy", to_grid(vector(1)[None]))
+    rows = to_grid(vector(1)[None])
+    store.objects.write(f"embeddings/model/{name}.npy", lambda file: np.save(file, rows))
     assert len(store.key_index("model")) == 0
 
 
@@ -265,17 +270,17 @@ def test_keys_that_two_writers_committed_are_found_in_one_segment(store):
 
 
 @given(st.lists(st.lists(content_keys, max_size=6), max_size=4), st.lists(content_keys))
-def test_every_key_is_found_in_the_first_segment_that_has_it(segments, others):
-    with tempfile.TemporaryDirectory() as root:
-        store = Store(root)
+def test_every_key_is_found_in_the_first_segment_that_has_it(make_home, segments, others):
+    with new_home(make_home) as home:
+        store = home.store()
         for keys in segments:
             with store.segment_writer("model") as writer:
                 for number, one in enumerate(dict.fromkeys(keys)):
                     writer.add(one, vector(number))
         expected = {}
         for name in store.segment_names("model"):
-            keys = pq.read_table(Path(root) / f"embeddings/model/{name}.parquet")["content_key"]
-            for row, one in enumerate(keys.to_pylist()):
+            keys, _ = store.segment_keys("model", name)
+            for row, one in enumerate(bytes(each).ljust(KEY_BYTES, b"\0") for each in keys):
                 expected.setdefault(one, (name, row))
         known = store.key_index("model")
         asked = [*expected, *others]
@@ -337,7 +342,7 @@ def slices_for(count, dimension):
     return {str(number): sample for number in range(count)}
 
 
-def test_slices_are_written_as_numpy_would_write_them_at_once(store, tmp_path):
+def test_slices_are_written_as_numpy_would_write_them_at_once(store, place, tmp_path):
     slices = slices_for(3, 16)
     slices["b"] = Sample.of(np.eye(16))
     store.write_slices("dataset", "model", "f1", slices)
@@ -354,11 +359,12 @@ def test_slices_are_written_as_numpy_would_write_them_at_once(store, tmp_path):
             sample_rows=np.concatenate([part.rows for part in parts]).astype(np.float16),
             sample_counts=np.concatenate([part.counts for part in parts]),
         )
-    written = store.root / "moments/dataset/model/f1.slices"
+    written = place.root / "moments/dataset/model/f1.slices"
     assert written.read_bytes() == (tmp_path / "expected").read_bytes()
 
 
-def test_writing_slices_takes_no_memory_for_each_slice(store):
+def test_writing_slices_takes_no_memory_for_each_slice(tmp_path):
+    store = Store(tmp_path)
     slices = slices_for(40, 128)
     tracemalloc.start()
     store.write_slices("dataset", "model", "f1", slices)
@@ -391,9 +397,8 @@ def test_an_index_comes_back_as_it_was_written(store):
 def test_the_newest_index_is_found_whatever_model_and_manifest_it_is_of(store):
     assert store.earlier_indexes("dataset") == []
     write_segments(store, 3)
-    for number, place in enumerate([("a", "f2"), ("b", "f1"), ("a", "f1")], start=1):
-        path = store.write_index("dataset", *place, index_of(store, [key(1)] * number))
-        os.utime(path, ns=(number, number))
+    for number, of in enumerate([("a", "f2"), ("b", "f1"), ("a", "f1")], start=1):
+        store.write_index("dataset", *of, index_of(store, [key(1)] * number))
         [newest] = store.earlier_indexes("dataset")
         assert len(newest.table) == number
 
@@ -425,15 +430,15 @@ def test_what_was_never_made_is_named(store):
 
 
 @given(st.lists(st.integers(1, 12), max_size=30), st.integers(1, 40))
-def test_each_row_of_an_index_is_handed_out_once_with_its_count(numbers, row_group):
-    with tempfile.TemporaryDirectory() as root:
-        store = Store(root)
+def test_each_row_of_an_index_is_handed_out_once_with_its_count(make_home, numbers, row_group):
+    with new_home(make_home) as home:
+        store = home.store()
         write_segments(store, 3, 1, 5, 1)
         index = index_of(store, [key(number) for number in numbers])
-        path = Path(root) / "index.parquet"
-        pq.write_table(index.table, path, row_group_size=row_group)  # as large indexes have many
+        file = io.BytesIO()
+        pq.write_table(index.table, file, row_group_size=row_group)  # as large indexes have many
         counted = Counter()
-        for rows, counts in Contents.of(EmbeddingIndex(pq.read_table(path))).blocks(store, "model"):
+        for rows, counts in Contents.of(EmbeddingIndex(pq.read_table(file))).blocks(store, "model"):
             for row, count in zip(rows, counts, strict=True):
                 counted[round(float(row[0]) / GRID)] += int(count)
         assert counted == Counter(number for number in numbers if number <= 10)
@@ -459,10 +464,10 @@ def test_no_chunks_give_no_keys():
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), unique=True, max_size=20))
-def test_keys_that_begin_alike_are_told_apart(halves):
+def test_keys_that_begin_alike_are_told_apart(make_home, halves):
     made = [bytes([head]) * 8 + bytes([tail]) * 8 for head, tail in halves]
-    with tempfile.TemporaryDirectory() as root:
-        store = Store(root)
+    with new_home(make_home) as home:
+        store = home.store()
         with store.segment_writer("model") as writer:
             for each in made:
                 writer.add(each, vector(1))
@@ -491,7 +496,7 @@ UNSAFE = [
 
 
 @pytest.mark.parametrize("name", UNSAFE)
-def test_a_name_that_may_lead_elsewhere_is_refused_everywhere(store, name):
+def test_a_name_that_may_lead_elsewhere_is_refused_everywhere(store, place, name):
     sample = Sample.of(np.zeros((2, 3), dtype=np.float32))
     listed = Manifest(SCHEMA.empty_table(), "f1")
     uses = [
@@ -511,37 +516,35 @@ def test_a_name_that_may_lead_elsewhere_is_refused_everywhere(store, name):
     for use in uses:
         with pytest.raises(ValueError, match="cannot hold the name"):
             use()
-    assert not store.root.exists()
+    assert not place.root.exists()
 
 
 def test_names_of_datasets_and_models_that_lead_nowhere_are_kept(store):
     for name in ("birds", "Große Vögel 2024", "a..b", "-", "sscd_disc_mixup.0123.onnx-int8.rgb"):
         store.write_manifest(name, Manifest(SCHEMA.empty_table(), "f1"))
         store.name_latest(name, "f1")
-        assert store.latest_fingerprint(name)[0] == "f1"
+        assert store.latest_fingerprint(name) == "f1"
 
 
 @pytest.mark.parametrize("fingerprint", ["1a-33a64df5", '1a-5f3"-gzip', "5f3:1a b"])
 def test_a_safe_fingerprint_of_an_older_version_is_read(store, fingerprint):
     store.write_manifest("dataset", Manifest(SCHEMA.empty_table(), fingerprint))
     store.name_latest("dataset", fingerprint)
-    assert store.latest_fingerprint("dataset")[0] == fingerprint
+    assert store.latest_fingerprint("dataset") == fingerprint
 
 
 @pytest.mark.parametrize("fingerprint", ['1a-W/"abc', "1a-x/../../../victim", "", "\xe9"])
 def test_an_unsafe_fingerprint_of_an_older_version_counts_as_never_evaluated(store, fingerprint):
-    folder = store.root / "manifests/dataset"
-    folder.mkdir(parents=True)
-    (folder / "latest").write_text(fingerprint, encoding="utf-8")
-    assert store.latest_fingerprint("dataset") == (None, 0)
+    content = fingerprint.encode()
+    store.objects.write("manifests/dataset/latest", lambda file: file.write(content))
+    assert store.latest_fingerprint("dataset") is None
     with pytest.raises(VisdivError, match="never been evaluated"):
         store.latest_manifest("dataset")
 
 
-def test_a_picture_takes_the_place_of_the_one_before(tmp_path):
-    store = Store(tmp_path)
+def test_a_picture_takes_the_place_of_the_one_before(store, place):
     for png in (b"the first", b"the second"):
-        path = store.write_picture("birds", "core_set", png)
-    assert path == tmp_path / "pictures/birds/core_set.png"
+        shown = store.write_picture("birds", "core_set", png)
+    assert shown == f"{store.uri}/pictures/birds/core_set.png"
+    [path] = place.root.glob("pictures/birds/*")
     assert path.read_bytes() == b"the second"
-    assert [each.name for each in path.parent.iterdir()] == ["core_set.png"]

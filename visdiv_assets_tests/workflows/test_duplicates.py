@@ -161,7 +161,7 @@ def test_of_one_image_again_and_again_one_is_kept_and_there_is_no_score(project)
     found = project.find("set")
     assert (found.n_images, found.n_distinct, found.n_exact, found.n_near) == (5, 1, 4, 0)
     assert found.after == (None, None)
-    record_duplicates(found, project.store, project.warehouse)
+    record_duplicates(found, project.warehouse)
     [row] = project.warehouse.rows("redundancy", "set")
     assert (row["rate"], row["score_without"], row["smallest_similarity"]) == (0.8, None, None)
 

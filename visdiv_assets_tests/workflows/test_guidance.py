@@ -81,7 +81,7 @@ def test_ends_are_named_by_their_first_image_and_recorded_and_exported(home):
         write_image(home.root / "birds" / name, 7)  # one content, two names
     evaluation = home.score("birds", range(60))
     found = axes_of(evaluation, home.store, count=2, per_end=3)
-    record_axes(found, home.store, home.warehouse)
+    record_axes(found, home.warehouse)
     rows = home.warehouse.rows("bias_axes", "birds")
     assert [(row["axis"], row["side"], row["rank"]) for row in rows] == [
         (axis, side, rank) for axis in (1, 2) for side in "AB" for rank in (1, 2, 3)
@@ -91,7 +91,7 @@ def test_ends_are_named_by_their_first_image_and_recorded_and_exported(home):
     assert "b.png" not in {row["image_id"] for row in rows}
     assert rows[0]["share"] == found.axes.axes[0].share
     assert len(exported(home, "bias_axes")) == 12
-    record_axes(axes_of(evaluation, home.store, count=1), home.store, home.warehouse)
+    record_axes(axes_of(evaluation, home.store, count=1), home.warehouse)
     assert {row["axis"] for row in home.warehouse.rows("bias_axes", "birds")} == {1}
 
 
@@ -132,7 +132,7 @@ def test_effects_are_recorded_and_exported_and_progress_is_told(home):
         home, evaluation, ["flip", "jpeg", "mixup"], on_progress=lambda *each: told.append(each)
     )
     assert told[-1] == (5 * 120, 5 * 120)
-    record_augmentations(found, evaluation, home.store, home.warehouse)
+    record_augmentations(found, evaluation, home.warehouse)
     rows = home.warehouse.rows("augmentation_effects", "birds")
     assert [row["augmentation"] for row in rows] == ["flip", "flip-vertical", "jpeg", "mixup"]
     for row, each in zip(rows, found, strict=True):
@@ -146,7 +146,7 @@ def test_effects_are_recorded_and_exported_and_progress_is_told(home):
 def test_too_few_images_for_mixing_are_no_error_but_a_verdict(home):
     evaluation = home.score("birds", range(60))
     _, [found] = measured(home, evaluation, ["mixup"])
-    record_augmentations([found], evaluation, home.store, home.warehouse)
+    record_augmentations([found], evaluation, home.warehouse)
     [row] = home.warehouse.rows("augmentation_effects", "birds")
     assert (row["change"], row["verdict"]) == (None, "too few to tell")
 
@@ -183,7 +183,7 @@ def test_images_of_another_kind_add_and_too_few_different_ones_cannot_be_judged(
     assert birds.share <= 120 / 180 + 1e-9
     assert np.isnan(frames.gain)
     assert (frames.n_images, frames.sure) == (0, False)
-    record_acquisitions(evaluation, found, home.store, home.warehouse)
+    record_acquisitions(evaluation, found, home.warehouse)
     rows = home.warehouse.rows("acquisitions", "narrow")
     assert [(row["other"], row["gain"] is None) for row in rows] == [
         ("birds", False),

@@ -1,35 +1,53 @@
-"""Clean-up of a store: what goes and what stays, however it ends."""
+"""Clean-up and compaction of a store: what goes and what stays, however they end."""
 
 import os
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 
+import numpy as np
+import obstore
+import pyarrow as pa
 import pytest
 
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.model import KeepSettings, Settings
 from visdiv_assets.sources.directory import DirectorySource
-from visdiv_assets.store import cleaning
-from visdiv_assets.store.cleaning import files_of, forget, verify
-from visdiv_assets.store.store import Store
+from visdiv_assets.store import cleaning, compaction
+from visdiv_assets.store.cleaning import files_of, forget, kind_of, verify
+from visdiv_assets.store.index import EmbeddingIndex
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.evaluate import evaluate
-from visdiv_assets.workflows.maintenance import clean_up, retained
+from visdiv_assets.workflows.maintenance import clean_up, compact_store, retained
 from visdiv_assets.workflows.project import Project
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image
+from visdiv_assets_tests.store.homes import BOTH, homes
 
 NOW = datetime.now(UTC) + timedelta(hours=1)  # after all that the tests do
 FEW = KeepSettings(evaluations=2, days=0)
 
 
+@pytest.fixture(scope="session", params=BOTH)
+def make_home(request):
+    with homes(request.param) as make:
+        yield make
+
+
 @pytest.fixture
-def home(tmp_path):
-    store = Store(tmp_path / "store")
-    settings = Settings(store=store.root, keep=FEW)
-    project = Project(settings, store, Warehouse(store.root / "visdiv.duckdb"))
+def home(make_home, tmp_path):
+    """A place for a store, and a project whose store is there."""
+    place = make_home(tmp_path)
+    settings = Settings(results=tmp_path / "results", keep=FEW)
+    warehouse = Warehouse(settings.results_folder / "visdiv.duckdb")
+    project = Project(settings, place.store(), warehouse)
     return SimpleNamespace(
-        images=tmp_path / "images", project=project, store=store, warehouse=project.warehouse
+        images=tmp_path / "images",
+        place=place,
+        project=project,
+        store=project.store,
+        warehouse=warehouse,
     )
 
 
@@ -55,10 +73,7 @@ def nights(home, count, dataset="dataset", folder="a"):
 
 
 def grow_old(home, days=10):
-    for path in home.store.root.rglob("*"):
-        if path.is_file():
-            past = path.stat().st_mtime - days * 86_400
-            os.utime(path, (past, past))
+    home.place.grow_old(days)
 
 
 def gc(home, **options):
@@ -66,7 +81,8 @@ def gc(home, **options):
 
 
 def held(home, kind):
-    return sorted(file.path.stem for file in files_of(home.store) if file.kind == kind)
+    names = [PurePosixPath(file.name) for file in files_of(home.store) if kind_of(file) == kind]
+    return sorted(name.stem for name in names if name.name not in ("latest", "newest"))
 
 
 def segments(home):
@@ -74,11 +90,13 @@ def segments(home):
 
 
 def unused(home):
-    return {file.path.name for file in files_of(home.store) if file.path.name.startswith(".unused")}
+    names = {file.name.rpartition("/")[2] for file in files_of(home.store)}
+    return {name for name in names if name.startswith(".unused")}
 
 
 def snapshot(home):
-    return {file.path: file.path.read_bytes() for file in files_of(home.store)}
+    objects = home.store.objects
+    return {file.name: objects.local(file.name).read_bytes() for file in files_of(home.store)}
 
 
 # --- what is kept ---
@@ -104,7 +122,7 @@ def test_what_no_kept_evaluation_needs_goes_and_history_stays(home):
     kept = sorted(history[at].manifest_fingerprint for at in (1, 4, 5))
     done = gc(home)
     assert done.problems == []
-    assert sorted({*held(home, "manifests")} - {"latest"}) == kept
+    assert held(home, "manifests") == kept
     assert held(home, "indexes") == kept
     moments = sorted([*kept, history[5].manifest_fingerprint])  # the slices of the newest only
     assert held(home, "moments") == moments
@@ -163,7 +181,7 @@ def test_a_dataset_that_the_results_do_not_know_is_left_alone(home):
         gc(home)
     score(home, "other", "b")  # which begins the results anew
     grow_old(home)
-    before = {path for path in snapshot(home) if "dataset" in path.parts}
+    before = {name for name in snapshot(home) if "dataset" in name.split("/")}
     gc(home)
     assert before <= snapshot(home).keys()
 
@@ -188,8 +206,8 @@ def test_a_segment_that_no_index_names_is_set_aside_and_goes_a_week_later(home):
     grow_old(home)
     assert gc(home).plan.freed > 0
     assert unused(home) == set()
-    folder = home.store.root / "embeddings/fake"
-    assert {path.stem for path in folder.iterdir() if path.is_file()} == named
+    files = home.store.objects.files("embeddings/fake")
+    assert {PurePosixPath(file.name).stem for file in files if ".keys" not in file.name} == named
     assert home.store.read_sample(*last.where).moments.n == 6
 
 
@@ -246,7 +264,7 @@ def test_images_that_come_back_are_embedded_again_and_their_segment_is_whole(hom
 
 def test_an_index_that_cannot_be_read_keeps_the_segments_of_its_model(home):
     *_, last = nights(home, 6)
-    path = home.store._index(*last.where)
+    path = home.place.root / home.store._index(*last.where)
     path.write_bytes(path.read_bytes()[:-10])
     grow_old(home)
     before = segments(home)
@@ -259,12 +277,11 @@ def test_an_index_that_cannot_be_read_keeps_the_segments_of_its_model(home):
 
 def test_what_was_never_committed_goes(home):
     nights(home, 1)
-    folder = home.store.root / "embeddings/fake"
     for name in ("0123.npy", ".tmp-x", ".damaged-y.npy"):
-        (folder / name).write_bytes(b"x")
+        (home.place.root / f"embeddings/fake/{name}").write_bytes(b"x")
     assert gc(home).plan.remove == []
     grow_old(home)
-    assert {file.path.name for file in gc(home).plan.remove} == {
+    assert {file.name.rpartition("/")[2] for file in gc(home).plan.remove} == {
         "0123.npy",
         ".tmp-x",
         ".damaged-y.npy",
@@ -290,27 +307,38 @@ def counted(call, left):
     return counting
 
 
+def dying(patch, left):
+    """Let the process die after so many of the smallest steps that change a store."""
+    for name in ("unlink", "rename", "replace", "rmdir"):
+        patch.setattr(Path, name, counted(getattr(Path, name), left))
+    patch.setattr(os, "utime", counted(os.utime, left))
+    copy, delete = counted(obstore.copy, left), counted(obstore.delete, left)
+
+    def rename(store, name, new):
+        copy(store, name, new)
+        delete(store, name)
+
+    patch.setattr(obstore, "put", counted(obstore.put, left))
+    patch.setattr(obstore, "delete", delete)
+    patch.setattr(obstore, "rename", rename)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [False, True], ids=["sets aside", "deletes"])
 def test_a_clean_up_that_is_killed_at_any_step_leaves_a_sound_store(home, monkeypatch, old):
-    nights(home, 5)
+    nights(home, 4)
     if old:
         gc(home)
         grow_old(home)
-        nights(home, 5)
-    template = home.store.root.with_name("template")
-    shutil.copytree(home.store.root, template)
-    rows = FakeEmbedder()
+        nights(home, 4)
+    template = home.place.saved()
     source = DirectorySource(home.images / "a")
     expected = score(home).diversity_score
     at = 0
     while True:
-        shutil.rmtree(home.store.root)
-        shutil.copytree(template, home.store.root)
+        home.place.restore(template)
         with monkeypatch.context() as patch:
-            left = [at]
-            for name in ("unlink", "rename", "rmdir"):
-                patch.setattr(cleaning.Path, name, counted(getattr(cleaning.Path, name), left))
-            patch.setattr(cleaning.os, "utime", counted(os.utime, left))
+            dying(patch, [at])
             try:
                 gc(home)
                 killed = False
@@ -318,7 +346,9 @@ def test_a_clean_up_that_is_killed_at_any_step_leaves_a_sound_store(home, monkey
                 killed = True
         assert verify(home.store) == []
         if at % 5 == 0 or not killed:
-            again, embedded = evaluate("dataset", source, rows, home.store, home.warehouse)
+            again, embedded = evaluate(
+                "dataset", source, FakeEmbedder(), home.store, home.warehouse
+            )
             assert (again.diversity_score, embedded.n_new) == (expected, 0)
         if not killed:
             break
@@ -328,18 +358,25 @@ def test_a_clean_up_that_is_killed_at_any_step_leaves_a_sound_store(home, monkey
 
 def test_what_cannot_be_deleted_is_told_and_stops_nothing(home, monkeypatch):
     nights(home, 5)
-    unlink = cleaning.Path.unlink
+    objects, refused = (
+        type(home.store.objects),
+        {
+            "disk": PermissionError(13, "Permission denied"),
+            "bucket": VisdivError("cannot delete it: Permission denied"),
+        },
+    )
+    delete = objects.delete
 
-    def refuse(path):
-        if path.suffix == ".npz":
-            raise PermissionError(13, "Permission denied")
-        unlink(path)
+    def refuse(self, name):
+        if name.endswith(".npz"):
+            raise refused[home.place.kind]
+        delete(self, name)
 
-    monkeypatch.setattr(cleaning.Path, "unlink", refuse)
+    monkeypatch.setattr(objects, "delete", refuse)
     done = gc(home)
     assert all("Permission denied" in problem for problem in done.problems)
     assert done.problems
-    assert len(held(home, "manifests")) == 3
+    assert len(held(home, "manifests")) == 2
 
 
 # --- forgetting ---
@@ -349,9 +386,8 @@ def test_what_is_purged_leaves_its_embeddings_to_others(home):
     [mine] = nights(home, 1)
     [other] = nights(home, 1, "other", "a")
     assert forget(home.store, "dataset") > 0
-    assert {file.path.parts[-2] for file in files_of(home.store) if file.kind == "manifests"} == {
-        "other"
-    }
+    assert home.store.datasets() == ["other"]
+    assert not any(file.name.split("/")[1] == "dataset" for file in files_of(home.store))
     assert home.store.read_sample(*other.where).moments.n == 6
     assert home.warehouse.history("dataset") == [mine]
     gc(home)
@@ -365,8 +401,212 @@ def test_what_was_written_anew_since_it_was_planned_stays(home):
     nights(home, 5)
     plan = gc(home, apply=False).plan
     assert plan.remove
-    for file in plan.remove:
-        file.path.write_bytes(file.path.read_bytes())
-    before = snapshot(home)
-    assert cleaning.clean(plan, now=NOW.timestamp()) == []
-    assert before.keys() - {file.path for file in plan.hide} <= snapshot(home).keys()
+    for file in plan.remove:  # in a bucket, another content: its versions are of the content
+        (home.place.root / file.name).write_bytes(b"written anew")
+    before = {file.name for file in files_of(home.store)}
+    assert cleaning.clean(home.store, plan) == []
+    assert before - {file.name for file in plan.hide} <= {
+        file.name for file in files_of(home.store)
+    }
+
+
+# --- compaction ---
+
+
+def compacted(home, **options):
+    return compact_store(home.project, NOW, **{"apply": True, **options})
+
+
+def all_rows(home, evaluation):
+    """The rows of an evaluation by image and content, to the last bit."""
+    table = home.store.read_index(*evaluation.where).table
+    columns = (table[name].to_pylist() for name in ("image_id", "content_key", "segment", "row"))
+    return {
+        (image, key): home.store.rows("fake", segment)[row].tobytes()
+        for image, key, segment, row in zip(*columns, strict=True)
+    }
+
+
+def test_small_segments_become_one_and_every_evaluation_has_its_rows(home):
+    history = nights(home, 5)
+    before = [all_rows(home, each) for each in history]
+    assert len(segments(home)) == 5
+    done = compacted(home)
+    assert (done.problems, done.plan.n_segments) == ([], 5)
+    assert len(segments(home)) == 1
+    assert [all_rows(home, each) for each in history] == before
+    assert verify(home.store) == []
+    assert compacted(home).plan.joins == []
+    _, embedded = evaluate(
+        "dataset", DirectorySource(home.images / "a"), FakeEmbedder(), home.store, home.warehouse
+    )
+    assert embedded.n_new == 0
+
+
+def test_the_old_segments_go_a_week_later(home):
+    *_, last = nights(home, 5)
+    rows = all_rows(home, last)
+    compacted(home)
+    assert len(unused(home)) == 5
+    gc(home)
+    assert len(unused(home)) == 5
+    grow_old(home)
+    gc(home)
+    assert unused(home) == set()
+    assert all_rows(home, last) == rows
+    assert verify(home.store) == []
+
+
+def test_rows_that_no_index_names_stay_behind(home):
+    nights(home, 6)
+    gc(home)  # which leaves the last two evaluations
+    grow_old(home)
+    kept = home.warehouse.history("dataset")[4:]
+    used = {key for each in kept for key in all_rows(home, each)}
+    compacted(home)
+    [name] = segments(home)
+    keys, _ = home.store.segment_keys("fake", name)
+    assert len(keys) == len({key for _, key in used})
+
+
+def test_datasets_keep_their_segments_apart(home):
+    for number in range(3):
+        for folder, seed in (("a", 1000), ("b", 2000)):
+            for at in (2 * number, 2 * number + 1):
+                write_image(home.images / f"{folder}/{at}.png", seed=seed + at)
+        score(home)
+        score(home, "other", "b")
+    for number in range(3):  # of both
+        for folder in "ab":
+            write_image(home.images / f"{folder}/{100 + number}.png", seed=100 + number)
+        score(home)
+        score(home, "other", "b")
+    assert len(segments(home)) == 9
+    grow_old(home)
+    compacted(home)
+    named = {
+        dataset: {
+            name
+            for each in home.warehouse.history(dataset)
+            for name in home.store.read_index(*each.where).segments()
+        }
+        for dataset in ("dataset", "other")
+    }
+    assert len(segments(home)) == 3
+    assert [len(each) for each in named.values()] == [2, 2]
+    assert len(named["dataset"] & named["other"]) == 1
+
+
+def test_what_is_young_is_left_alone(home):
+    nights(home, 5)
+    grow_old(home, days=-9)
+    assert compacted(home).plan.joins == []
+    assert len(segments(home)) == 5
+
+
+def test_without_apply_nothing_changes(home):
+    nights(home, 5)
+    before = {file.name: file.version for file in home.store.objects.files("embeddings")}
+    assert compacted(home, apply=False).plan.n_segments == 5
+    assert {file.name: file.version for file in home.store.objects.files("embeddings")} == before
+
+
+def test_an_index_in_use_is_left_alone_and_the_next_evaluation_finds_the_new_places(home):
+    *_, last = nights(home, 4)
+    rows, old = all_rows(home, last), segments(home)
+    index = home.store.read_index(*last.where)
+    home.store.write_index(*last.where, index)  # now
+    compacted(home)
+    assert set(home.store.read_index(*last.where).segments()) <= old
+    assert all_rows(home, last) == rows
+    source = DirectorySource(home.images / "a")
+    newest, embedded = evaluate("dataset", source, FakeEmbedder(), home.store, home.warehouse)
+    assert embedded.n_new == 0
+    assert set(home.store.read_index(*newest.where).segments()) <= segments(home)
+    assert rows.items() >= all_rows(home, newest).items()
+
+
+def test_segments_are_no_larger_than_set(home, monkeypatch):
+    *_, last = nights(home, 5)
+    rows = all_rows(home, last)
+    plan = compaction.plan_compaction(home.store, now=NOW.timestamp(), most_rows=100)
+    assert compaction.compact(home.store, plan, now=NOW.timestamp(), most_rows=4) == []
+    assert len(segments(home)) == 4  # 14 rows
+    assert max(home.store.segment_rows("fake", name) for name in segments(home)) == 4
+    assert all_rows(home, last) == rows
+    assert verify(home.store) == []
+
+
+def test_content_that_was_embedded_twice_becomes_one_row(home):
+    [one] = nights(home, 1)
+    index, [mine] = home.store.read_index(*one.where), segments(home)
+    keys, _ = home.store.segment_keys("fake", mine)
+    n, rows = len(keys), home.store.rows("fake", mine)
+    with home.store.segment_writer("fake") as writer:  # in another order
+        for at in reversed(range(n)):
+            writer.add(bytes(keys[at]).ljust(16, b"\0"), rows[at].astype(np.float32))
+    [other] = segments(home) - {mine}
+    table = index.table.to_pydict()
+    table["segment"] = [other] * n
+    table["row"] = [n - 1 - row for row in table["row"]]
+    elsewhere = EmbeddingIndex(pa.table(table, schema=index.table.schema))
+    home.store.write_index("dataset", "fake", "elsewhere", elsewhere)
+    before = all_rows(home, one)
+    grow_old(home)
+    compacted(home)
+    [joined] = segments(home)
+    assert home.store.segment_rows("fake", joined) == n
+    assert all_rows(home, one) == before
+    places = [
+        home.store.read_index("dataset", "fake", of).table.select(["segment", "row"]).to_pylist()
+        for of in (one.manifest_fingerprint, "elsewhere")
+    ]
+    assert places[0] == places[1]
+    assert verify(home.store) == []
+
+
+@pytest.mark.slow
+def test_a_compaction_that_is_killed_at_any_step_leaves_every_row_where_it_is_looked_for(
+    home,
+    monkeypatch,
+):
+    history = nights(home, 4)
+    template = home.place.saved()
+    before = [all_rows(home, each) for each in history]
+    at = 0
+    while True:
+        home.place.restore(template)
+        with monkeypatch.context() as patch:
+            dying(patch, [at])
+            try:
+                compacted(home)
+                killed = False
+            except Killed:
+                killed = True
+        assert verify(home.store) == []
+        assert [all_rows(home, each) for each in history] == before
+        if at % 5 == 0 or not killed:
+            source = DirectorySource(home.images / "a")
+            _, embedded = evaluate("dataset", source, FakeEmbedder(), home.store, home.warehouse)
+            assert embedded.n_new == 0
+            compacted(home)
+            assert verify(home.store) == []
+        if not killed:
+            break
+        at += 1
+    assert at > 8
+
+
+def test_a_damaged_segment_is_left_alone_and_told(home):
+    nights(home, 4)
+    path = home.place.root / f"embeddings/fake/{min(segments(home))}.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    grow_old(home)
+    project = replace(home.project, store=home.place.store())
+    done = compact_store(project, NOW, apply=True)
+    assert any("damaged" in problem for problem in done.problems)
+    source = DirectorySource(home.images / "a")
+    evaluation, _ = evaluate("dataset", source, FakeEmbedder(), home.place.store(), home.warehouse)
+    assert evaluation.n_failed == 0

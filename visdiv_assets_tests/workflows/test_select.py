@@ -84,7 +84,7 @@ def test_the_newest_core_set_takes_the_place_of_the_one_before(birds, tmp_path):
     store, warehouse, _ = birds
     for k in (9, 4):
         found = select_core_set("birds", store, warehouse, k)
-        record_core_set(found, store, warehouse)
+        record_core_set(found, warehouse)
     rows = warehouse.rows("core_sets", "birds")
     assert [(row["rank"], row["image_id"]) for row in rows] == list(enumerate(found.image_ids, 1))
     assert {(row["method"], row["model_id"]) for row in rows} == {("k-centre", "fake")}

@@ -48,7 +48,7 @@ def bias_axes(context: dg.AssetExecutionContext, project: ProjectResource) -> dg
     with clear_errors():
         dataset = project.open().dataset(context.partition_key)
         found = axes_of(dataset.evaluation, dataset.project.store)
-        record_axes(found, dataset.project.store, dataset.project.warehouse)
+        record_axes(found, dataset.project.warehouse)
         shown = kept_picture(
             contact_sheet_png(axes_sheet(found, dataset.source, dataset.decoding)),
             "images at both ends of each axis",
@@ -93,7 +93,7 @@ def augmentation_guidance(
         on_progress = partial(log_steps(context), "embedding")
         model = embedder.open(dataset.name)
         measured = list(measure_augmentations(sample, model, on_progress=on_progress))
-        record_augmentations(measured, evaluation, kept, dataset.project.warehouse)
+        record_augmentations(measured, evaluation, dataset.project.warehouse)
         shown = kept_picture(
             contact_sheet_png(augmentations_sheet(sample, measured)),
             "copies that each augmentation makes",

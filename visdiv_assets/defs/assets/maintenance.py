@@ -7,7 +7,7 @@ import dagster as dg
 from visdiv_assets.defs.reporting import clear_errors
 from visdiv_assets.defs.resources import ProjectResource
 from visdiv_assets.settings.secrets import redacted
-from visdiv_assets.workflows.maintenance import clean_up
+from visdiv_assets.workflows.maintenance import clean_up, compact_store
 
 PROBLEMS_TOLD = 20
 
@@ -16,10 +16,13 @@ PROBLEMS_TOLD = 20
 def store_maintenance(
     context: dg.AssetExecutionContext, project: ProjectResource
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    """Removes what no evaluation needs that is kept; scores and history stay."""
+    """Removes what no kept evaluation needs, and joins small segments; scores and history stay."""
     with clear_errors():
-        done = clean_up(project.open(), datetime.now(UTC), apply=True)
-    for problem in done.problems[:PROBLEMS_TOLD]:
+        opened, now = project.open(), datetime.now(UTC)
+        done = clean_up(opened, now, apply=True)
+        joined = compact_store(opened, now, apply=True)
+    problems = list(dict.fromkeys([*done.problems, *joined.problems]))
+    for problem in problems[:PROBLEMS_TOLD]:
         context.log.warning(redacted(problem))
     return dg.MaterializeResult(
         metadata={
@@ -28,6 +31,7 @@ def store_maintenance(
             "files removed": len(done.plan.remove),
             "segments set aside": len(done.plan.hide),
             "segments brought back": len(done.plan.restore),
-            "problems": len(done.problems),
+            "segments joined": joined.plan.n_segments,
+            "problems": len(problems),
         }
     )

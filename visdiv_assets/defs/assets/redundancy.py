@@ -126,7 +126,7 @@ def core_set(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.
         found = select_core_set(
             dataset.name, kept, results, wanted.k, wanted.method, trim=wanted.trim
         )
-        record_core_set(found, kept, results)
+        record_core_set(found, results)
         shown = kept_picture(
             core_set_sheet(found, dataset.source, dataset.decoding),
             "the first images, in the order of choice",
