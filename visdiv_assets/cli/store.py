@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
 
 from visdiv_assets.cli.console import (
     EXIT_ERROR,
@@ -21,6 +22,7 @@ from visdiv_assets.cli.console import (
     print_json,
     print_warning,
     say,
+    visible,
 )
 from visdiv_assets.errors import counted
 
@@ -61,7 +63,7 @@ def stats(json_output: Json = False, config: Config = None) -> None:
         table.add_column("dataset")
         table.add_column("size, without embeddings", justify="right")
         for dataset, size in largest[:DATASETS_SHOWN]:
-            table.add_row(dataset, decimal(size))
+            table.add_row(Text(visible(dataset)), decimal(size))
         out.print(table)
         if len(largest) > DATASETS_SHOWN:
             say(f"and {counted(len(largest) - DATASETS_SHOWN, 'smaller dataset')}")

@@ -13,7 +13,7 @@ from typing import IO, Any, TypeVar
 from visdiv_assets.sources.buckets import BucketClient
 from visdiv_assets.sources.reaching import unlisted
 from visdiv_assets.store.cache import Cache, key_of
-from visdiv_assets.store.objects import Read, StoredFile, Write
+from visdiv_assets.store.objects import Folder, Read, StoredFile, Write
 
 T = TypeVar("T")
 
@@ -116,6 +116,9 @@ class Bucket:
     def ranges(self, name: str) -> tuple[int, Read]:
         """Pieces of 4 MiB are fetched when they are first needed, and copies of them kept."""
         about = self.about(name)
+        whole = self._cache.get(self._key(about))
+        if whole is not None:  # it was written here
+            return Folder(whole.parent).ranges(whole.name)
 
         def read(start: int, end: int) -> bytes:
             numbers = range(start // PIECE_BYTES, -(-end // PIECE_BYTES))

@@ -96,3 +96,12 @@ def test_a_dataset_that_was_removed_before_can_be_purged_later(run, tmp_path):
     assert (tmp_path / "store/moments/birds").exists()
     run("remove", "birds", "--purge")
     assert not (tmp_path / "store/moments/birds").exists()
+
+
+def test_names_in_the_store_are_shown_as_they_are(run, tmp_path):
+    for name in ("[red]x", "x[bold]"):
+        folder = tmp_path / "store/manifests" / name
+        folder.mkdir(parents=True)
+        (folder / "latest").write_text("f")
+        assert name in run("store", "stats")
+    run("store", "gc")
