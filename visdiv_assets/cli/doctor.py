@@ -140,7 +140,10 @@ def _store(settings: Settings) -> Iterator[Finding]:
         found = _bucket(settings)
     yield found
     if found.ok and not found.detail.endswith(NOT_CREATED):
-        yield from _embeddings(store_of(settings))
+        try:
+            yield from _embeddings(store_of(settings))
+        except VisdivError as error:
+            yield Finding(False, "embeddings", str(error))
     if settings.results_folder != settings.store:
         found = _folder("results", settings.results_folder)
         yield found

@@ -197,8 +197,9 @@ class _Known:
         self._store, self._model_id = store, model_id
         self._lock = threading.Lock()
         self._all: KeyIndex | None = None
-        self._since = list[KeyIndex]()  # of segments that others have committed since
-        self._looked_at = set[str]()
+        # The keys that others have committed since, sorted.
+        self._since: Keys = np.empty(0, dtype=f"S{KEY_BYTES}")
+        self._looked_at, self._looking = set[str](), False
         self._next_look = time.monotonic() + LOOK_AGAIN_SECONDS
         self.own: Callable[[], Collection[str]] = tuple
         self._flat: dict[str, NDArray[np.bool_] | None] = {}  # None: gone or damaged
@@ -208,33 +209,34 @@ class _Known:
         asked = np.array([key], dtype=f"S{KEY_BYTES}")
         if key in self._own or bool(self._looked_up(asked)[1][0] >= 0):
             return True
-        return any(key in each for each in self._committed_since())
+        since = self._committed_since()
+        at = int(np.searchsorted(since, asked[0]))
+        return at < len(since) and bool(since[at] == asked[0])
 
     @property
     def is_outdated(self) -> bool:
         """Whether others have committed segments since."""
-        return bool(self._since)
+        return len(self._since) > 0
 
-    def _committed_since(self) -> list[KeyIndex]:
-        """The keys that others have committed since, looked for now and then."""
+    def _committed_since(self) -> Keys:
+        """The keys that others have committed since, looked for now and then by one thread."""
         with self._lock:
-            if time.monotonic() < self._next_look or self._all is None:
+            if self._looking or self._all is None or time.monotonic() < self._next_look:
                 return self._since
-            self._next_look = time.monotonic() + LOOK_AGAIN_SECONDS
+            self._looking = True
             self._looked_at.update(self._all.segments, self.own())
-            new = [
-                name
-                for name in self._store.segment_names(self._model_id)
-                if name not in self._looked_at
-            ]
+        try:
+            there = self._store.segment_names(self._model_id)
+            new = [name for name in there if name not in self._looked_at]
             self._looked_at.update(new)
-            for name in new:
-                found = self._store.segment_keys(self._model_id, name)
-                if found is not None:
-                    n = len(found[0])
-                    places = np.zeros(n, dtype=np.int64), np.arange(n)
-                    self._since = [*self._since, KeyIndex.of([name], found[0], *places)]
-            return self._since
+            found = (self._store.segment_keys(self._model_id, name) for name in new)
+            keys = [each[0] for each in found if each is not None]
+            if keys:
+                self._since = np.unique(np.concatenate([self._since, *keys]))
+        finally:
+            self._next_look = time.monotonic() + LOOK_AGAIN_SECONDS
+            self._looking = False
+        return self._since
 
     def places(self, keys: Keys, given_up: Collection[bytes] = ()) -> _Places:
         """Where each content is.
@@ -259,7 +261,8 @@ class _Known:
 
         A clean-up may have set a segment aside meanwhile; it is there as long as it is named.
         """
-        held = [self._store.holds(self._model_id, name) for name in before.segments]
+        with ThreadPoolExecutor(READERS, thread_name_prefix="confirm") as threads:
+            held = list(threads.map(partial(self._store.holds, self._model_id), before.segments))
         there = np.array([*held, False])[before.segment]  # the last is for -1
         segment = np.where(there, before.segment, now.segment + len(before.segments))
         segment[~there & (now.row < 0)] = -1

@@ -30,13 +30,20 @@ class BucketClient:
         store: what obstore's functions take.
     """
 
-    def __init__(self, uri: str, options: Mapping[str, str], patience: float | None = None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        options: Mapping[str, str],
+        patience: float | None = None,
+        longest: float = REQUEST_SECONDS,
+    ) -> None:
         """Connect; nothing is asked yet.
 
         Args:
             uri: s3://, gs:// or az://, bucket and prefix.
             options: as obstore has them; credentials come from here or from the environment.
             patience: seconds for a request with all its attempts; None is for work that may wait.
+            longest: seconds for one request, content included.
 
         Raises:
             VisdivError: there is no bucket in the address, or the options are not valid.
@@ -53,7 +60,7 @@ class BucketClient:
         most = float("inf") if patience is None else patience
         self._silent = min(web.SILENT_SECONDS, most)
         client: dict[str, Any] = {
-            "timeout": timedelta(seconds=min(REQUEST_SECONDS, most)),
+            "timeout": timedelta(seconds=min(longest, most)),
             "connect_timeout": timedelta(seconds=min(web.CONNECT_SECONDS, most)),
             "read_timeout": timedelta(seconds=self._silent),
         }
@@ -96,9 +103,8 @@ class BucketClient:
         whole = str(error)
         first_line, _, details = whole.partition("\n\n")
         text = brief(first_line, self._secrets)
-        for sign, reason in REASONS.items():
-            if sign in first_line:
-                return OSError(reason)
+        if reason := _reason(first_line):
+            return OSError(reason)
         if isinstance(error, FileNotFoundError):
             return FileNotFoundError(text)
         if (status := STATUS.search(text)) and is_passing_status(int(status[1])):
@@ -111,19 +117,30 @@ class BucketClient:
         return OSError(text)
 
 
-# What servers say, by what it means; some answer with a status alone.
+def _reason(text: str) -> str | None:
+    """What a refusal means, if it is one of those that people can do something about."""
+    if NO_CREDENTIALS.search(text):
+        return (
+            "there are no credentials; set access_key_id and secret_access_key in options, or in "
+            "the environment"
+        )
+    code, status = CODE.search(text), STATUS.search(text)
+    return REASONS.get(code[1] if code else "") or REASONS.get(status[1] if status else "")
+
+
+# What servers refuse, by code; some answer with a status alone.
 REASONS = {
     "NoSuchBucket": "there is no such bucket",
     "ContainerNotFound": "there is no such container",
     "InvalidAccessKeyId": "the credentials are not accepted",
     "SignatureDoesNotMatch": "the credentials are not accepted",
-    "169.254.169.254": "there are no credentials; set access_key_id and secret_access_key in "
-    "options, or in the environment",
-    "401 Unauthorized": "the credentials are not accepted",
-    "403 Forbidden": "access is denied",
+    "401": "the credentials are not accepted",
     "AccessDenied": "access is denied",
+    "403": "access is denied",
 }
-
+CODE = re.compile(r"<Code>(\w+)</Code>")
+# Where machines in a cloud get credentials from, which is asked when there are no others.
+NO_CREDENTIALS = re.compile(r"Error performing [A-Z]+ http://(169\.254\.169\.254|metadata\.google)")
 
 # What obstore says about requests that failed.
 STATUS = re.compile(r"status code: (\d{3})")

@@ -5,11 +5,15 @@ Not here: connecting, retries, errors without secrets (`sources/buckets.py`), ho
 """
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import tenacity
+
+from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.buckets import BucketClient
 from visdiv_assets.sources.reaching import unlisted
 from visdiv_assets.store.cache import Cache, key_of
@@ -22,6 +26,10 @@ PIECE_BYTES = 4 * 2**20
 CHUNK_BYTES = 8 * 2**20
 # Larger files are sent in parts, several at once.
 PART_BYTES = 16 * 2**20
+# A segment has 256 MiB, and a line may be slow; a server that is silent is given up long before.
+LONGEST_SECONDS = 3600.0
+# Attempts to change a file that others change as well.
+CHANGES = 100
 
 
 class Bucket:
@@ -48,7 +56,7 @@ class Bucket:
         Raises:
             VisdivError: the address or the options are not valid.
         """
-        self._client = BucketClient(uri, options, patience)
+        self._client = BucketClient(uri, options, patience, longest=LONGEST_SECONDS)
         self._store = self._client.store
         self._cache = cache
 
@@ -80,7 +88,7 @@ class Bucket:
         import obstore
 
         found = None if fresh else self._cache.get(self._key(self.about(name)))
-        if found is not None:
+        if found is not None and found.exists():
             return found
         about: list[StoredFile] = []
 
@@ -192,8 +200,14 @@ class Bucket:
             after = change(before)
             return after is None or self._ask("write", name, lambda: put(after, mode))
 
-        while not tried():
-            pass
+        trying = tenacity.Retrying(
+            retry=tenacity.retry_if_result(operator.not_),
+            wait=tenacity.wait_random(0, 0.05),
+            stop=tenacity.stop_after_attempt(CHANGES),
+            retry_error_callback=lambda _: False,
+        )
+        if not trying(tried):
+            raise VisdivError(f"cannot write {self.shown(name)}: others keep changing it")
 
     def rename(self, name: str, new: str) -> None:
         """By copying and deleting."""

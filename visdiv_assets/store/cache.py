@@ -12,6 +12,7 @@ time, and processes may share it.
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
 import threading
 import time
@@ -23,6 +24,7 @@ from visdiv_assets.errors import VisdivError
 from visdiv_assets.store.objects import TEMPORARY, Write
 
 DIGEST_BYTES = 16
+KEY = re.compile(r"[0-9a-f]{32}")
 # What was used so shortly ago may be about to be opened, so it stays for now.
 IN_USE_SECONDS = 60.0
 # A temporary file that is older than this belongs to no process that still runs.
@@ -115,10 +117,11 @@ class Cache:
                     raise
         self._sound.add((str(path), status.st_ino, status.st_size))
         with contextlib.suppress(FileNotFoundError):  # it had to make room already
+            os.utime(path, (self._clock(), status.st_mtime))  # fetching may have taken long
             for other in folder.iterdir():
                 if other != path:
                     other.unlink(missing_ok=True)
-        self._trim(status.st_size)
+        self._trim(status.st_size, path)
         return path
 
     def _is_sound(self, path: Path) -> bool:
@@ -137,7 +140,7 @@ class Cache:
         if now - status.st_atime > IN_USE_SECONDS / 4:  # not at each of a thousand reads
             os.utime(path, (now, status.st_mtime))
 
-    def _trim(self, added: int) -> None:
+    def _trim(self, added: int, new: Path) -> None:
         """Remove copies that have not been used for longest, if there is too much."""
         with self._lock:
             if self._size is not None:
@@ -152,22 +155,25 @@ class Cache:
             for copy in sorted(copies):
                 if self._size <= ROOM * self._max_bytes or now - copy.used < IN_USE_SECONDS:
                     break
+                if copy.path == new:
+                    continue
                 with contextlib.suppress(OSError):  # another process was faster
                     copy.path.unlink()
                     self._size -= copy.size
                     copy.path.parent.rmdir()
 
     def _copies(self) -> list[_Copy]:
+        """All copies. Whatever else is in the folder is not ours, and stays."""
         copies = []
-        for folder, _, names in os.walk(self._folder):
-            for name in names:
-                path = Path(folder, name)
+        for path in self._folder.glob("*/*"):
+            if _is_key(path.name) and _is_key(path.parent.name):
                 with contextlib.suppress(OSError):
                     status = path.stat()
-                    if not name.startswith(TEMPORARY):
-                        copies.append(_Copy(status.st_atime, status.st_size, path))
-                    elif self._clock() - status.st_mtime > LEFTOVER_SECONDS:
-                        path.unlink()
+                    copies.append(_Copy(status.st_atime, status.st_size, path))
+        for path in self._folder.glob(f"{TEMPORARY}*"):
+            with contextlib.suppress(OSError):
+                if self._clock() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                    path.unlink()
         return copies
 
 
@@ -181,6 +187,10 @@ def _hash(data: bytes = b"") -> "hashlib.blake2b":
 
 
 def _checked(key: str) -> str:
-    if len(key) != 2 * DIGEST_BYTES or not key.isalnum():
+    if not _is_key(key):
         raise ValueError(f"not a key: {key!r}")
     return key
+
+
+def _is_key(name: str) -> bool:
+    return KEY.fullmatch(name) is not None

@@ -140,8 +140,10 @@ def _named_segments(
             with noticing_damage(store.objects.shown(file.name), "its segments are kept"):
                 column = read_table(store.objects.local(file.name), ["segment"])["segment"]
             so_far.update(name for name in pc.unique(column).to_pylist() if name is not None)
-        except FileNotFoundError:
-            continue
+        except FileNotFoundError:  # another clean-up was faster, or a copy has gone
+            shown = store.objects.shown(file.name)
+            plan.problems.append(f"{shown} has gone meanwhile; its segments are kept")
+            named[model_id] = None
         except DamagedError as error:
             plan.problems.append(str(error))
             named[model_id] = None
@@ -168,9 +170,12 @@ def _plan_segments(
             continue
         keys, unused = parts.get(".parquet"), parts.get("unused")
         old = {part for part, file in parts.items() if now - file.changed > grace}
-        if unused is not None and (name in segments or keys is not None):
-            (plan.remove if keys is not None else plan.restore).append(unused)
-        elif unused is not None and "unused" in old:
+        if unused is not None and keys is not None:
+            plan.remove.append(unused)  # it was embedded again
+        elif unused is not None and name in segments:
+            if "unused" in old:  # else whoever names it may have moved on by then
+                plan.restore.append(unused)
+        elif unused is not None and old == set(parts):  # nobody is embedding it again
             plan.remove += [unused, *([parts[".npy"]] if ".npy" in parts else [])]
         elif keys is None and unused is None and old == set(parts):
             plan.remove += parts.values()  # it was never committed
@@ -196,7 +201,7 @@ def clean(store: Store, plan: CleaningPlan) -> list[str]:
     for act, files in steps:
         for file in files:
             try:
-                if objects.about(file.name).version == file.version:
+                if _is_as_it_was(store, file):
                     act(file.name)
             except FileNotFoundError:
                 pass  # somebody else was faster
@@ -207,6 +212,24 @@ def clean(store: Store, plan: CleaningPlan) -> list[str]:
             except VisdivError as error:
                 problems.append(str(error))
     return problems
+
+
+def _is_as_it_was(store: Store, file: StoredFile) -> bool:
+    """Whether nobody has written a file since it was listed, nor committed its segment again.
+
+    In a bucket, the version is that of the content, and times are whole seconds.
+    """
+    now = store.objects.about(file.name)
+    if now.version != file.version or int(now.changed) != int(file.changed):
+        return False
+    rows = file.name.startswith("embeddings/") and file.name.endswith(".npy")
+    if rows and not file.name.rpartition("/")[2].startswith("."):
+        try:
+            store.objects.about(f"{file.name.removesuffix('.npy')}.parquet")
+        except FileNotFoundError:
+            return True
+        return False
+    return True
 
 
 def forget(store: Store, dataset: str) -> int:
@@ -239,6 +262,8 @@ def verify(store: Store, on_progress: Callable[[int, int], None] | None = None) 
                 _read_whole(file, store)
         except FileNotFoundError:
             continue
+        except Unreachable:
+            raise
         except (OSError, VisdivError) as error:
             problems.append(str(error))
     return problems
@@ -254,9 +279,9 @@ def _cure(file: StoredFile) -> str:
 def _read_whole(file: StoredFile, store: Store) -> None:
     kind, *within, last = file.name.split("/")
     if last.endswith(".parquet"):
-        read_table(store.objects.local(file.name))
+        read_table(store.objects.local(file.name, fresh=True))
     elif kind == "moments":
-        with np.load(store.objects.local(file.name), allow_pickle=False) as arrays:
+        with np.load(store.objects.local(file.name, fresh=True), allow_pickle=False) as arrays:
             for name in arrays.files:
                 arrays[name]
     elif kind == "embeddings" and last.endswith(".npy"):

@@ -10,12 +10,15 @@ refers to them still reads them, and a later clean-up removes them. So nothing i
 ends, and what was begun is found again, since segments are named by their content.
 """
 
+import hashlib
+import io
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -66,20 +69,22 @@ class Join:
 
     Attributes:
         model_id: their model.
+        datasets: whose indexes name them.
         segments: their names, sorted.
-        rows: of each, the numbers of the rows that are kept, ascending.
+        named: of each, which of its rows are kept.
         size: bytes that they take now.
     """
 
     model_id: str
+    datasets: tuple[str, ...]
     segments: tuple[str, ...]
-    rows: tuple[NDArray[np.int64], ...]
+    named: tuple[NDArray[np.bool_], ...]
     size: int
 
     @property
     def n_rows(self) -> int:
         """Rows that are kept."""
-        return sum(map(len, self.rows))
+        return sum(int(each.sum()) for each in self.named)
 
 
 @dataclass
@@ -125,15 +130,15 @@ def plan_compaction(
         for name, use in uses.items():
             if use.datasets:  # else a clean-up removes it
                 groups[tuple(sorted(use.datasets))].append(name)
-        for members in groups.values():
+        for datasets, members in groups.items():
             chosen = worth_joining(
                 {name: (uses[name].n_named, len(uses[name].named)) for name in members}, most_rows
             )
             n_named = {name: uses[name].n_named for name in chosen}
             for names_at_once in _batches(n_named, AT_ONCE * most_rows):
-                rows = tuple(np.flatnonzero(uses[name].named) for name in names_at_once)
+                named = tuple(uses[name].named for name in names_at_once)
                 size = sum(sizes[model_id, name] for name in names_at_once)
-                plan.joins.append(Join(model_id, names_at_once, rows, size))
+                plan.joins.append(Join(model_id, datasets, names_at_once, named, size))
     return plan
 
 
@@ -203,11 +208,11 @@ def compact(
         Unreachable: the store cannot be reached any more.
     """
     problems, done = list(plan.problems), 0
-    written: dict[str, str] = {}  # versions of indexes that were written here
+    written = set[str]()  # indexes that were written here
     for join in plan.joins:
 
         def is_idle(file: StoredFile) -> bool:
-            return now - file.changed > grace or written.get(file.name) == file.version
+            return now - file.changed > grace or file.name in written
 
         try:
             written.update(_carry_out(store, join, is_idle, most_rows))
@@ -261,9 +266,13 @@ def _uses(
             with noticing_damage(store.objects.shown(file.name), "its segments are left alone"):
                 for piece in read_pieces(store.objects.local(file.name), ["segment", "row"]):
                     for name, rows in _by_segment(piece):
-                        if name in uses:
-                            uses[name].named[rows] = True
-                            uses[name].datasets.add(dataset)
+                        if name not in uses:
+                            continue
+                        if rows.max() >= len(uses[name].named):  # its head is damaged
+                            del uses[name]
+                            continue
+                        uses[name].named[rows] = True
+                        uses[name].datasets.add(dataset)
         except FileNotFoundError:
             continue
         except DamagedError as error:
@@ -291,18 +300,22 @@ def _by_segment(table: pa.Table) -> Iterator[tuple[str, NDArray[np.int64]]]:
 
 def _carry_out(
     store: Store, join: Join, is_idle: Callable[[StoredFile], bool], most_rows: int
-) -> dict[str, str]:
+) -> set[str]:
     """Write new segments, name them in the idle indexes, and set the old ones aside.
 
     Returns:
-        the versions of the indexes that were written, by name.
+        the names of the indexes that were written.
     """
-    keys, flat = _keys_of(store, join)
+    found = _keys_of(store, join)
+    if found is None:
+        return set()
+    keys, flat = found
+    kept = [np.flatnonzero(each) for each in join.named]
     # Contents that were embedded twice become one row.
     _, first, same = np.unique(keys, return_index=True, return_inverse=True)
     order = np.sort(first)
     place = np.searchsorted(order, first)[same]  # of each old row, its number among the new ones
-    offsets = np.concatenate([[0], np.cumsum([len(rows) for rows in join.rows])])
+    offsets = np.concatenate([[0], np.cumsum([len(rows) for rows in kept])])
 
     def rows_of(start: int, end: int) -> Iterator[NDArray[np.float16]]:
         """The rows of new numbers, a segment of origin at a time."""
@@ -310,7 +323,7 @@ def _carry_out(
         for at, name in enumerate(join.segments):
             mine = wanted[(wanted >= offsets[at]) & (wanted < offsets[at + 1])] - offsets[at]
             if len(mine):
-                yield store.rows(join.model_id, name)[join.rows[at][mine]]
+                yield store.rows(join.model_id, name)[kept[at][mine]]
 
     new = []
     for start in range(0, len(order), most_rows):
@@ -327,25 +340,37 @@ def _carry_out(
     moved = {}
     for at, name in enumerate(join.segments):
         places = place[offsets[at] : offsets[at + 1]]
-        moved[name] = (join.rows[at], places // most_rows, places % most_rows)
-    files, written = list(store.objects.files("indexes")), {}
-    for file in _indexes_of(files, join.model_id):
-        if is_idle(file) and _move(store, file, moved, new):
-            written[file.name] = store.objects.about(file.name).version
+        moved[name] = (kept[at], places // most_rows, places % most_rows)
+    # An index of another dataset that names them since is young, and would be left alone.
+    files = [file for each in join.datasets for file in store.objects.files(f"indexes/{each}")]
+    written = {
+        file.name
+        for file in _indexes_of(files, join.model_id)
+        if is_idle(file) and _move(store, file, moved, new)
+    }
     for name in set(join.segments) - set(new):
         store.set_aside(join.model_id, name)
     return written
 
 
-def _keys_of(store: Store, join: Join) -> tuple[NDArray[np.bytes_], NDArray[np.bool_]]:
-    """Content keys of the rows that are kept, and which of their pictures are flat."""
+def _keys_of(store: Store, join: Join) -> tuple[NDArray[np.bytes_], NDArray[np.bool_]] | None:
+    """Content keys of the rows that are kept, and which of their pictures are flat.
+
+    None if another compaction has joined some of them meanwhile.
+    """
     keys, flat = [], []
-    for name, rows in zip(join.segments, join.rows, strict=True):
+    for name, named in zip(join.segments, join.named, strict=True):
         found = store.segment_keys(join.model_id, name)
-        if found is None:
+        if (
+            found is None
+            and store.holds(join.model_id, name)
+            and name not in store.segment_names(join.model_id)
+        ):
+            return None
+        if found is None or len(found[0]) != len(named):
             raise DamagedError(f"segment {name} of {join.model_id} is damaged; it is left alone")
-        keys.append(found[0][rows])
-        flat.append(found[1][rows])
+        keys.append(found[0][named])
+        flat.append(found[1][named])
     return np.concatenate(keys), np.concatenate(flat)
 
 
@@ -359,12 +384,14 @@ def _move(
     shown = store.objects.shown(file.name)
     try:
         with noticing_damage(shown, "its segments are left alone"):
-            table = read_table(store.objects.local(file.name))
+            path = store.objects.local(file.name)
+            names = pc.unique(read_table(path, ["segment"])["segment"]).to_pylist()
+            if not moved.keys() & set(names):
+                return False
+            before, table = _digest(path), read_table(path)
     except FileNotFoundError:
         return False
     column = table["segment"].combine_chunks()
-    if isinstance(column, pa.ChunkedArray) or not moved.keys() & set(column.dictionary.to_pylist()):
-        return False
     names = column.dictionary.to_pylist()
     codes = column.indices.fill_null(-1).to_numpy().astype(np.int32)
     rows = table["row"].fill_null(-1).to_numpy().copy()
@@ -391,8 +418,25 @@ def _move(
     for name, values in (("segment", segments), ("row", pa.array(rows, pa.int32(), mask=gone))):
         at = table.schema.get_field_index(name)
         table = table.set_column(at, table.schema.field(name), values)
-    # Nobody has written to it for long; but an evaluation of the same images may do so just now.
-    if store.objects.about(file.name).version != file.version:
+    content = io.BytesIO()
+    writing(table)(content)
+    done = False
+
+    def replaced(now: bytes | None) -> bytes | None:
+        # Nobody has written to it for long; but an evaluation of the same images may do so now.
+        nonlocal done
+        done = now is not None and _hash(now) == before
+        return content.getvalue() if done else None
+
+    store.objects.update(file.name, replaced)
+    if not done:
         raise VisdivError(f"{shown} was written anew meanwhile; its segments are left alone")
-    store.objects.write(file.name, writing(table))
     return True
+
+
+def _digest(path: Path) -> bytes:
+    return _hash(path.read_bytes())
+
+
+def _hash(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()

@@ -216,7 +216,7 @@ class Run:
         stop = min(end * BLOCK, self._n)
         try:
             data = self._read(first * BLOCK * ENTRY.itemsize, stop * ENTRY.itemsize)
-        except OSError as error:  # a bad sector, or another machine has removed the file
+        except OSError as error:  # a bad sector, or others have merged it
             assert self.name is not None
             raise DamagedRunError(self._shown, self.name) from error
         if self.name is None:

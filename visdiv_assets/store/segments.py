@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from visdiv_assets.errors import VisdivError
 from visdiv_assets.store.files import writing
 from visdiv_assets.store.index import KEY_BYTES, content_key
 from visdiv_assets.store.objects import Objects
@@ -180,7 +181,7 @@ class SegmentWriter:
                 return
             try:
                 self._committing.result()
-            except OSError:  # a disk that was full may have room again
+            except (OSError, VisdivError):  # a disk may have room again, a bucket may answer
                 if self._waiting:
                     self._commit(self._waiting)
                 raise

@@ -69,6 +69,10 @@ UNUSED = ".unused-"
 # Either file of a segment that is not what was written.
 DAMAGED = ".damaged-"
 
+# Which results refer to the store, if they are not in it.
+RESULTS = "results"
+LONGEST_PLACE = 1000
+
 # Which indexes of a dataset were written last.
 NEWEST = "newest"
 
@@ -134,6 +138,26 @@ class Store:
         name = _below("pictures", dataset, f"{name}.png")
         self.objects.write(name, lambda file: file.write(png))
         return self.objects.shown(name)
+
+    def note_results(self, results: str, where: str) -> None:
+        """Note that some results refer to this store, unless it is noted already.
+
+        Args:
+            results: their id, 32 hexadecimal digits.
+            where: where they are, for people.
+        """
+        name = _below(RESULTS, results)
+        if not self._is_there(name):
+            self.objects.write(name, lambda file: file.write(where.encode()))
+
+    def noted_results(self) -> dict[str, str]:
+        """Where the results are that refer to this store and are not in it, by id."""
+        noted = {}
+        for file in self.objects.files(RESULTS):
+            with contextlib.suppress(FileNotFoundError):
+                where, _ = self.objects.head(file.name, LONGEST_PLACE)
+                noted[file.name.rpartition("/")[2]] = where.decode("utf-8", "replace")
+        return noted
 
     def name_latest(self, dataset: str, latest: str | Callable[[], str]) -> None:
         """Note which manifest was evaluated last, as soon as an evaluation is on record.
@@ -252,6 +276,9 @@ class Store:
             except (DamagedError, FileNotFoundError):  # perhaps only the copy of it is damaged
                 return self._verified_rows(name, fresh=True)
         except (DamagedError, FileNotFoundError) as error:
+            if isinstance(error, FileNotFoundError) and self.holds(model_id, segment):
+                shown = self.objects.shown(name)
+                raise VisdivError(f"the copy of {shown} has gone meanwhile; try again") from error
             self._retire(model_id, segment)
             raise DamagedError(
                 f"embeddings of {model_id} are damaged ({segment}.npy) and have to be made again; "
@@ -292,7 +319,7 @@ class Store:
             DamagedError: its rows are not what was written.
         """
         cure = "its images are embedded again by the next evaluation"
-        self._verified_rows(_rows_file(model_id, segment), cure)
+        self._verified_rows(_rows_file(model_id, segment), cure, fresh=True)
 
     def holds(self, model_id: str, segment: str) -> bool:
         """Whether a segment is there, if only set aside."""
@@ -720,8 +747,11 @@ def _rows_in(head: bytes, size: int) -> int:
         ValueError: the file is too short for them.
     """
     file = io.BytesIO(head)
-    np.lib.format.read_magic(file)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    try:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    except Exception as error:  # NumPy's parser raises whatever Python's does
+        raise ValueError("its head is damaged") from error
     if file.tell() + math.prod(shape) * dtype.itemsize > size:
         raise ValueError("it is cut short")
     return int(shape[0])

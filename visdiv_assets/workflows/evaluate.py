@@ -38,7 +38,7 @@ from visdiv_assets.warehouse.records import Evaluation, FailedImage
 from visdiv_assets.warehouse.state.database import STATE_FILE, StateFile
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.moments import accumulate_moments
-from visdiv_assets.workflows.project import export
+from visdiv_assets.workflows.project import export, note_results
 from visdiv_assets.workflows.watch import judged
 
 logger = logging.getLogger(__name__)
@@ -260,6 +260,7 @@ def score_dataset(
         evaluation = warehouse.record(evaluation, measured.spectrum)
     try:
         store.name_latest(dataset, partial(_scored_last, warehouse, dataset))
+        note_results(store, warehouse)
     except (OSError, VisdivError) as error:  # the disk is full; the sensors ask for one more
         reason = getattr(error, "strerror", None) or error
         logger.warning("%s is scored, but that cannot be noted (%s)", dataset, reason)

@@ -22,7 +22,7 @@ from visdiv_assets.store.cleaning import (
 from visdiv_assets.store.compaction import CompactionPlan, compact, plan_compaction
 from visdiv_assets.store.objects import StoredFile
 from visdiv_assets.warehouse.records import Evaluation
-from visdiv_assets.workflows.project import Project
+from visdiv_assets.workflows.project import Project, other_results
 
 
 def retained(
@@ -86,13 +86,20 @@ def clean_up(
         grace: seconds within which nothing goes.
 
     Raises:
-        VisdivError: the results cannot be read, so nobody knows what is needed.
+        VisdivError: the results cannot be read, or others refer to the store as well, so nobody
+            knows what is needed.
     """
     store, warehouse = project.store, project.warehouse
     if not warehouse.path.exists() and any(store.datasets()):
         raise VisdivError(
             f"{warehouse.path} is gone, and without it nobody knows what is needed; nothing was "
             "removed"
+        )
+    if others := other_results(store, warehouse):
+        raise VisdivError(
+            f"{others[0]} has results that refer to this store, too, and nobody here knows what "
+            "they need; nothing was removed. If they are gone for good, delete their note in "
+            f"{store.objects.shown('results')}"
         )
     evaluations = warehouse.evaluations_after(0)
     names = {each.dataset for each in evaluations}

@@ -8,6 +8,8 @@ import hashlib
 import logging
 import os
 import re
+import socket
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,12 +30,15 @@ from visdiv_assets.sources.source import Source
 from visdiv_assets.sources.uris import scheme_of
 from visdiv_assets.store.bucket import Bucket
 from visdiv_assets.store.cache import Cache
+from visdiv_assets.store.objects import Folder
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.records import Evaluation
 from visdiv_assets.warehouse.state.database import STATE_FILE, StateFile
 from visdiv_assets.warehouse.warehouse import Warehouse
 
 logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "visdiv.duckdb"
 
 # With fewer rows, importing torch takes longer than comparing them on the CPU.
 WORTH_A_GPU = 20_000
@@ -162,6 +167,48 @@ def store_of(settings: Settings, patience: float | None = None) -> Store:
     return Store(Bucket(place.uri, place.options, cache, patience))
 
 
+def note_results(store: Store, warehouse: Warehouse) -> None:
+    """Note in a store that these results refer to it, unless they are in it.
+
+    Whoever cleans up a store has to know what all of them need.
+    """
+    if not _is_in(warehouse, store):
+        where = f"{socket.gethostname()}:{warehouse.path.parent}"
+        store.note_results(results_id(warehouse), where)
+
+
+def results_id(warehouse: Warehouse) -> str:
+    """The id of some results, which stays the same if their folder is moved."""
+    path = warehouse.path.with_name("results-id")
+    try:
+        with path.open("x") as file:
+            file.write(uuid.uuid4().hex)
+    except FileExistsError:
+        pass
+    found = path.read_text().strip()
+    if not re.fullmatch("[0-9a-f]{32}", found):
+        raise VisdivError(f"{path} is damaged; delete it")
+    return found
+
+
+def other_results(store: Store, warehouse: Warehouse) -> list[str]:
+    """Where other results are that refer to this store."""
+    inside = _is_in(warehouse, store)
+    noted = store.noted_results()
+    if not inside:
+        noted.pop(results_id(warehouse), None)
+    others = sorted(redacted(where) for where in noted.values())
+    if not inside and isinstance(store.objects, Folder) and (store.root / RESULTS_FILE).exists():
+        others.append(str(store.root))
+    return others
+
+
+def _is_in(warehouse: Warehouse, store: Store) -> bool:
+    return isinstance(store.objects, Folder) and os.path.realpath(
+        warehouse.path.parent
+    ) == os.path.realpath(store.root)
+
+
 def warehouse_of(settings: Settings, patience: float | None = None) -> Warehouse:
     """The results that the settings name; nothing is opened yet.
 
@@ -169,7 +216,7 @@ def warehouse_of(settings: Settings, patience: float | None = None) -> Warehouse
         settings: where the file is.
         patience: seconds to wait for others; None is the default.
     """
-    return Warehouse(settings.results_folder / "visdiv.duckdb", patience)
+    return Warehouse(settings.results_folder / RESULTS_FILE, patience)
 
 
 def decoding_of(settings: Settings, dataset: str) -> Decoding:

@@ -294,6 +294,67 @@ def test_what_the_server_refuses_is_said_in_words(home, trouble, status, code, s
         assert SECRET not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name", ["AccessDenied", "NoSuchBucket", "403 Forbidden", "169.254.169.254"]
+)
+def test_a_dataset_may_be_called_like_a_refusal(home, name):
+    assert home.store().latest_fingerprint(name) is None
+    with pytest.raises(VisdivError, match="has never been evaluated"):
+        home.store().latest_manifest(name)
+
+
+def test_rows_that_wait_are_committed_once_the_bucket_answers_again(home, trouble, monkeypatch):
+    monkeypatch.setattr(buckets, "ATTEMPTS", 0)
+    store = home.store()
+    left = [1]
+
+    def answer(method, path):
+        if method == "PUT" and left:
+            left.pop()
+            return "503 Slow Down", "SlowDown"
+        return None
+
+    def write():
+        with store.segment_writer("fake") as writer:
+            for number in range(3):
+                writer.add(bytes([number + 1]) * 16, np.array([0.5, 0.5], dtype=np.float32))
+
+    trouble.answer = answer
+    with pytest.raises(Unreachable):
+        write()
+    assert len(store.key_index("fake")) == 3
+
+
+def test_a_verification_of_a_bucket_that_is_gone_says_so_once(home, trouble, tmp_path, monkeypatch):
+    monkeypatch.setattr(buckets, "ATTEMPTS", 0)
+    write_images(tmp_path / "images", 6)
+    score(home.store(), tmp_path)
+    trouble.answer = failing(10**9, only="HEAD .*|GET .*npy|GET .*parquet")
+    with pytest.raises(Unreachable):
+        verify(home.store())
+
+
+def test_what_is_damaged_in_the_bucket_is_found_though_a_copy_is_sound(home, tmp_path):
+    write_images(tmp_path / "images", 6)
+    score(home.store(), tmp_path)
+    [path] = home.root.glob("moments/dataset/fake/*.npz")
+    content = path.read_bytes()
+    path.write_bytes(content[:-30])
+    assert len(verify(home.store())) == 1
+
+
+def test_a_copy_that_goes_while_it_is_read_is_no_damage(home, tmp_path, monkeypatch):
+    write_images(tmp_path / "images", 6)
+    score(home.store(), tmp_path)
+    store = home.store()
+    [name] = store.segment_names("fake")
+    monkeypatch.setattr(type(store.objects), "local", lambda *_, **__: tmp_path / "gone")
+    with pytest.raises(VisdivError, match="has gone meanwhile; try again"):
+        store.rows("fake", name)
+    monkeypatch.undo()
+    assert home.store().segment_names("fake") == [name]
+
+
 def test_a_bucket_that_does_not_exist_is_named(home, tmp_path):
     gone = Bucket("s3://no-such-bucket/x", home.options, Cache(tmp_path / "cache", 10**9))
     with pytest.raises(VisdivError, match=r"s3://no-such-bucket/x.*there is no such bucket"):

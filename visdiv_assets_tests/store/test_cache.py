@@ -106,6 +106,26 @@ def test_what_a_killed_process_left_goes_after_a_day(cache, tmp_path, clock):
     assert get(cache, "b") is not None
 
 
+def test_what_is_not_ours_stays_however_full_it_is(cache, tmp_path, clock):
+    others = [tmp_path / "cache" / name for name in ("photo.jpg", "folder/visdiv.duckdb", "a" * 32)]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(5000))
+        os.utime(path, (0, 0))
+    for name in "abc":
+        put(cache, name, bytes(900))
+        clock.now += 1000
+    assert all(path.exists() for path in others)
+
+
+def test_the_copy_that_is_returned_is_there_however_long_it_took(cache, clock):
+    def slow(file):
+        file.write(bytes(2000))
+        clock.now += 1000
+
+    assert cache.put(key_of("a"), slow).exists()
+
+
 def test_a_folder_that_cannot_be_written_to_is_said_with_what_to_set(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(VisdivError, match=r"file.*set cache\.folder"):

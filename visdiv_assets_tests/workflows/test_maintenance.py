@@ -216,6 +216,7 @@ def test_who_refers_to_a_segment_that_was_set_aside_reads_it_and_brings_it_back(
     index = home.store.read_index(*first.where)
     gc(home)
     home.store.write_index(*first.where, index)  # by a run that had begun before
+    assert gc(home).plan.restore == []  # it may have moved on in a week
     grow_old(home)
     for segment in index.table["segment"].unique().to_pylist():
         assert len(home.store.rows("fake", segment)) > 0
@@ -377,6 +378,81 @@ def test_what_cannot_be_deleted_is_told_and_stops_nothing(home, monkeypatch):
     assert all("Permission denied" in problem for problem in done.problems)
     assert done.problems
     assert len(held(home, "manifests")) == 2
+
+
+def test_a_segment_that_is_being_embedded_again_stays(home):
+    """The writer has put the rows in place, and not yet the keys that commit them."""
+    nights(home, 5)
+    gc(home)
+    hidden = sorted(unused(home))[0]
+    grow_old(home)
+    rows = f"embeddings/fake/{hidden.removeprefix('.unused-').removesuffix('.parquet')}.npy"
+    content = home.store.objects.local(rows).read_bytes()
+    home.store.objects.write(rows, lambda file: file.write(content))
+    gc(home)
+    assert home.store.objects.about(rows).size == len(content)
+
+
+def test_a_segment_that_was_committed_again_since_it_was_planned_stays(home):
+    nights(home, 5)
+    gc(home)
+    grow_old(home)
+    plan = gc(home, apply=False).plan
+    gone = [file.name for file in plan.remove if file.name.endswith(".npy")]
+    assert gone
+    folder, _, name = gone[0].rpartition("/")
+    keys = f"{folder}/{name.removesuffix('.npy')}.parquet"
+    content = home.store.objects.local(f"{folder}/.unused-{keys.rpartition('/')[2]}").read_bytes()
+    home.store.objects.write(keys, lambda file: file.write(content))
+    cleaning.clean(home.store, plan)
+    assert len(home.store.rows("fake", name.removesuffix(".npy"))) > 0
+
+
+def test_a_store_to_which_other_results_refer_is_left_alone(home, tmp_path):
+    nights(home, 5)
+    other = Warehouse(tmp_path / "elsewhere/visdiv.duckdb")
+    source = DirectorySource(home.images / "a")
+    evaluate("dataset", source, FakeEmbedder(), home.store, other)
+    before = snapshot(home)
+    for warehouse in (home.warehouse, other):
+        project = replace(home.project, warehouse=warehouse)
+        with pytest.raises(VisdivError, match=r"results that refer to this store, too"):
+            clean_up(project, NOW, apply=True)
+    assert snapshot(home) == before
+    for note in home.place.root.glob("results/*"):
+        note.unlink()
+    evaluate("dataset", source, FakeEmbedder(), home.store, home.warehouse)  # which notes its own
+    assert gc(home).problems == []
+
+
+def test_compaction_lasts_though_a_clean_up_follows_at_once(home):
+    *_, last = nights(home, 4)
+    index = home.store.read_index(*last.where)
+    home.store.write_index(*last.where, index)  # young, so it names the old segments
+    compacted(home)
+    joined = segments(home)
+    gc(home)
+    assert segments(home) == joined
+    rows = all_rows(home, last)
+    score(home)
+    grow_old(home)
+    gc(home)
+    assert segments(home) >= joined
+    assert all_rows(home, last) == rows
+
+
+def test_a_damaged_head_of_a_segment_costs_that_segment_only(home):
+    *_, last = nights(home, 4)
+    folder = home.place.root / "embeddings/fake"
+    path = folder / f"{min(segments(home))}.npy"
+    sound = path.read_bytes()
+    for at in (20, 61, 75, 80):
+        content = bytearray(sound)
+        content[at] ^= 4
+        path.write_bytes(bytes(content))
+        compact_store(home.project, NOW, apply=False)
+    path.write_bytes(sound)
+    assert all_rows(home, last)
 
 
 # --- forgetting ---
