@@ -16,7 +16,7 @@ from visdiv_assets_tests.store.homes import BucketHome
 # Embeds a dataset, and writes down when it began to embed each content: it asked before whether
 # others have done so.
 RUN = """
-import json, sys, time
+import json, sys, threading, time
 from pathlib import Path
 from visdiv_assets.embedding import incremental
 from visdiv_assets.sources.directory import DirectorySource
@@ -41,6 +41,16 @@ def claiming(self, key):
     return wanted
 
 incremental._Claim.__call__ = claiming
+
+# While one thread looks for what others have committed, the others go by the look before. Here,
+# each waits for a look of its own, which begins after it has asked.
+look, turn = incremental._Known._committed_since, threading.Lock()
+
+def looking(self):
+    with turn:
+        return look(self)
+
+incremental._Known._committed_since = looking
 if "folder" in told:
     objects = Folder(Path(told["folder"]))
 else:
@@ -95,7 +105,7 @@ def written(place):
             changed = store.objects.about(keys).changed + 1.0  # it tells whole seconds
         else:
             # When it got its name, by a clock that ticks a few hundred times a second.
-            changed = (place.root / keys).stat().st_ctime + 0.05
+            changed = (place.root / keys).stat().st_ctime + 0.25
         for key in store.segment_keys("fake", name)[0]:
             content = bytes(key).ljust(16, b"\0").hex()
             times[content] = min(changed, times.get(content, changed))
