@@ -12,9 +12,15 @@ from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.settings.last_good import Watched, WatchedSettings
 from visdiv_assets.settings.model import Settings
 from visdiv_assets.store.store import Store
-from visdiv_assets.warehouse.state.database import STATE_FILE, StateFile
+from visdiv_assets.warehouse.state.database import StateFile
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets.workflows.project import Project, decoding_of, store_of, warehouse_of
+from visdiv_assets.workflows.project import (
+    Project,
+    decoding_of,
+    state_beside,
+    store_of,
+    warehouse_of,
+)
 
 # GPU work and DuckDB writes each happen one at a time; `dagster.yaml` sets the pools' limits.
 GPU_POOL = "gpu"
@@ -77,7 +83,7 @@ class WarehouseResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def state(self) -> StateFile:
         """What the service remembers; it is kept beside the file."""
-        return StateFile(self.open().path.parent / STATE_FILE)
+        return state_beside(self.open())
 
 
 class ProjectResource(dg.ConfigurableResource):  # type: ignore[type-arg]

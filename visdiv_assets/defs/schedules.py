@@ -16,7 +16,7 @@ from visdiv_assets.defs.reporting import clear_errors
 from visdiv_assets.defs.resources import SettingsResource
 from visdiv_assets.settings.model import TICK_MINUTES, Settings
 from visdiv_assets.settings.secrets import redacted
-from visdiv_assets.warehouse.state.database import STATE_FILE, StateFile
+from visdiv_assets.workflows.project import state_of
 from visdiv_assets.workflows.watch import due_tonight
 
 # On the runs of a night: the local date on which it began.
@@ -110,6 +110,5 @@ def _due(
     there: Collection[str],
 ) -> list[str]:
     """Those to ask for now, of a night that has begun."""
-    begun = configured.nightly.begins(night)
-    state = StateFile(configured.results_folder / STATE_FILE)
+    begun, state = configured.nightly.begins(night), state_of(configured)
     return due_tonight(names, night, begun, moment, there, state, datetime.now(UTC))

@@ -34,7 +34,7 @@ from visdiv_assets.settings.model import Settings, SourceSettings
 from visdiv_assets.settings.secrets import redacted
 from visdiv_assets.sources.looking import LastLook, Look, Looker, due, look_at
 from visdiv_assets.store.store import Store
-from visdiv_assets.warehouse.state.database import STATE_FILE, StateFile, as_time
+from visdiv_assets.warehouse.state.database import StateFile, as_time
 from visdiv_assets.warehouse.state.looks import seen
 from visdiv_assets.warehouse.state.outbox import all_active_conditions, note_states
 from visdiv_assets.warehouse.state.registry import (
@@ -48,7 +48,7 @@ from visdiv_assets.warehouse.state.registry import (
     unregister,
 )
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets.workflows.project import store_of
+from visdiv_assets.workflows.project import state_of, store_of
 from visdiv_assets.workflows.watch import (
     derive_alerts,
     not_meant_to_go,
@@ -106,7 +106,7 @@ def dataset_registry_sensor(
             raise dg.Failure(unknown)
         return dg.SkipReason(unknown)
     configured, problem = watched.settings, watched.problem
-    state = StateFile(configured.results_folder / STATE_FILE)
+    state = state_of(configured)
     registered = {*configured.datasets, *configured.faults}
     mine = _added_here(configured, state) & known
     so_far = mine | registered_at(state).keys()
@@ -173,7 +173,7 @@ def dataset_change_sensor(
         return dg.SkipReason(redacted(f"nothing was looked at: {watched.problem}"))
     configured = watched.settings
     kept = store.open(STORE_PATIENCE)
-    state = StateFile(configured.results_folder / STATE_FILE)
+    state = state_of(configured)
     partitions = set(context.instance.get_dynamic_partitions(str(datasets.name)))
     sources = {
         name: dataset.source
@@ -419,7 +419,7 @@ def alert_sensor(
     if watched.settings is None:
         return dg.SkipReason(redacted(f"no alerts were delivered: {watched.problem}"))
     configured = watched.settings
-    state = StateFile(configured.results_folder / STATE_FILE)
+    state = state_of(configured)
     recovery = timedelta(days=configured.alerts.recovery_days)
     waiting = _judge_new(warehouse.open(RESULTS_PATIENCE), state, recovery)
     _note_what_time_brings(context.instance, configured, state)

@@ -35,10 +35,9 @@ from visdiv_assets.store.contents import Contents
 from visdiv_assets.store.index import EmbeddingIndex
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.records import Evaluation, FailedImage
-from visdiv_assets.warehouse.state.database import STATE_FILE, StateFile
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.moments import accumulate_moments
-from visdiv_assets.workflows.project import export, note_results
+from visdiv_assets.workflows.project import export, note_results, state_beside
 from visdiv_assets.workflows.watch import judged
 
 logger = logging.getLogger(__name__)
@@ -256,7 +255,7 @@ def score_dataset(
         rke=alike.rke,
         threshold=threshold,
     )
-    with judged(warehouse, StateFile(warehouse.path.parent / STATE_FILE), recovery):
+    with judged(warehouse, state_beside(warehouse), recovery):
         evaluation = warehouse.record(evaluation, measured.spectrum)
     try:
         store.name_latest(dataset, partial(_scored_last, warehouse, dataset))

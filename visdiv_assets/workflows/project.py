@@ -55,7 +55,7 @@ class Project:
     @property
     def state(self) -> StateFile:
         """What the service remembers."""
-        return StateFile(self.warehouse.path.parent / STATE_FILE)
+        return state_beside(self.warehouse)
 
     @property
     def recovery(self) -> timedelta:
@@ -217,6 +217,16 @@ def warehouse_of(settings: Settings, patience: float | None = None) -> Warehouse
         patience: seconds to wait for others; None is the default.
     """
     return Warehouse(settings.results_folder / RESULTS_FILE, patience)
+
+
+def state_of(settings: Settings) -> StateFile:
+    """What the service remembers; it is kept beside the results."""
+    return StateFile(settings.results_folder / STATE_FILE)
+
+
+def state_beside(warehouse: Warehouse) -> StateFile:
+    """The same, beside these results."""
+    return StateFile(warehouse.path.parent / STATE_FILE)
 
 
 def decoding_of(settings: Settings, dataset: str) -> Decoding:
