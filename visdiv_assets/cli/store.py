@@ -30,6 +30,8 @@ commands = typer.Typer(no_args_is_help=True, help="Look after the store: its siz
 
 DATASETS_SHOWN = 20
 
+Apply = Annotated[bool, typer.Option("--apply", help="Do it. Without this, it is only said.")]
+
 
 @commands.command(
     epilog="""[bold]Examples[/]
@@ -77,9 +79,7 @@ def stats(json_output: Json = False, config: Config = None) -> None:
 """
 )
 def gc(
-    apply: Annotated[
-        bool, typer.Option("--apply", help="Do it. Without this, it is only said.")
-    ] = False,
+    apply: Apply = False,
     json_output: Json = False,
     config: Config = None,
 ) -> None:
@@ -138,9 +138,7 @@ def gc(
 """
 )
 def compact(
-    apply: Annotated[
-        bool, typer.Option("--apply", help="Do it. Without this, it is only said.")
-    ] = False,
+    apply: Apply = False,
     json_output: Json = False,
     config: Config = None,
 ) -> None:

@@ -10,7 +10,6 @@ refers to them still reads them, and a later clean-up removes them. So nothing i
 ends, and what was begun is found again, since segments are named by their content.
 """
 
-import hashlib
 import io
 import itertools
 from collections import defaultdict
@@ -18,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +32,7 @@ from visdiv_assets.store.files import (
     read_table,
     writing,
 )
-from visdiv_assets.store.index import KEY_BYTES
+from visdiv_assets.store.index import KEY_BYTES, content_key
 from visdiv_assets.store.objects import StoredFile
 from visdiv_assets.store.segments import write_segment
 from visdiv_assets.store.store import Store
@@ -388,7 +386,7 @@ def _move(
             names = pc.unique(read_table(path, ["segment"])["segment"]).to_pylist()
             if not moved.keys() & set(names):
                 return False
-            before, table = _digest(path), read_table(path)
+            before, table = content_key(path.read_bytes()), read_table(path)
     except FileNotFoundError:
         return False
     column = table["segment"].combine_chunks()
@@ -425,18 +423,10 @@ def _move(
     def replaced(now: bytes | None) -> bytes | None:
         # Nobody has written to it for long; but an evaluation of the same images may do so now.
         nonlocal done
-        done = now is not None and _hash(now) == before
+        done = now is not None and content_key(now) == before
         return content.getvalue() if done else None
 
     store.objects.update(file.name, replaced)
     if not done:
         raise VisdivError(f"{shown} was written anew meanwhile; its segments are left alone")
     return True
-
-
-def _digest(path: Path) -> bytes:
-    return _hash(path.read_bytes())
-
-
-def _hash(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()

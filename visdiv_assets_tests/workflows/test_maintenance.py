@@ -324,9 +324,20 @@ def dying(patch, left):
     patch.setattr(obstore, "rename", rename)
 
 
+def is_killed(act, home, at):
+    """Whether it dies before the step of that number; else it has come to its end."""
+    with pytest.MonkeyPatch.context() as patch:
+        dying(patch, [at])
+        try:
+            act(home)
+        except Killed:
+            return True
+    return False
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("old", [False, True], ids=["sets aside", "deletes"])
-def test_a_clean_up_that_is_killed_at_any_step_leaves_a_sound_store(home, monkeypatch, old):
+def test_a_clean_up_that_is_killed_at_any_step_leaves_a_sound_store(home, old):
     nights(home, 4)
     if old:
         gc(home)
@@ -338,13 +349,7 @@ def test_a_clean_up_that_is_killed_at_any_step_leaves_a_sound_store(home, monkey
     at = 0
     while True:
         home.place.restore(template)
-        with monkeypatch.context() as patch:
-            dying(patch, [at])
-            try:
-                gc(home)
-                killed = False
-            except Killed:
-                killed = True
+        killed = is_killed(gc, home, at)
         assert verify(home.store) == []
         if at % 5 == 0 or not killed:
             again, embedded = evaluate(
@@ -642,23 +647,14 @@ def test_content_that_was_embedded_twice_becomes_one_row(home):
 
 
 @pytest.mark.slow
-def test_a_compaction_that_is_killed_at_any_step_leaves_every_row_where_it_is_looked_for(
-    home,
-    monkeypatch,
-):
+def test_a_compaction_that_is_killed_at_any_step_leaves_every_row_where_it_is_looked_for(home):
     history = nights(home, 4)
     template = home.place.saved()
     before = [all_rows(home, each) for each in history]
     at = 0
     while True:
         home.place.restore(template)
-        with monkeypatch.context() as patch:
-            dying(patch, [at])
-            try:
-                compacted(home)
-                killed = False
-            except Killed:
-                killed = True
+        killed = is_killed(compacted, home, at)
         assert verify(home.store) == []
         assert [all_rows(home, each) for each in history] == before
         if at % 5 == 0 or not killed:
