@@ -440,7 +440,7 @@ class CacheSettings(_Strict):
 
     folder: FolderPath = Field(
         default_factory=lambda: Path(platformdirs.user_cache_dir("visdiv")) / "store",
-        description="where they are; nothing else may be in it",
+        description="where they are; nothing else should be in it",
     )
     max_bytes: int = Field(
         20_000_000_000, ge=1, description="how much they may take; the least recently used go first"
