@@ -5,6 +5,7 @@ Not here: reading, decoding and embedding images concurrently (`pipeline.py`).
 """
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -29,6 +30,7 @@ from visdiv_assets.embedding.pipeline import (
     embed_stream,
 )
 from visdiv_assets.embedding.preprocess import Decoding
+from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.manifest import TEXT, Manifest
 from visdiv_assets.sources.source import Source
 from visdiv_assets.store.index import (
@@ -42,6 +44,8 @@ from visdiv_assets.store.index import (
 from visdiv_assets.store.key_index import KeyIndex
 from visdiv_assets.store.segments import SEGMENT_SECONDS
 from visdiv_assets.store.store import Store
+
+logger = logging.getLogger(__name__)
 
 # Other processes may embed the same contents. What they have committed is looked for this often;
 # they commit as often.
@@ -226,17 +230,21 @@ class _Known:
             self._looking = True
             self._looked_at.update(self._all.segments, self.own())
         try:
-            there = self._store.segment_names(self._model_id)
-            new = [name for name in there if name not in self._looked_at]
-            self._looked_at.update(new)
+            new = [name for name in self._listed() if name not in self._looked_at]
             found = (self._store.segment_keys(self._model_id, name) for name in new)
             keys = [each[0] for each in found if each is not None]
             if keys:
                 self._since = np.unique(np.concatenate([self._since, *keys]))
+            self._looked_at.update(new)
+        except (OSError, VisdivError) as error:  # looking only saves work; writing will tell
+            logger.debug("what others have committed cannot be seen now: %s", error)
         finally:
             self._next_look = time.monotonic() + LOOK_AGAIN_SECONDS
             self._looking = False
         return self._since
+
+    def _listed(self) -> list[str]:
+        return self._store.segment_names(self._model_id)
 
     def places(self, keys: Keys, given_up: Collection[bytes] = ()) -> _Places:
         """Where each content is.

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from visdiv_assets.embedding import incremental
+from visdiv_assets.errors import Unreachable
+from visdiv_assets.sources.directory import DirectorySource
+from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.store.store import Store
 from visdiv_assets_tests.dagster_dev import ROOT
-from visdiv_assets_tests.embedding.fakes import write_image
+from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image
 from visdiv_assets_tests.store.homes import BucketHome
 
 # Embeds a dataset, and writes down when it began to embed each content: it asked before whether
@@ -147,10 +151,6 @@ def test_processes_share_a_store_and_embed_nothing_that_another_has_committed(pl
 @pytest.mark.slow
 def test_who_comes_later_finds_what_was_committed_meanwhile(place, tmp_path, monkeypatch):
     """One process embeds a folder while another has embedded half of it since it began."""
-    from visdiv_assets.embedding import incremental
-    from visdiv_assets.sources.directory import DirectorySource
-    from visdiv_assets.sources.manifest import list_images
-    from visdiv_assets_tests.embedding.fakes import FakeEmbedder
 
     monkeypatch.setattr(incremental, "LOOK_AGAIN_SECONDS", 0.0)
     everything, half = tmp_path / "all", tmp_path / "half"
@@ -176,3 +176,24 @@ def test_who_comes_later_finds_what_was_committed_meanwhile(place, tmp_path, mon
     assert index.n_images == 60
     assert 40 <= embedded < 60  # some of the others were on their way already
     assert index.n_failed == 0
+
+
+def test_a_look_for_what_others_have_committed_that_fails_costs_no_run(
+    place, tmp_path, monkeypatch
+):
+    failed = []
+
+    def fail(known):
+        failed.append(known)
+        raise Unreachable("the bucket does not answer")
+
+    monkeypatch.setattr(incremental, "LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(incremental._Known, "_listed", fail)
+    for number in range(6):
+        write_image(tmp_path / f"images/{number}.png", seed=number)
+    source, embedder = DirectorySource(tmp_path / "images"), FakeEmbedder()
+    index, embedded = incremental.embed_manifest(
+        "dataset", list_images(source), source, embedder, place.store()
+    )
+    assert (index.n_images, embedded) == (6, 6)
+    assert failed
