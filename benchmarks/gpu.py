@@ -43,7 +43,6 @@ from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.score import diversity
-from visdiv_assets.store.index import content_key
 from visdiv_assets.store.store import Store
 from visdiv_assets_tests.embedding.reference import preprocess, random_reference
 
@@ -53,8 +52,7 @@ PHOTOS = Path(__file__).parents[1] / "examples" / "demo" / "photos"
 MODEL_TARGET, WHOLE_TARGET = 15_000, 8_000
 LEAST_COSINE, LARGEST_SHIFT = 0.999, 0.001
 
-SECONDS = 3.0  # how long each figure is measured, at least, three times over
-READERS = 16
+SECONDS = 2.0  # how long each figure is measured, at least, three times over
 FILE_SIDE = 448
 
 
@@ -199,12 +197,19 @@ def many(runtime: TorchRuntime, batch: Pixels | Tensor, times: int = 50) -> floa
     return rate(lambda: sum(len(vectors) for vectors in embed_many(runtime, [batch] * times)))
 
 
-def make_files(folder: Path, count: int) -> list[Path]:
-    """Photographs of 448 × 448, each with a number in a comment, so that no two are one content."""
+def make_files(folder: Path, count: int, side: int | None) -> list[Path]:
+    """Photographs, each with a number in a comment, so that no two are one content.
+
+    Args:
+        folder: where they are written.
+        count: how many.
+        side: their width and height in pixels; None: each of the 213 has a size of its own.
+    """
     originals = []
-    for path in sorted(PHOTOS.glob("*.jpg")):
+    for at, path in enumerate(sorted(PHOTOS.glob("*.jpg"))):
         file = io.BytesIO()
-        Image.open(path).resize((FILE_SIDE, FILE_SIDE)).save(file, "JPEG", quality=90)
+        size = (side, side) if side else (FILE_SIDE - 100 + at, FILE_SIDE + 100 - at)
+        Image.open(path).resize(size).save(file, "JPEG", quality=90)
         originals.append(file.getvalue())
     paths = []
     for number in range(count):
@@ -217,13 +222,13 @@ def make_files(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def decoding_alone(weights: Weights, device: str, paths: list[Path]) -> None:
+def decoding_alone(device: str, folder: Path) -> None:
     """The ceilings of nvJPEG and of the decoder processes, and how far their pixels are apart."""
     print(
         f"\n{f'decoding alone, JPEGs of {FILE_SIDE} × {FILE_SIDE} in memory':52}  {'images/s':>10}"
     )
-    encoded = [path.read_bytes() for path in paths[:1024]]
     decoder = GpuDecoder(torch.device(device), Decoding())
+    encoded: list[bytes] = []
 
     def on_gpu() -> int:
         for at in range(0, len(encoded), 128):
@@ -233,7 +238,11 @@ def decoding_alone(weights: Weights, device: str, paths: list[Path]) -> None:
         torch.cuda.synchronize(device)
         return len(encoded)
 
-    told("nvJPEG, decoded and resized on the GPU", rate(on_gpu))
+    for name, side in (("of 213 sizes, ", None), ("", FILE_SIDE)):
+        place = folder / f"few_{side}"
+        place.mkdir()
+        encoded[:] = [path.read_bytes() for path in make_files(place, 1024, side)]
+        told(f"nvJPEG, {name}decoded and resized on the GPU", rate(on_gpu))
     cpus = usable_cpus()
     with Decoders(Decoding(), cpus) as decoders, ThreadPoolExecutor(cpus) as threads:
         told(
@@ -248,61 +257,30 @@ def decoding_alone(weights: Weights, device: str, paths: list[Path]) -> None:
     )
 
 
-def through_nvjpeg(
-    paths: list[Path], decoder: GpuDecoder, runtime: TorchRuntime, store: Store, model_id: str
-) -> int:
-    """From files to committed embeddings, with JPEG decoded on the GPU."""
-    keys: deque[list[bytes]] = deque()
-
-    def read(path: Path) -> tuple[bytes, bytes]:
-        data = path.read_bytes()
-        return content_key(data), data
-
-    def batches(threads: ThreadPoolExecutor) -> Iterator[Tensor]:
-        ahead: deque[list[Future[tuple[bytes, bytes]]]] = deque()
-        size = runtime.batch_size
-        for at in range(0, len(paths) + 4 * size, size):
-            if at < len(paths):
-                ahead.append([threads.submit(read, path) for path in paths[at : at + size]])
-            if ahead and (len(ahead) > 4 or at >= len(paths)):
-                contents = [future.result() for future in ahead.popleft()]
-                keys.append([key for key, _ in contents])
-                squares, failed = decoder.decode_all([data for _, data in contents], decode_image)
-                if failed:
-                    raise SystemExit(f"{len(failed)} images cannot be decoded")
-                yield squares
-
-    done = 0
-    with ThreadPoolExecutor(READERS) as threads, store.segment_writer(model_id) as writer:
-        for vectors in embed_many(runtime, batches(threads)):
-            for key, vector in zip(keys.popleft(), vectors, strict=True):
-                writer.add(key, vector)
-            done += len(vectors)
-    return done
-
-
-def whole(weights: Weights, device: str, paths: list[Path], folder: Path) -> None:
-    """From files to committed embeddings, by both ways of decoding."""
-    print(f"\n{f'end to end, {len(paths):,} files to committed embeddings':52}  {'images/s':>10}")
-    runtime = runtime_of(weights, device, "fp16")
-    decoder = GpuDecoder(torch.device(device), Decoding())
-    store = Store(folder / "nvjpeg")
-    through_nvjpeg(paths[:1024], decoder, runtime, store, "warm-up")
-    begin = time.perf_counter()
-    done = through_nvjpeg(paths, decoder, runtime, store, "measured")
-    told("JPEG on the GPU, fp16", done / (time.perf_counter() - begin), WHOLE_TARGET)
-    del runtime
-
-    embedder = SSCDEmbedder(str(weights.path), device, precision="fp16")
-    _ = embedder.runtime
-    source = DirectorySource(folder / "files")
-    manifest = list_images(source)
-    begin = time.perf_counter()
-    _, done = embed_manifest("files", manifest, source, embedder, Store(folder / "cpu"))
-    told(
-        f"the pipeline, decoding on {usable_cpus()} CPUs, fp16",
-        done / (time.perf_counter() - begin),
-    )
+def whole(weights: Weights, device: str, count: int, folder: Path) -> None:
+    """From files to committed embeddings, as an evaluation makes them, by both ways of decoding."""
+    print(f"\n{f'the pipeline, {count:,} files to committed embeddings':52}  {'images/s':>10}")
+    for name, jpeg_on_gpu, side, target in (
+        ("JPEG on the GPU", True, FILE_SIDE, WHOLE_TARGET),
+        ("JPEG on the GPU, of 213 sizes", True, None, None),
+        (f"decoding on {usable_cpus()} CPUs", False, FILE_SIDE, None),
+    ):
+        place = folder / f"files_{side}"
+        if not place.exists():
+            place.mkdir()
+            make_files(place, count, side)
+        decoding = Decoding(jpeg_on_gpu=jpeg_on_gpu)
+        embedder = SSCDEmbedder(str(weights.path), device, precision="fp16", decoding=decoding)
+        _ = embedder.runtime, embedder.gpu_decoder
+        source = DirectorySource(place)
+        manifest = list_images(source)
+        begin = time.perf_counter()
+        cpu = time.process_time()
+        _, done = embed_manifest("files", manifest, source, embedder, Store(folder / name))
+        told(name, done / (time.perf_counter() - begin), target)
+        print(
+            f"   of the process: {(time.process_time() - cpu) / done * 1e6:.0f} µs of CPU an image"
+        )
 
 
 def machine(device: str) -> str:
@@ -349,10 +327,8 @@ def main() -> int:
         good = accuracy(weights, chosen.device, pixels)
         good &= consistency(weights, chosen.device, pixels)
         model_alone(weights, chosen.device, pixels)
-        (folder / "files").mkdir()
-        paths = make_files(folder / "files", chosen.images)
-        decoding_alone(weights, chosen.device, paths)
-        whole(weights, chosen.device, paths, folder)
+        decoding_alone(chosen.device, folder)
+        whole(weights, chosen.device, chosen.images, folder)
         return 0 if good else 1
 
 

@@ -126,11 +126,12 @@ class SSCDEmbedder:
         """Number of concurrent `embed` calls that keep the model busy; loads the model."""
         return self.runtime.calls_at_once
 
-    def embed(self, pixels: Pixels) -> Vectors:
+    def embed(self, pixels: Pixels | Sequence[Pixels]) -> Vectors:
         """Descriptors of decoded images.
 
         Args:
-            pixels: shape (B, 320, 320, 3), uint8, B ≤ batch size.
+            pixels: B images of shape (320, 320, 3), uint8, B ≤ batch size; in a sequence, or in one
+                array.
 
         Returns:
             shape (B, D), float32, L2 norm 1.
@@ -165,10 +166,7 @@ class SSCDEmbedder:
         """
         if self.gpu_decoder is None:
             raise ValueError("only an embedder that decodes on a GPU accepts encoded images")
-        from visdiv_assets.embedding.gpu_decode import are_flat
-
-        squares, failed = self.gpu_decoder.decode_all(images, otherwise)
-        flat = are_flat(squares).tolist()
+        squares, flat, failed = self.gpu_decoder.decode_all(images, otherwise)
         given = zip(self.runtime.embed(squares), flat, strict=True)
         return [failed.get(at, each) for at, each in enumerate(given)]
 

@@ -9,7 +9,9 @@ reads the bytes in this process, so a malicious file that exploits nvJPEG attack
 only for trusted images; it is never chosen automatically.
 """
 
+import contextlib
 import io
+import logging
 import threading
 import warnings
 from collections import defaultdict
@@ -17,14 +19,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms.v2.functional import InterpolationMode, resize
 
 from visdiv_assets.embedding.decoding import FLAT
 from visdiv_assets.embedding.preprocess import IMAGE_SIDE, DecodeError, Decoding, Pixels
 from visdiv_assets.errors import VisdivError
+
+logger = logging.getLogger(__name__)
 
 # Larger images are rare, and each would take gigabytes of GPU memory.
 MAX_PIXELS = 2**25
@@ -134,8 +138,7 @@ class GpuDecoder:
         try:
             self._decode([sample.getvalue()])
         except RuntimeError as error:
-            reason = str(error).splitlines()[0][:200]
-            raise VisdivError(f"{device} cannot decode JPEG: {reason}") from error
+            raise VisdivError(f"{device} cannot decode JPEG: {_first_line(error)}") from error
 
     def takes(self, data: bytes) -> bool:
         """Whether `decode` accepts this image."""
@@ -143,25 +146,29 @@ class GpuDecoder:
 
     def decode_all(
         self, images: Sequence[Pixels | bytes], otherwise: Callable[[bytes], Pixels]
-    ) -> tuple[Tensor, dict[int, DecodeError]]:
+    ) -> tuple[Tensor, list[bool], dict[int, DecodeError]]:
         """As `decode`, for a mix of decoded and encoded images; failures go to `otherwise`.
 
         Returns:
-            the squares, (N, 320, 320, 3) uint8 on the device, and the errors by position of the
-            images that cannot be decoded, which are black.
+            the squares, (N, 320, 320, 3) uint8 on the device; which of them are of one colour; and
+            the errors by position of the images that cannot be decoded, which are black.
+
+        Raises:
+            VisdivError: the device failed.
         """
         squares, left = self.decode(
             [image if isinstance(image, bytes) else b"" for image in images]
         )
         failed: dict[int, DecodeError] = {}
-        for at in left:
-            image = images[at]
-            try:
-                pixels = otherwise(image) if isinstance(image, bytes) else image
-                squares[at] = torch.tensor(pixels)
-            except DecodeError as error:
-                failed[at] = error
-        return squares, failed
+        with self._told_as_a_failure(), torch.inference_mode():
+            for at in left:
+                image = images[at]
+                try:
+                    pixels = otherwise(image) if isinstance(image, bytes) else image
+                    squares[at] = torch.tensor(pixels)
+                except DecodeError as error:
+                    failed[at] = error
+            return squares, are_flat(squares).tolist(), failed
 
     def decode(self, encoded: Sequence[bytes]) -> tuple[Tensor, list[int]]:
         """Decode and resize to squares, bilinear with antialiasing, on the current stream.
@@ -176,16 +183,27 @@ class GpuDecoder:
         sizes = {at: plain_jpeg_size(data, self._decoding) for at, data in enumerate(encoded)}
         shape = (len(encoded), IMAGE_SIDE, IMAGE_SIDE, 3)
         done: set[int] = set()
-        try:
+        with self._told_as_a_failure(), torch.inference_mode(), self._lock:
             squares = torch.zeros(shape, dtype=torch.uint8, device=self._device)
-            with self._lock:
-                for chunk in _chunks({at: size for at, size in sizes.items() if size}):
+            for chunk in _chunks({at: size for at, size in sizes.items() if size}):
+                try:
                     images = self._decode_what_can_be([encoded[at] for at in chunk])
                     done |= _fill(squares, dict(zip(chunk, images, strict=True)))
-        except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
-            reason = str(error).splitlines()[0][:200]
-            raise VisdivError(f"{self._device} failed: {reason}") from error
+                except torch.OutOfMemoryError as error:
+                    logger.warning(
+                        "%s has too little memory to decode %d images, which CPUs decode instead: "
+                        "%s",
+                        *(self._device, len(chunk), _first_line(error)),
+                    )
         return squares, [at for at in range(len(encoded)) if at not in done]
+
+    @contextlib.contextmanager
+    def _told_as_a_failure(self) -> Iterator[None]:
+        """Errors of the device as a `VisdivError` that names it."""
+        try:
+            yield
+        except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
+            raise VisdivError(f"{self._device} failed: {_first_line(error)}") from error
 
     def _decode_what_can_be(self, encoded: Sequence[bytes]) -> list[Tensor | None]:
         """(3, H, W) uint8 each. One bad image fails a whole call, so failed batches are halved."""
@@ -228,30 +246,34 @@ def _chunks(sizes: dict[int, Size]) -> Iterator[list[int]]:
 
 
 def _fill(squares: Tensor, images: dict[int, Tensor | None]) -> set[int]:
-    """Write images into their squares, grouped by size; returns the positions that succeeded."""
+    """Resize images into their squares, grouped by size; returns the positions that succeeded."""
     alike: dict[torch.Size, dict[int, Tensor]] = defaultdict(dict)
     for at, image in images.items():
         if image is not None:
             alike[image.shape][at] = image
-    done: set[int] = set()
+    done: list[int] = []
+    resized: list[Tensor] = []
     for group in alike.values():
-        if (resized := _resize(list(group.values()))) is not None:
-            squares[list(group)] = resized.permute(0, 2, 3, 1)
-            done.update(group)
-    return done
+        if (each := _resize([*group.values()])) is not None:
+            done += group
+            resized.append(each)
+    if resized:
+        # Rounded and put in order all at once: sizes may be as many as images.
+        squares[done] = torch.cat(resized).round_().to(torch.uint8).permute(0, 2, 3, 1)
+    return {*done}
 
 
 def _resize(images: Sequence[Tensor]) -> Tensor | None:
-    """(3, H, W) uint8, all of one size → (N, 3, 320, 320) uint8; None if that is too large."""
+    """(3, H, W) uint8, all of one size → (N, 3, 320, 320) float32; None if that is too large."""
+    together = images[0][None] if len(images) == 1 else torch.stack([*images])
+    side = (IMAGE_SIDE, IMAGE_SIDE)
     try:
-        resized: Tensor = resize(
-            torch.stack(list(images)),
-            [IMAGE_SIDE, IMAGE_SIDE],
-            interpolation=InterpolationMode.BILINEAR,
-            antialias=True,
-        )
+        return F.interpolate(together.float(), side, mode="bilinear", antialias=True)
     except torch.AcceleratorError:
         raise
     except RuntimeError:  # out of memory, or a reduction by a factor of hundreds on a GPU
         return None
-    return resized
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200]

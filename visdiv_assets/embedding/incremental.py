@@ -210,10 +210,15 @@ class _Known:
         self._own = self._confirmed(previous)
 
     def __contains__(self, key: bytes) -> bool:
+        if key in self._own:
+            return True
         asked = np.array([key], dtype=f"S{KEY_BYTES}")
-        if key in self._own or bool(self._looked_up(asked)[1][0] >= 0):
+        # Threads ask this for every image, so what is not needed is left out.
+        if key in self._index() and bool(self._looked_up(asked)[1][0] >= 0):
             return True
         since = self._committed_since()
+        if not len(since):
+            return False
         at = int(np.searchsorted(since, asked[0]))
         return at < len(since) and bool(since[at] == asked[0])
 
@@ -394,21 +399,24 @@ class _OlderVersion:
 
 
 class _Claim:
-    """Whether to embed content: not in the store, not known to fail, and not claimed before."""
+    """Whether to embed content: not in the store, not known to fail, and first at this position.
+
+    So rows are in the same order every time, whichever thread comes first.
+    """
 
     def __init__(self, known: _Known, given_up: Iterable[bytes]) -> None:
         self._known = known
-        self._claimed = {key.ljust(KEY_BYTES, b"\0") for key in given_up}
+        # The position by which each content is claimed.
+        self._by = {key.ljust(KEY_BYTES, b"\0"): -1 for key in given_up}
         self._lock = threading.Lock()
 
-    def __call__(self, key: bytes) -> bool:
-        if key in self._claimed or key in self._known:
+    def __call__(self, key: bytes, at: int) -> bool:
+        if key not in self._by and key in self._known:
             return False
         with self._lock:
-            if key in self._claimed:
-                return False
-            self._claimed.add(key)
-            return True
+            if at < self._by.setdefault(key, at):
+                self._by[key] = at
+            return self._by[key] == at
 
 
 def _keys_of_unchanged(manifest: Manifest, previous: Sequence[EmbeddingIndex]) -> Keys:

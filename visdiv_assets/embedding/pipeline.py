@@ -35,11 +35,17 @@ if TYPE_CHECKING:
 
 MAX_DECODERS = 32  # 40 MB each
 
-# Outcomes held back while a batch fills; reached only if most content is already known.
+# Outcomes held back while batches fill and are embedded, unless the model wants more at once.
 MAX_WAITING = 1024
 
 # Encoded images that have been read but not decoded, in all; one larger than this comes alone.
 MAX_BYTES_AHEAD = 256 * 2**20
+
+# What is read but not yet passed to a thread; a 32nd of the bytes above.
+MAX_READS = 128
+
+# What one thread decodes before it passes it on.
+MAX_BUNDLE, MAX_BUNDLE_BYTES = 8, 2**19
 
 # How often a source is given up on for a moment: what it has sent goes through the model, even if
 # that is no full batch, and progress is reported.
@@ -72,8 +78,8 @@ class Embedder(Protocol):
     def decoding(self) -> Decoding:
         """How images are decoded; part of the model id."""
 
-    def embed(self, pixels: Pixels) -> Vectors:
-        """(B, H, W, 3) uint8 with B ≤ batch size → (B, D) float32."""
+    def embed(self, pixels: Sequence[Pixels]) -> Vectors:
+        """B images of shape (H, W, 3), uint8, B ≤ batch size → (B, D) float32."""
 
     @property
     def gpu_decoder(self) -> "GpuDecoder | None":
@@ -154,6 +160,11 @@ class _Decoded(NamedTuple):
     flat: bool = False
     adopted: bool = False
 
+    @property
+    def gives_row(self) -> bool:
+        """Whether it is to have a row in the store."""
+        return self.pixels is not None or self.adopted
+
 
 _Vectors = Sequence[tuple[NDArray[np.float32], bool] | DecodeError]
 
@@ -203,6 +214,14 @@ class _Model:
         """Images per batch; waits until the model is loaded."""
         return self._loaded()[0]
 
+    @property
+    def window(self) -> int:
+        """Number of images on their way that keep the model busy; does not wait for it to load."""
+        if self._loading is None or not self._loading.done() or self._loading.exception():
+            return MAX_WAITING
+        batch, calls = self._loading.result()
+        return max(MAX_WAITING, (2 * calls + 1) * batch)
+
     def raise_if_broken(self) -> None:
         """Raise the error from loading the model, even if no image needed it."""
         if self._loading is not None:
@@ -224,7 +243,7 @@ class _Model:
         pixels = [image for image in images if not isinstance(image, bytes)]
         if len(pixels) == len(images):
             # Whether they are flat is known from decoding them.
-            return [(vector, False) for vector in self._embedder.embed(np.stack(pixels))]
+            return [(vector, False) for vector in self._embedder.embed(pixels)]
         return self._embedder.embed_encoded(images, self._decoders.decode)
 
     @property
@@ -280,7 +299,7 @@ def embed_stream(
     image_ids: Iterable[str],
     embedder: Embedder,
     *,
-    wanted: Callable[[bytes], bool] = lambda key: True,
+    wanted: Callable[[bytes, int], bool] = lambda key, at: True,
     adoptable: Callable[[bytes], bool] = lambda key: False,
     waits: Waits | None = None,
     on_pause: Callable[[], object] = lambda: None,
@@ -297,7 +316,8 @@ def embed_stream(
         image_ids: which images.
         embedder: turns pixels into vectors; its model is loaded while the first wanted image is
             being decoded.
-        wanted: whether to embed the content with a key; called from several threads.
+        wanted: whether to embed the content with a key at a position, the first where it is, if at
+            all. Called from several threads in any order, and then again in order.
         adoptable: whether there is a vector for this content by an older version, which is as
             good unless that version decoded the image differently; called from several threads.
         waits: measures which stage is the bottleneck.
@@ -323,6 +343,8 @@ def embed_stream(
                         on_pause()
                         is_full = bool(images) and model.is_idle
                     else:
+                        if decoded.gives_row and not wanted(decoded.content_key or b"", decoded.at):
+                            decoded = decoded._replace(pixels=None, adopted=False)
                         images.append(decoded)
                         undone += decoded.pixels is not None
                         held += 1
@@ -333,7 +355,7 @@ def embed_stream(
                     if is_full:
                         batches.append(_start(images, model))
                         images, undone = [], 0
-                    while batches and (held > MAX_WAITING or _is_finished(batches[0])):
+                    while batches and (held > model.window or _is_finished(batches[0])):
                         held -= len(batches[0].images)
                         ready.extend(batches[0].outcomes(waits))
                         batches.popleft()
@@ -381,14 +403,15 @@ def _decode_ahead(
         the images in order, and None every PAUSE_SECONDS.
     """
     workers = min(MAX_DECODERS, usable_cpus())
-    ahead: deque[tuple[Future[_Decoded], int]] = deque()
-    n_bytes = 0
+    ahead: deque[tuple[Future[list[_Decoded]], int, int]] = deque()
+    n_ahead = n_bytes = 0
     pause_at = time.monotonic() + PAUSE_SECONDS
 
-    def next_decoded() -> _Decoded:
-        nonlocal n_bytes
+    def next_decoded() -> list[_Decoded]:
+        nonlocal n_ahead, n_bytes
         with waits.on("decoding"):
-            future, size = ahead.popleft()
+            future, count, size = ahead.popleft()
+            n_ahead -= count
             n_bytes -= size
             return future.result()
 
@@ -396,32 +419,105 @@ def _decode_ahead(
     with (
         Decoders(decoding, workers) as decoders,
         _threads(workers, "decode") as pool,
-        contextlib.closing(_as_generator(source.read_all(image_ids))) as reads,
-        _threads(1, "reads") as reader,
+        contextlib.closing(_Reads(source.read_all(image_ids))) as coming,
     ):
-        coming = reader.submit(next, reads, None)
-        while True:
-            with waits.on("reading"):
-                wait([coming], max(0.0, pause_at - time.monotonic()))
+        while (reads := coming.take(pause_at - time.monotonic(), waits)) is not None:
             if time.monotonic() >= pause_at:
                 # Else a full window keeps the model in work while the consumer is busy.
                 while ahead and ahead[0][0].done():
-                    yield next_decoded()
+                    yield from next_decoded()
                 yield None
                 pause_at = time.monotonic() + PAUSE_SECONDS
-            if not coming.done():
-                continue
-            read = coming.result()
-            if read is None:
-                break
-            coming = reader.submit(next, reads, None)
-            size = 0 if isinstance(read.data, OSError) else len(read.data)
-            while ahead and (len(ahead) >= 16 * workers or n_bytes + size > MAX_BYTES_AHEAD):
-                yield next_decoded()
-            n_bytes += size
-            ahead.append((pool.submit(decode, read, decoders), size))
+            for some in _bundles(reads, workers):
+                size = sum(map(_n_bytes, some))
+                while ahead and (n_ahead >= 16 * workers or n_bytes + size > MAX_BYTES_AHEAD):
+                    yield from next_decoded()
+                n_ahead += len(some)
+                n_bytes += size
+                ahead.append((pool.submit(decode.all, some, decoders), len(some), size))
         while ahead:
-            yield next_decoded()
+            yield from next_decoded()
+
+
+def _n_bytes(read: Read) -> int:
+    return 0 if isinstance(read.data, OSError) else len(read.data)
+
+
+def _bundles(reads: Sequence[Read], workers: int) -> Iterator[list[Read]]:
+    """Reads in order, in parts that one thread decodes.
+
+    Passing an image from thread to thread costs more than reading a small one. But parts are small
+    enough for every thread to have one, and large images come alone.
+    """
+    most = max(1, min(MAX_BUNDLE, len(reads) // workers))
+    some: list[Read] = []
+    n_bytes = 0
+    for read in reads:
+        size = _n_bytes(read)
+        if some and (len(some) >= most or n_bytes + size > MAX_BUNDLE_BYTES):
+            yield some
+            some, n_bytes = [], 0
+        some.append(read)
+        n_bytes += size
+    if some:
+        yield some
+
+
+class _Reads:
+    """What a source yields, read in a thread of its own, some images ahead of their use."""
+
+    def __init__(self, reads: Iterator[Read]) -> None:
+        self._reads = reads
+        self._ready: list[Read] = []
+        self._n_bytes = 0
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reads")
+        self._all = self._thread.submit(self._read_all)
+        self._all.add_done_callback(self._tell)
+
+    def _read_all(self) -> None:
+        with contextlib.closing(_as_generator(self._reads)) as reads:
+            for read in reads:
+                with self._changed:
+                    self._ready.append(read)
+                    self._n_bytes += _n_bytes(read)
+                    if len(self._ready) == 1:
+                        self._changed.notify_all()
+                    self._changed.wait_for(self._has_room)
+                    if self._closed:
+                        return
+
+    def _has_room(self) -> bool:
+        few = len(self._ready) < MAX_READS and self._n_bytes < MAX_BYTES_AHEAD // 32
+        return few or self._closed
+
+    def _tell(self, _: object) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def take(self, seconds: float, waits: Waits) -> list[Read] | None:
+        """What has come, as soon as anything has; nothing after so many seconds; None at the end.
+
+        Raises:
+            Exception: that of the source, after what it had read before.
+        """
+        with waits.on("reading"), self._changed:
+            self._changed.wait_for(lambda: self._ready or self._all.done(), max(0.0, seconds))
+            ready, self._ready, self._n_bytes = self._ready, [], 0
+            is_over = not ready and self._all.done()
+            self._changed.notify_all()
+        if is_over:
+            self._all.result()
+            return None
+        return ready
+
+    def close(self) -> None:
+        """Wait for the image that is being read."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.shutdown(wait=True)
 
 
 def _as_generator(reads: Iterator[Read]) -> Generator[Read]:
@@ -441,17 +537,24 @@ class _Decode:
     """What becomes of an image that was read; called from several threads."""
 
     def __init__(
-        self, wanted: Callable[[bytes], bool], adoptable: Callable[[bytes], bool], model: _Model
+        self,
+        wanted: Callable[[bytes, int], bool],
+        adoptable: Callable[[bytes], bool],
+        model: _Model,
     ) -> None:
         self._wanted, self._adoptable, self._model = wanted, adoptable, model
 
-    def __call__(self, read: Read, decoders: Decoders) -> _Decoded:
+    def all(self, reads: Sequence[Read], decoders: Decoders) -> list[_Decoded]:
+        """Of each image, in order."""
+        return [self._one(read, decoders) for read in reads]
+
+    def _one(self, read: Read, decoders: Decoders) -> _Decoded:
         at, data = read
         if isinstance(data, OSError):
             reason = redacted(data.strerror or str(data))
             return _Decoded(at, None, None, Failure(reason, type(data).__name__))
         key = content_key(data)
-        if not self._wanted(key):
+        if not self._wanted(key, at):
             return _Decoded(at, key, None, None)
         adoptable = self._adoptable(key)
         if not adoptable:

@@ -31,7 +31,8 @@ class Runtime(Protocol):
         """Runtime and device, as shown to users."""
 
     def embed(self, pixels: Any) -> Vectors:
-        """(B, H, W, 3) uint8 with B ≤ batch size → (B, D) float32, L2 norm 1.
+        """B images of shape (H, W, 3), uint8, B ≤ batch size → (B, D) float32, L2 norm 1.
 
-        Takes `Pixels`; the torch runtime also takes tensors.
+        Takes `Pixels` of shape (B, H, W, 3) or a sequence of them, one for each image; the torch
+        runtime also takes a tensor.
         """

@@ -7,6 +7,7 @@ Each CPU processes its own images. If CPUs shared an image, all of them would wa
 one after each of its seventy layers, and on a machine that also decodes, one is always delayed.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -51,12 +52,12 @@ class OnnxRuntime:
         self._threads = ThreadPoolExecutor(cpus, thread_name_prefix="onnx")
         self.description = f"ONNX Runtime {onnxruntime.__version__}, CPU"
 
-    def embed(self, pixels: Pixels) -> Vectors:
-        """(B, H, W, 3) uint8 → (B, D) float32, L2 norm 1."""
+    def embed(self, pixels: Pixels | Sequence[Pixels]) -> Vectors:
+        """B images of shape (H, W, 3), uint8 → (B, D) float32, L2 norm 1."""
         starts = range(0, len(pixels), IMAGES_A_CALL)
         parts = [pixels[start : start + IMAGES_A_CALL] for start in starts]
         return np.concatenate(list(self._threads.map(self._run, parts)))
 
-    def _run(self, pixels: Pixels) -> Vectors:
-        vectors = self._session.run(None, {self._input: pixels})[0]
+    def _run(self, pixels: Pixels | Sequence[Pixels]) -> Vectors:
+        vectors = self._session.run(None, {self._input: np.asarray(pixels)})[0]
         return np.asarray(vectors, dtype=np.float32)

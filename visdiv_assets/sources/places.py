@@ -45,7 +45,7 @@ from visdiv_assets.sources.reaching import (
     is_away,
     unlisted,
 )
-from visdiv_assets.sources.source import MAX_IMAGE_BYTES, Parts, read_limited
+from visdiv_assets.sources.source import MAX_IMAGE_BYTES, Parts
 from visdiv_assets.sources.uris import has_magic, scheme_of
 from visdiv_assets.sources.web import StatusError, Web
 
@@ -195,8 +195,12 @@ class LocalPlace:
 
     def path(self, name: str) -> Path:
         """The path of a file; raises OSError for a name that leads outside the folder."""
-        path = Path(os.path.normpath(self.root / name))
-        if "\0" in name or not path.is_relative_to(self.root):
+        return Path(self._path(name))
+
+    def _path(self, name: str) -> str:
+        # As text: paths as objects take longer than reading a small file.
+        path = os.path.normpath(os.path.join(self.root, name))
+        if "\0" in name or os.path.commonpath((path, self.root)) != str(self.root):
             raise OSError(f"its path leads outside {self.root}")
         return path
 
@@ -232,8 +236,7 @@ class LocalPlace:
     def read(self, name: str) -> bytes:
         """The whole content of a file."""
         try:
-            with self.open(name) as file:
-                content = read_limited(file)
+            content = _content(self._path(name))
         except OSError as error:
             if is_away(error):
                 self._contact.missed(self.uri, error)
@@ -254,6 +257,33 @@ class LocalPlace:
             check_time()
             if _is_file(self.root / name):
                 yield str(name)
+
+
+def _content(path: str) -> bytes:
+    """The content of a file that holds one image, with as few calls of the system as there can be.
+
+    At each of them, Python passes its lock on to another thread.
+
+    Raises:
+        OSError: there is no such file, or it exceeds MAX_IMAGE_BYTES.
+    """
+    # Without waiting: opening a pipe might block forever.
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        status = os.fstat(number)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("not a file")
+        wanted = min(status.st_size, MAX_IMAGE_BYTES) + 1
+        content = os.read(number, wanted)
+        # It is over if there is less than was asked for; or else it has been growing meanwhile.
+        if len(content) not in (0, status.st_size):
+            with open(number, "rb", closefd=False) as file:
+                content += file.read(MAX_IMAGE_BYTES + 1 - len(content))
+        if len(content) > MAX_IMAGE_BYTES:
+            raise OSError(f"larger than {MAX_IMAGE_BYTES:,} bytes")
+        return content
+    finally:
+        os.close(number)
 
 
 def _is_file(path: Path) -> bool:

@@ -5,10 +5,12 @@ Not here: any particular source.
 """
 
 import io
+import itertools
 import os
 import re
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any, NamedTuple, Protocol
 
@@ -24,6 +26,13 @@ IMAGE_EXTENSIONS = frozenset({
 
 # Encoded images that are read ahead of the consumer, in all; one larger than this comes alone.
 MAX_BYTES_AHEAD = 256 * 2**20
+
+# Where an image is there within so many seconds, more threads only get into each other's way, and
+# each reads several before it passes them on.
+FAST_SECONDS, FAST_READERS = 0.0005, 2
+MAX_BUNDLE = 8
+
+READ_BYTES = 2**20
 
 # Limit for an encoded image: a larger file, or a member that unpacks to more, is not read.
 MAX_IMAGE_BYTES = 512 * 2**20
@@ -97,37 +106,66 @@ def read_concurrently(
         except OSError as error:
             return error
 
-    ahead: deque[tuple[int, Future[bytes | OSError]]] = deque()
+    def attempt_some(image_ids: Sequence[str]) -> tuple[list[bytes | OSError], float]:
+        begin, n_bytes = time.perf_counter(), 0
+        contents: list[bytes | OSError] = []
+        for image_id in image_ids:
+            contents.append(attempt(image_id))
+            n_bytes += _n_bytes(contents[-1])
+            if n_bytes > MAX_BYTES_AHEAD // 256:  # the others are left for another call
+                break
+        return contents, time.perf_counter() - begin
+
+    ahead: deque[tuple[Sequence[str], Future[tuple[list[bytes | OSError], float]]]] = deque()
     pool = ThreadPoolExecutor(readers, thread_name_prefix="read")
     expected = 0.0  # bytes of the next image: as the largest lately
+    bundle, most = 1, 2
+    at = n_ahead = 0
 
-    def take() -> Read:
-        nonlocal expected
-        at, future = ahead.popleft()
-        data = future.result()
-        expected = max(0.9 * expected, 0 if isinstance(data, OSError) else len(data))
-        return Read(at, data)
+    def take() -> Iterator[Read]:
+        nonlocal expected, bundle, most, at, n_ahead
+        some, future = ahead.popleft()
+        contents, seconds = future.result()
+        n_ahead -= len(contents)
+        is_fast = len(contents) == len(some) and seconds < FAST_SECONDS * len(some)
+        bundle = min(2 * bundle, MAX_BUNDLE) if is_fast else 1
+        most = FAST_READERS if bundle > 2 else 2 * readers
+        if left := some[len(contents) :]:
+            ahead.appendleft((left, pool.submit(attempt_some, left)))
+        for data in contents:
+            expected = max(0.9 * expected, _n_bytes(data))
+            yield Read(at, data)
+            at += 1
 
     try:
-        for at, image_id in enumerate(image_ids):
+        ids = iter(image_ids)
+        while some := [*itertools.islice(ids, bundle)]:
             while ahead and (
-                len(ahead) >= (2 * readers if expected else 2)
-                or (len(ahead) + 1) * expected > MAX_BYTES_AHEAD
+                len(ahead) >= most or (n_ahead + len(some)) * expected > MAX_BYTES_AHEAD
             ):
-                yield take()
-            ahead.append((at, pool.submit(attempt, image_id)))
+                yield from take()
+            ahead.append((some, pool.submit(attempt_some, some)))
+            n_ahead += len(some)
         while ahead:
-            yield take()
+            yield from take()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _n_bytes(data: bytes | OSError) -> int:
+    return 0 if isinstance(data, OSError) else len(data)
+
+
 def read_limited(file: IO[bytes]) -> bytes:
     """The content of a file that holds one image; raises OSError if it exceeds MAX_IMAGE_BYTES."""
-    data = file.read(MAX_IMAGE_BYTES + 1)
-    if len(data) > MAX_IMAGE_BYTES:
-        raise OSError(f"larger than {MAX_IMAGE_BYTES:,} bytes")
-    return data
+    parts, n_bytes = list[bytes](), 0
+    # In pieces: Python takes as much memory as it is asked for, before it reads.
+    while part := file.read(READ_BYTES):
+        parts.append(part)
+        n_bytes += len(part)
+        if n_bytes > MAX_IMAGE_BYTES:
+            raise OSError(f"larger than {MAX_IMAGE_BYTES:,} bytes")
+    return b"".join(parts)
 
 
 class Parts(io.RawIOBase):

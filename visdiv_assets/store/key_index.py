@@ -75,7 +75,8 @@ class KeyIndex:
             segment: for each key, the position of its segment in `segments`.
             row: for each key, its row.
         """
-        return cls(segments, [Run.of(segments, entries_of(keys, segment, row))])
+        runs = [Run.of(segments, entries_of(keys, segment, row))] if len(keys) else []
+        return cls(segments, runs)
 
     def __len__(self) -> int:
         sizes = {
@@ -87,6 +88,8 @@ class KeyIndex:
         return sum(sizes.values())
 
     def __contains__(self, key: bytes) -> bool:
+        if not self._runs:
+            return False
         return bool(self.find(np.array([key], dtype=f"S{KEY_BYTES}"))[0][0] >= 0)
 
     def find(self, keys: Keys) -> Places:
@@ -137,12 +140,16 @@ class KeyIndex:
         keys: Halves,
         runs: Iterable[tuple[Run, NDArray[np.int32]]],
     ) -> Places:
-        best, rows = (np.full(len(keys[0]), -1, dtype=np.int32) for _ in range(2))
+        best, rows = _nowhere(len(keys[0]))
         for run, position in runs:
             segment, row = run.find(keys, position)
             better = (segment >= 0) & ((best < 0) | (segment < best))
             best[better], rows[better] = segment[better], row[better]
         return best, rows
+
+
+def _nowhere(count: int) -> Places:
+    return np.full(count, -1, dtype=np.int32), np.full(count, -1, dtype=np.int32)
 
 
 class RunFolder:

@@ -128,7 +128,9 @@ class SegmentWriter:
             if not self._waiting:
                 self._due = time.monotonic() + SEGMENT_SECONDS
             self._waiting.append((key, vector, flat))
-            self._changed.notify_all()
+            # Waking the other thread for each row would take longer than everything else here.
+            if len(self._waiting) in (1, SEGMENT_ROWS):
+                self._changed.notify_all()
             self._changed.wait_for(self._has_room)
         if self._committing.done():
             self._committing.result()

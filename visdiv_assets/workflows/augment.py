@@ -146,7 +146,7 @@ def measure_augmentations(
                 examples.append(image)
             batch.append(image)
             if len(batch) == embedder.batch_size or at == n - 1:
-                vectors.append(embedder.embed(np.stack(batch)))
+                vectors.append(embedder.embed(batch))
                 done += len(batch)
                 batch = []
                 if on_progress:

@@ -74,7 +74,7 @@ def query_from(
             f"{evaluation.dataset} was embedded with {evaluation.model_id}, but the settings now "
             f"name {embedder.model_id}; run `visdiv score {evaluation.dataset}` to embed it again"
         )
-    vectors = embedder.embed(decoded(data, embedder.decoding)[None])
+    vectors = embedder.embed([decoded(data, embedder.decoding)])
     return Query(to_grid(vectors)[0], key.hex())
 
 

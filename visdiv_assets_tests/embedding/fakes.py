@@ -25,7 +25,11 @@ class FakeEmbedder:
     def embed(self, pixels):
         assert 0 < len(pixels) <= self.batch_size
         self.batches.append(len(pixels))
-        patches = pixels.reshape(len(pixels), 4, 80, 4, 80, 3).sum(axis=(2, 4), dtype=np.int64)
+        patches = (
+            np.asarray(pixels)
+            .reshape(len(pixels), 4, 80, 4, 80, 3)
+            .sum(axis=(2, 4), dtype=np.int64)
+        )
         thumbnails = patches.reshape(len(pixels), 48) / (80 * 80 * 255) - 0.5
         norms = np.linalg.norm(thumbnails, axis=1, keepdims=True)
         return (thumbnails / norms).astype(np.float32)

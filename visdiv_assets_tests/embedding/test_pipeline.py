@@ -356,7 +356,9 @@ def test_outcomes_come_in_the_order_of_the_images(folder, monkeypatch, max_waiti
     image_ids = sorted(item.image_id for item in source.items())
     keys = [content_key((folder / name).read_bytes()) for name in image_ids]
     wanted = set(keys[::wanted_one_in])
-    outcomes = list(embed_stream(source, image_ids, FakeEmbedder(), wanted=wanted.__contains__))
+    outcomes = list(
+        embed_stream(source, image_ids, FakeEmbedder(), wanted=lambda key, at: key in wanted)
+    )
     for image_id, key, outcome in zip(image_ids, keys, outcomes, strict=True):
         readable, decodable = image_id != "011.png", image_id != "004.png"
         assert outcome.content_key == (key if readable else None)
@@ -377,7 +379,7 @@ def test_reading_stays_a_bounded_number_of_images_ahead(folder, monkeypatch):
     for _ in range(3):
         next(stream)
     stream.close()
-    assert len(source.read_ids) < 50
+    assert len(source.read_ids) < 400
 
 
 def test_progress_counts_images_and_how_many_went_through_the_model(folder, store):
@@ -411,6 +413,22 @@ def test_the_model_works_on_as_many_batches_at_once_as_suit_it(folder, store):
     embedder = Meeting()
     assert run(folder, store, embedder)[1] == 20
     assert embedder.batches == [5, 5, 5, 5]
+
+
+def test_many_devices_with_large_batches_are_all_busy_at_once(folder, store, monkeypatch):
+    monkeypatch.setattr(pipeline, "MAX_WAITING", 4)
+
+    class Ten(Meeting):
+        calls_at_once = 10
+
+        def __init__(self):
+            super().__init__()
+            self.batch_size = 2
+            self.together = threading.Barrier(10)
+
+    embedder = Ten()
+    assert run(folder, store, embedder)[1] == 20
+    assert embedder.batches == [2] * 10
 
 
 def test_outcomes_stay_in_order_when_a_later_batch_is_finished_first(folder):
@@ -573,6 +591,35 @@ def test_the_stage_that_was_slow_long_ago_is_forgotten():
     with waits.on("writing"):
         now += FADING_SECONDS
     assert waits.bottleneck == "writing"
+
+
+def test_rows_are_in_the_order_of_the_images_whichever_thread_is_first(
+    folder, tmp_path, monkeypatch
+):
+    """Images are twice there, and the second of each pair is hashed before the first."""
+    for path in sorted(folder.iterdir()):
+        path.with_name(f"{path.stem}_again.png").write_bytes(path.read_bytes())
+    monkeypatch.setattr(pipeline, "MAX_BUNDLE", 1)
+    monkeypatch.setattr(pipeline, "usable_cpus", lambda: 4)
+    store, seconds = Store(tmp_path / "store"), threading.Semaphore(0)
+    claim = incremental._Claim.__call__
+
+    def second_first(self, key, at):
+        if threading.current_thread().name.startswith("decode"):
+            if at % 2 == 0:
+                assert seconds.acquire(timeout=60)
+            wanted = claim(self, key, at)
+            if at % 2:
+                seconds.release()
+            return wanted
+        return claim(self, key, at)
+
+    monkeypatch.setattr(incremental._Claim, "__call__", second_first)
+    assert run(folder, store)[1] == 20
+    (name,) = store.segment_names("fake")
+    keys, _ = store.segment_keys("fake", name)
+    firsts = [content_key((folder / f"{number:03}.png").read_bytes()) for number in range(20)]
+    assert [bytes(key) for key in keys] == [key.rstrip(b"\0") for key in firsts]
 
 
 # --- slow sources, large images ---

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from visdiv_assets.embedding import gpu_decode
-from visdiv_assets.embedding.gpu_decode import GpuDecoder, are_flat
+from visdiv_assets.embedding.gpu_decode import GpuDecoder
 from visdiv_assets.embedding.pipeline import embed_stream
 from visdiv_assets.embedding.preprocess import Decoding
 from visdiv_assets.sources.directory import DirectorySource
@@ -22,8 +22,8 @@ class GpuEmbedder(FakeEmbedder):
     gpu_decoder = GpuDecoder(torch.device("cpu"), decoding)
 
     def embed_encoded(self, images, otherwise):
-        squares, failed = self.gpu_decoder.decode_all(images, otherwise)
-        given = zip(self.embed(squares.numpy()), are_flat(squares).tolist(), strict=True)
+        squares, flat, failed = self.gpu_decoder.decode_all(images, otherwise)
+        given = zip(self.embed(squares.numpy()), flat, strict=True)
         return [failed.get(at, each) for at, each in enumerate(given)]
 
 

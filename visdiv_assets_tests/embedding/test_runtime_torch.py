@@ -9,10 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from visdiv_assets.embedding.model import FusedSSCD
 from visdiv_assets.embedding.runtime_torch import (
     TorchRuntime,
+    _doubt,
     _FromPixels,
+    _load,
     _say_that_the_cpu_embeds,
+    _Worker,
     resolve_devices,
 )
 from visdiv_assets.embedding.weights import find_weights
@@ -109,16 +113,65 @@ def test_a_fast_device_does_not_wait_for_a_slow_one(both, pixels, monkeypatch):
     assert sum(vector[0, 0] for vector in vectors) == 2
 
 
-def test_a_device_that_fails_is_named_once(both, pixels, monkeypatch):
-    def fail(images):
-        raise RuntimeError(
-            "CUDA error: an illegal memory access\nCompile with `TORCH_USE_CUDA_DSA`"
-        )
+def failing(*args, **options):
+    raise RuntimeError("CUDA error: an illegal memory access\nCompile with `TORCH_USE_CUDA_DSA`")
 
-    for worker in both._workers:
-        monkeypatch.setattr(worker, "_model", fail)
-    with pytest.raises(VisdivError, match=r"^cpu failed: RuntimeError: CUDA error: an il[^\n]*$"):
-        embed_at_once(both, [pixels[:1]] * 5)
+
+@pytest.fixture
+def two(checkpoints):
+    """As `both`, for tests that break it."""
+    return TorchRuntime(
+        find_weights(str(checkpoints["torchvision"])), devices=["cpu", "cpu"], batch_size=2
+    )
+
+
+def test_when_all_devices_have_failed_the_failure_is_told(two, pixels, monkeypatch):
+    monkeypatch.setattr(_FromPixels, "forward", failing)
+    for _ in range(2):
+        with pytest.raises(VisdivError, match=r"^cpu failed: RuntimeError: CUDA error: an [^\n]*$"):
+            embed_at_once(two, [pixels[:1]] * 5)
+
+
+def test_when_one_device_of_two_fails_the_other_embeds_its_images(
+    two, vectors, pixels, monkeypatch, caplog
+):
+    broken = two._workers[0]
+    monkeypatch.setattr(broken, "embed", failing)
+    for embedded in embed_at_once(two, [pixels[:2]] * 5):
+        assert np.array_equal(embedded, vectors)
+    (record,) = caplog.records
+    assert record.message.startswith("cpu is left out, cpu goes on: cpu failed: RuntimeError: CUDA")
+    assert "\n" not in record.message
+
+
+def test_a_device_that_does_not_start_is_left_out(
+    checkpoints, vectors, pixels, monkeypatch, caplog
+):
+    start, started = _Worker.__init__, []
+
+    def starting(self, model, *args, **options):
+        started.append(model)
+        if model is started[0]:
+            failing()
+        start(self, model, *args, **options)
+
+    monkeypatch.setattr(_Worker, "__init__", starting)
+    weights = find_weights(str(checkpoints["torchvision"]))
+    runtime = TorchRuntime(weights, devices=["cpu", "cpu"], batch_size=2)
+    assert runtime.calls_at_once == 1
+    assert np.array_equal(runtime.embed(pixels[:2]), vectors)
+    assert [record.message[:32] for record in caplog.records] == [
+        "cpu is left out, cpu goes on: Ru"
+    ]
+
+
+def test_a_device_is_trusted_if_its_vectors_are_those_of_the_cpu():
+    expected = np.eye(3, 8, dtype=np.float32)
+    assert _doubt(expected, expected[:1], expected) == ""
+    other = expected[[0, 1, 0]]
+    assert "a cosine of 0.0000 with those of the CPU" in _doubt(other, other[:1], expected)
+    assert "a cosine of nan" in _doubt(expected * np.nan, expected[:1], expected)
+    assert "depends on the images beside it" in _doubt(expected, expected[1:2], expected)
 
 
 @pytest.mark.parametrize(("wanted", "fitting", "found"), [(8, 3, 2), (3, 1, 1)])
@@ -152,6 +205,48 @@ def test_too_little_memory_for_a_single_image_is_an_error(checkpoints, monkeypat
     monkeypatch.setattr(_FromPixels, "forward", forward)
     with pytest.raises(VisdivError, match=r"does not run with PyTorch .* CUDA out of memory"):
         TorchRuntime(find_weights(str(checkpoints["torchvision"])), batch_size=2)
+
+
+def test_too_little_memory_to_record_is_not_taken_for_a_graph_that_fails(runtime, monkeypatch):
+    def graph():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
+    with pytest.raises(torch.OutOfMemoryError):  # so the batch is halved
+        runtime._workers[0]._record()
+
+
+@pytest.fixture(scope="module")
+def for_a_gpu(checkpoints):
+    """The model as it is loaded for a GPU, on the CPU."""
+    weights = find_weights(str(checkpoints["torchvision"]))
+    return lambda: _load(weights, torch.float32, torch.device("cuda:0")).model
+
+
+def test_fused_convolutions_give_what_the_layers_give_one_by_one(
+    for_a_gpu, vectors, pixels, monkeypatch
+):
+    def convolved(images, weight, bias, *geometry):
+        return torch.conv2d(images, weight, bias, *geometry).relu_()
+
+    def added(images, weight, addend, factor, bias, *geometry):
+        return torch.conv2d(images, weight, bias, *geometry).add_(addend, alpha=factor).relu_()
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", convolved)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", added)
+    fused = _Worker(_FromPixels(for_a_gpu(), torch.float32, torch.device("cpu")), 2, graph=False)
+    assert isinstance(fused.model.model, FusedSSCD)
+    np.testing.assert_allclose(fused.embed(pixels[:2]), vectors, rtol=0, atol=1e-6)
+
+
+def test_where_convolutions_cannot_be_fused_they_are_not_and_a_line_says_so(
+    for_a_gpu, vectors, pixels, caplog
+):
+    model = _FromPixels(for_a_gpu(), torch.float32, torch.device("cpu"))
+    plain = _Worker(model, 2, graph=False)
+    np.testing.assert_allclose(plain.embed(pixels[:2]), vectors, rtol=0, atol=1e-6)
+    (record,) = caplog.records
+    assert record.message.startswith("cpu runs without fused convolutions, which is slower: ")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

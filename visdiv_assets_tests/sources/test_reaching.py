@@ -21,7 +21,7 @@ from visdiv_assets.sources import buckets, places, web
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.manifest import list_images, look
 from visdiv_assets.sources.opening import open_source
-from visdiv_assets.sources.places import LocalPlace, WebPlace
+from visdiv_assets.sources.places import WebPlace
 from visdiv_assets.sources.reaching import MOST_FAILURES, time_limit
 from visdiv_assets.sources.source import Item, read_one
 from visdiv_assets_tests.sources.servers import (
@@ -655,10 +655,10 @@ def test_a_mount_that_goes_away_in_the_middle_is_not_asked_for_every_image(tmp_p
     source = DirectorySource(tmp_path)
     ids = [item.image_id for item in source.items()]
 
-    def stale(place: LocalPlace, name: str) -> None:
+    def stale(path: str) -> None:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    monkeypatch.setattr(LocalPlace, "open", stale)
+    monkeypatch.setattr(places, "_content", stale)
     with pytest.raises(Unreachable, match="cannot be read any more: Stale file handle"):
         list(source.read_all(ids))
 

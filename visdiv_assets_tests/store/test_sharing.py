@@ -37,11 +37,11 @@ segments.SEGMENT_ROWS = 8
 incremental.LOOK_AGAIN_SECONDS = 0.0
 claim, asked = incremental._Claim.__call__, {}
 
-def claiming(self, key):
+def claiming(self, key, at):
     now = time.time()
-    wanted = claim(self, key)
+    wanted = claim(self, key, at)
     if wanted:
-        asked[key.hex()] = now
+        asked.setdefault(key.hex(), now)
     return wanted
 
 incremental._Claim.__call__ = claiming
