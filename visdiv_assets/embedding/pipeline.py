@@ -464,37 +464,44 @@ def _bundles(reads: Sequence[Read], workers: int) -> Iterator[list[Read]]:
 
 
 class _Reads:
-    """What a source yields, read in a thread of its own, some images ahead of their use."""
+    """What a source yields, read in a thread of its own, some images ahead of their use.
+
+    A signal may come while the thread starts, before anybody can end it. So it is one that does not
+    keep the process alive.
+    """
 
     def __init__(self, reads: Iterator[Read]) -> None:
         self._reads = reads
         self._ready: list[Read] = []
         self._n_bytes = 0
-        self._closed = False
+        self._closed = self._is_over = False
+        self._error: BaseException | None = None
         self._changed = threading.Condition()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="reads")
-        self._all = self._thread.submit(self._read_all)
-        self._all.add_done_callback(self._tell)
+        self._thread = threading.Thread(target=self._read_all, name="reads", daemon=True)
+        self._thread.start()
 
     def _read_all(self) -> None:
-        with contextlib.closing(_as_generator(self._reads)) as reads:
-            for read in reads:
-                with self._changed:
-                    self._ready.append(read)
-                    self._n_bytes += _n_bytes(read)
-                    if len(self._ready) == 1:
-                        self._changed.notify_all()
-                    self._changed.wait_for(self._has_room)
-                    if self._closed:
-                        return
+        try:
+            with contextlib.closing(_as_generator(self._reads)) as reads:
+                for read in reads:
+                    with self._changed:
+                        self._ready.append(read)
+                        self._n_bytes += _n_bytes(read)
+                        if len(self._ready) == 1:
+                            self._changed.notify_all()
+                        self._changed.wait_for(self._has_room)
+                        if self._closed:
+                            return
+        except BaseException as error:  # noqa: BLE001  for the thread that takes
+            self._error = error
+        finally:
+            with self._changed:
+                self._is_over = True
+                self._changed.notify_all()
 
     def _has_room(self) -> bool:
         few = len(self._ready) < MAX_READS and self._n_bytes < MAX_BYTES_AHEAD // 32
         return few or self._closed
-
-    def _tell(self, _: object) -> None:
-        with self._changed:
-            self._changed.notify_all()
 
     def take(self, seconds: float, waits: Waits) -> list[Read] | None:
         """What has come, as soon as anything has; nothing after so many seconds; None at the end.
@@ -503,21 +510,20 @@ class _Reads:
             Exception: that of the source, after what it had read before.
         """
         with waits.on("reading"), self._changed:
-            self._changed.wait_for(lambda: self._ready or self._all.done(), max(0.0, seconds))
+            self._changed.wait_for(lambda: self._ready or self._is_over, max(0.0, seconds))
             ready, self._ready, self._n_bytes = self._ready, [], 0
-            is_over = not ready and self._all.done()
+            is_over = not ready and self._is_over
             self._changed.notify_all()
-        if is_over:
-            self._all.result()
-            return None
-        return ready
+        if is_over and self._error is not None:
+            raise self._error
+        return None if is_over else ready
 
     def close(self) -> None:
         """Wait for the image that is being read."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.shutdown(wait=True)
+        self._thread.join()
 
 
 def _as_generator(reads: Iterator[Read]) -> Generator[Read]:

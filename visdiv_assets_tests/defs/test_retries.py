@@ -18,7 +18,6 @@ from visdiv_assets.defs.reporting import clear_errors
 from visdiv_assets.defs.resources import GPU_POOL, SettingsResource
 from visdiv_assets.errors import Unreachable
 from visdiv_assets.sources import places
-from visdiv_assets.sources.places import LocalPlace
 from visdiv_assets_tests.defs.conftest import CheapEmbedder
 from visdiv_assets_tests.sources.servers import answering, head, socket_server
 
@@ -145,19 +144,19 @@ def test_a_step_that_waits_for_its_source_holds_no_place_in_its_pool(
     waits, tmp_path, photos, instance, monkeypatch
 ):
     instance.event_log_storage.set_concurrency_slots(GPU_POOL, 1)
-    opened, gone, held = LocalPlace.open, [True], []
+    read, gone, held = places._content, [True], []
 
-    def stale(place: LocalPlace, name: str):
+    def stale(path: str):
         if gone:
             held.append(instance.event_log_storage.get_concurrency_info(GPU_POOL))
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return opened(place, name)
+        return read(path)
 
     def look_at_the_pool() -> None:
         held.append(instance.event_log_storage.get_concurrency_info(GPU_POOL))
         gone.clear()
 
-    monkeypatch.setattr(LocalPlace, "open", stale)
+    monkeypatch.setattr(places, "_content", stale)
     waits.append(look_at_the_pool)
     result = run(tmp_path, str(photos), instance)
     assert result.success

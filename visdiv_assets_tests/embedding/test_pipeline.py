@@ -622,6 +622,40 @@ def test_rows_are_in_the_order_of_the_images_whichever_thread_is_first(
     assert [bytes(key) for key in keys] == [key.rstrip(b"\0") for key in firsts]
 
 
+INTERRUPTED_AT_START = """
+import sys, threading
+from visdiv_assets.embedding.pipeline import embed_stream
+from visdiv_assets.sources.directory import DirectorySource
+from visdiv_assets_tests.embedding.fakes import FakeEmbedder
+
+start = threading.Thread.start
+
+def interrupted(self):
+    start(self)
+    if self.name == "reads":
+        raise KeyboardInterrupt
+
+threading.Thread.start = interrupted
+
+class Endless(DirectorySource):
+    def read_all(self, image_ids):
+        threading.Event().wait()
+        yield
+
+try:
+    list(embed_stream(Endless(sys.argv[1]), ["000.png"], FakeEmbedder()))
+except KeyboardInterrupt as error:
+    kept = error  # and with it, all that its traceback refers to
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_while_the_reader_starts_ends_the_process(folder):
+    command = [sys.executable, "-c", INTERRUPTED_AT_START, str(folder)]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (told.returncode, told.stdout) == (0, "interrupted\n")
+
+
 # --- slow sources, large images ---
 
 
