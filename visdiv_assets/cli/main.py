@@ -21,6 +21,7 @@ from visdiv_assets.cli import (
     datasets,
     duplicates,
     guidance,
+    plan,
     portfolio,
     score,
     select,
@@ -58,7 +59,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 commands = typer.Typer()
-for family in (score, datasets, portfolio, duplicates, similar, select, guidance, serve):
+for family in (score, plan, datasets, portfolio, duplicates, similar, select, guidance, serve):
     app.add_typer(family.commands)
 app.add_typer(commands)
 app.add_typer(alerts.commands, name="alerts")

@@ -150,7 +150,7 @@ def score(
                     configured = settings.embedder_of(name)
                     # The model is loaded once for all datasets that share it.
                     key = configured.model_dump_json()
-                    embedder = embedders[key] = embedders.get(key) or _embedder(
+                    embedder = embedders[key] = embedders.get(key) or load_embedder(
                         configured, decoding_of(settings, name)
                     )
                     opened = open_source(source)
@@ -172,7 +172,7 @@ def score(
                         )
                 except VisdivError as error:
                     print_error(str(error))
-                    _print_left_out(name, left_out_of(opened), but_in=str(error))
+                    print_left_out(name, left_out_of(opened), but_in=str(error))
                     failed = True
                     continue
                 evaluations.append(evaluation)
@@ -180,10 +180,10 @@ def score(
                 if json_output:
                     shown = {**evaluation_as_json(evaluation), "left_out": left_out.as_dict()}
                     print_json(shown)
-                _print_left_out(name, left_out)
-                _print_failures(embedded.index)
-                _print_flat(embedded.index)
-                _print_order(name, told(order_of(evaluation, project.store)))
+                print_left_out(name, left_out)
+                print_failures(embedded.index)
+                print_flat(embedded.index)
+                print_order(name, told(order_of(evaluation, project.store)))
         finally:
             if evaluations and not json_output:
                 print_evaluations(evaluations)
@@ -215,7 +215,8 @@ def _targets(path: str | None, settings: "Settings") -> "list[tuple[str, SourceS
     return [dataset_at(path, settings)]
 
 
-def _embedder(configured: "EmbedderSettings", decoding: "Decoding") -> "SSCDEmbedder":
+def load_embedder(configured: "EmbedderSettings", decoding: "Decoding") -> "SSCDEmbedder":
+    """What embeds, with the progress of a download; its model is loaded later."""
     from visdiv_assets.embedding.embedder import SSCDEmbedder
 
     progress = progress_bar("downloading the SSCD weights", DownloadColumn())
@@ -263,14 +264,15 @@ def _precision_of(registered: "DatasetSettings | None") -> float | None:
     return registered.sample.precision if registered and registered.sample else None
 
 
-def _print_left_out(name: str, left_out: "LeftOut", but_in: str = "") -> None:
+def print_left_out(name: str, left_out: "LeftOut", but_in: str = "") -> None:
     """One line about files that were not taken for images, unless it was told before."""
     told = str(left_out)
     if told and told not in but_in:
         err.print(Text(visible(f"{name}: {told}; `include` can take them")), soft_wrap=True)
 
 
-def _print_failures(index: "EmbeddingIndex") -> None:
+def print_failures(index: "EmbeddingIndex") -> None:
+    """The images that could not be embedded, and why; on a terminal the first of them."""
     if not index.n_failed:
         return
     err.print(f"{counted(index.n_failed, 'image')} could not be embedded:")
@@ -281,12 +283,14 @@ def _print_failures(index: "EmbeddingIndex") -> None:
         err.print(f"  … and {index.n_failed - shown:,} more; 2> failures.txt keeps them all")
 
 
-def _print_order(name: str, warning: str) -> None:
+def print_order(name: str, warning: str) -> None:
+    """A warning about the order of the images, if there is one."""
     if warning:
         err.print(Text(visible(f"{name}: {warning}")), soft_wrap=True)
 
 
-def _print_flat(index: "EmbeddingIndex") -> None:
+def print_flat(index: "EmbeddingIndex") -> None:
+    """The pictures that are of one colour."""
     flat = index.flat()
     if not flat:
         return

@@ -2,18 +2,29 @@
 
 import contextlib
 import os
+import re
 from pathlib import Path
+
+from visdiv_assets.errors import VisdivError
 
 
 def usable_cpus() -> int:
     """Number of CPUs that the process can keep busy, at least 1.
 
-    It is lower than the machine's if the process is pinned to some CPUs (`taskset`, cpuset) or its
-    container has a CPU quota. Fractions are rounded down, to avoid contention.
+    It is lower than the machine's if the process is pinned to some CPUs (`taskset`, cpuset), its
+    container has a CPU quota, or the variable VISDIV_CPUS says so. Fractions are rounded down, to
+    avoid contention.
+
+    Raises:
+        VisdivError: VISDIV_CPUS is no number of CPUs.
     """
     cpus = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         cpus = len(os.sched_getaffinity(0))
+    if given := os.environ.get("VISDIV_CPUS", ""):
+        if not re.fullmatch("[1-9][0-9]{0,5}", given):
+            raise VisdivError(f"VISDIV_CPUS is {given!r}; it has to be a number of CPUs, from 1 on")
+        cpus = min(cpus, int(given))
     return max(1, int(min(cpus, cgroup_quota())))
 
 

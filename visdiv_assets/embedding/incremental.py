@@ -8,7 +8,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -42,6 +42,7 @@ from visdiv_assets.store.index import (
     to_keys,
 )
 from visdiv_assets.store.key_index import KeyIndex
+from visdiv_assets.store.plans import parts_of
 from visdiv_assets.store.segments import SEGMENT_SECONDS
 from visdiv_assets.store.store import Store
 
@@ -70,25 +71,81 @@ def embed_manifest(
 ) -> tuple[EmbeddingIndex, int]:
     """Embed every decodable image of a manifest that is not in the store yet.
 
-    Unchanged images are not opened, unless all are to be read again. Content that was embedded
-    before, in any dataset, is not embedded again. Content that could not be decoded before is not
-    tried again, unless the failure may be temporary. Rows are committed along the way, so an
-    interrupted call loses little.
+    Unchanged images are not opened, unless all are to be read again.
 
     Returns:
         the index, which is also written to the store, and the number of images that went through
         the model.
     """
+    previous = [*parts_of(store, dataset), *store.earlier_indexes(dataset)]
+    index, embedded = embed_images(
+        manifest, source, embedder, store, previous, reread=reread, on_progress=on_progress
+    )
+    store.write_index(dataset, embedder.model_id, manifest.fingerprint, index)
+    return index, embedded
+
+
+def images_to_read(
+    manifest: Manifest, embedder: Embedder, store: Store, previous: Sequence[EmbeddingIndex]
+) -> NDArray[np.int64]:
+    """Positions of the images of which it is not known that the store has them, ascending.
+
+    Args:
+        manifest: all images.
+        embedder: of which only the model id and the decoding are used.
+        store: what is there already.
+        previous: indexes of earlier images, the newest first.
+    """
+    known = _Known(store, embedder.model_id, previous)
+    keys = _keys_of_unchanged(manifest, previous)
+    undecodable = _failures_that_stay(previous, embedder.decoding)
+    return _to_read(keys, known, undecodable)
+
+
+def _to_read(
+    keys: Keys, known: "_Known", undecodable: Mapping[bytes, Failure]
+) -> NDArray[np.int64]:
+    missing = known.places(keys, undecodable).row < 0
+    given_up = np.isin(keys, list(undecodable)) if undecodable else np.zeros(len(keys), dtype=bool)
+    return np.flatnonzero((keys == NO_KEY) | (missing & ~given_up))
+
+
+def embed_images(
+    manifest: Manifest,
+    source: Source,
+    embedder: Embedder,
+    store: Store,
+    previous: Sequence[EmbeddingIndex],
+    *,
+    reread: bool = False,
+    on_progress: OnProgress | None = None,
+) -> tuple[EmbeddingIndex, int]:
+    """Embed the images of a manifest, or of a part of one.
+
+    Content that was embedded before, in any dataset, is not embedded again. Content that could not
+    be decoded before is not tried again, unless the failure may be temporary. Rows are committed
+    along the way, so an interrupted call loses little.
+
+    Args:
+        manifest: the images.
+        source: where they are.
+        embedder: what embeds them.
+        store: gets the rows.
+        previous: indexes of earlier images, the newest first. What has not changed since is not
+            opened.
+        reread: open it nevertheless.
+        on_progress: told of progress.
+
+    Returns:
+        the index, and the number of images that went through the model.
+    """
     model_id = embedder.model_id
     older = _OlderVersion(embedder, store)
-    previous = store.earlier_indexes(dataset)
     known = _Known(store, model_id, previous)
     keys = _keys_of_unchanged(manifest, () if reread else previous)
     # By content, since many files may share it.
     undecodable = _failures_that_stay(previous, embedder.decoding)
-    missing = known.places(keys, undecodable).row < 0
-    given_up = np.isin(keys, list(undecodable)) if undecodable else np.zeros(len(keys), dtype=bool)
-    to_read = np.flatnonzero((keys == NO_KEY) | (missing & ~given_up))
+    to_read = _to_read(keys, known, undecodable)
     ids = manifest.table["image_id"].take(pa.array(to_read))
     waits = Waits()
     done, embedded, adopted = len(manifest) - len(to_read), 0, 0
@@ -144,9 +201,8 @@ def embed_manifest(
         return unreadable.get(at) or undecodable.get(keys[at], gone)
 
     table = _index_table(manifest, keys, failure, places)
-    index = EmbeddingIndex(table.replace_schema_metadata({JUDGE: embedder.decoding.judge.encode()}))
-    store.write_index(dataset, model_id, manifest.fingerprint, index)
-    return index, embedded
+    judge = {JUDGE: embedder.decoding.judge.encode()}
+    return EmbeddingIndex(table.replace_schema_metadata(judge)), embedded
 
 
 def _failures_that_stay(

@@ -33,6 +33,7 @@ class ContainerSource(ABC):
         self._place, self._pattern, self._selection = place, pattern, selection
         self._wanted = selection.wanted
         self._tally: Counter[str] = Counter()
+        self._named: tuple[list[FileInfo], dict[str, FileInfo]] | None = None
         self.left_out = LeftOut()
 
     @property
@@ -105,17 +106,9 @@ class ContainerSource(ABC):
         Raises:
             Unreachable: where the files are does not answer any more.
         """
-        files = {to_image_id(file.name): file for file in self.files}
-
-        def owner(numbered: tuple[int, str]) -> str:
-            """The file in an id; the names of files and places may contain `#` as well."""
-            _, image_id = numbered
-            at = image_id.find("#")
-            while at >= 0 and image_id[:at] not in files:
-                at = image_id.find("#", at + 1)
-            return image_id[: max(at, 0)]
-
-        for name, group in itertools.groupby(enumerate(image_ids), key=owner):
+        files = self._by_name
+        numbered = enumerate(image_ids)
+        for name, group in itertools.groupby(numbered, key=lambda each: self.file_of(each[1])):
             left = {from_image_id(image_id[len(name) + 1 :]): at for at, image_id in group}
             gone = FileNotFoundError("it is no longer in its file")
             why: OSError = gone
@@ -131,6 +124,19 @@ class ContainerSource(ABC):
                         raise unlisted(f"{self._uri_of(files[name].name)}: {told}", error) from None
                     why = OSError(told)
             yield from (Read(at, why) for at in left.values())
+
+    def file_of(self, image_id: str) -> str:
+        """The file in an id, or "" if it is gone; names may contain `#` themselves."""
+        at = image_id.find("#")
+        while at >= 0 and image_id[:at] not in self._by_name:
+            at = image_id.find("#", at + 1)
+        return image_id[: max(at, 0)]
+
+    @property
+    def _by_name(self) -> dict[str, FileInfo]:
+        if self._named is None or self._named[0] is not self.files:
+            self._named = (self.files, {to_image_id(file.name): file for file in self.files})
+        return self._named[1]
 
     def _rules(self) -> str:
         """What else decides which images are listed: a part of the fingerprint."""

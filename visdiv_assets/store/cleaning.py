@@ -18,14 +18,16 @@ import pyarrow.compute as pc
 
 from visdiv_assets.errors import Unreachable, VisdivError
 from visdiv_assets.store.files import DamagedError, noticing_damage, read_table
+from visdiv_assets.store.index import PART_MARK
 from visdiv_assets.store.objects import StoredFile
+from visdiv_assets.store.plans import read_plan
 from visdiv_assets.store.store import UNUSED, Store, hidden
 
 # Whatever is younger may belong to a run that is still at work: one is ended after a day.
 GRACE_SECONDS = 7 * 86_400.0
 
 # What a store is made of, as folders; Dagster's own folder is not ours to clean.
-KINDS = ("manifests", "indexes", "moments", "embeddings", "pictures", "exports")
+KINDS = ("manifests", "plans", "indexes", "moments", "embeddings", "pictures", "exports")
 LEFTOVERS, SLICES = "leftovers", "slices"
 
 # A dataset, a model id and a fingerprint: what an evaluation is of.
@@ -96,6 +98,9 @@ def plan_cleaning(
     files = files_of(store)
     datasets = {dataset for dataset, _, _ in needed}
     images = {(dataset, fingerprint) for dataset, _, fingerprint in needed}
+    plans = {file.name.split("/")[1] for file in files if kind_of(file) == "plans"}
+    planned = {name: each.fingerprint for name in plans if (each := read_plan(store, name))}
+    images |= set(planned.items())
     # They know the images that have not changed.
     kept_indexes = {name for dataset in datasets for name in store.newest_indexes(dataset)}
 
@@ -107,9 +112,14 @@ def plan_cleaning(
             return False
         if kind == "manifests" and len(within) == 1 and suffix == "parquet":
             return within[0] not in datasets or (within[0], fingerprint) in images
+        if kind == "plans" and len(within) == 1:
+            return not dot or planned.get(within[0]) == fingerprint
         if kind not in ("indexes", "moments") or len(within) != 2:
             return True  # segments have rules of their own
         where = (*within, fingerprint)
+        whole, part, _ = fingerprint.partition(PART_MARK)
+        if part and planned.get(where[0]) == whole:
+            return True
         if where[0] not in datasets or file.name in kept_indexes:
             return True
         return where in (newest if suffix == SLICES else needed)
@@ -252,7 +262,7 @@ def verify(store: Store, on_progress: Callable[[int, int], None] | None = None) 
         store: to read.
         on_progress: told how many files of how many were read.
     """
-    files = [file for file in files_of(store) if kind_of(file) in KINDS[:4]]
+    files = [file for file in files_of(store) if kind_of(file) in KINDS[:5]]
     problems = []
     for done, file in enumerate(files):
         if on_progress is not None:

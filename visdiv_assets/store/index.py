@@ -35,6 +35,9 @@ INDEX_SCHEMA = pa.schema(
 # The columns of INDEX_SCHEMA that indexes of all versions have.
 KEPT_COLUMNS = tuple(INDEX_SCHEMA.names[:-1])
 
+# Between the fingerprint of a manifest and the id of a unit of work, in the name of an index.
+PART_MARK = "+"
+
 # Key in the schema metadata of an index: `Decoding.judge` of its failures.
 JUDGE = b"visdiv.judge"
 

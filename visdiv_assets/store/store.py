@@ -4,6 +4,7 @@ Here: file names, writing and reading back. Not here: where the files are (`obje
 (`warehouse/`), deciding what to embed (`embedding/incremental.py`).
 
     manifests/<dataset>/<fingerprint>.parquet          images of a source; `latest` names one
+    plans/<dataset>/                                   units of work (`plans.py`)
     embeddings/<model id>/<segment>.npy + .parquet     float16 rows and their content keys
     embeddings/<model id>/.keys/<hash>.run             content key → segment, row; made of segments
     indexes/<dataset>/<model id>/<fingerprint>.parquet image → content key → segment, row
@@ -47,7 +48,7 @@ from visdiv_assets.store.files import (
     write_joined,
     writing,
 )
-from visdiv_assets.store.index import KEPT_COLUMNS, EmbeddingIndex, Keys, to_keys
+from visdiv_assets.store.index import KEPT_COLUMNS, PART_MARK, EmbeddingIndex, Keys, to_keys
 from visdiv_assets.store.key_index import RUNS_FOLDER, KeyIndex, RunFolder
 from visdiv_assets.store.objects import TEMPORARY, Folder, Objects
 from visdiv_assets.store.segments import ROWS_DIGEST, SegmentWriter, digest_of
@@ -123,7 +124,15 @@ class Store:
         # Not all of the store: Dagster may keep hundreds of thousands of files of its own in it.
         if not isinstance(self.objects, Folder):
             return
-        for folder in ("manifests", "embeddings", "indexes", "moments", "exports", "pictures"):
+        for folder in (
+            "manifests",
+            "plans",
+            "embeddings",
+            "indexes",
+            "moments",
+            "exports",
+            "pictures",
+        ):
             for path in self.root.glob(f"{folder}/**/{TEMPORARY}*"):
                 with contextlib.suppress(OSError):  # another process was faster, or read-only
                     if now - path.stat().st_mtime > LEFTOVER_SECONDS:
@@ -135,7 +144,7 @@ class Store:
 
     def write_picture(self, dataset: str, name: str, png: bytes) -> str:
         """Store a picture of a dataset, in place of an earlier one of that name; where it is."""
-        name = _below("pictures", dataset, f"{name}.png")
+        name = below("pictures", dataset, f"{name}.png")
         self.objects.write(name, lambda file: file.write(png))
         return self.objects.shown(name)
 
@@ -146,7 +155,7 @@ class Store:
             results: their id, 32 hexadecimal digits.
             where: where they are, for people.
         """
-        name = _below(RESULTS, results)
+        name = below(RESULTS, results)
         if not self._is_there(name):
             self.objects.write(name, lambda file: file.write(where.encode()))
 
@@ -171,7 +180,7 @@ class Store:
         def named(_: bytes | None) -> bytes:
             return (latest if isinstance(latest, str) else latest()).encode()
 
-        self.objects.update(_below("manifests", dataset, "latest"), named)
+        self.objects.update(below("manifests", dataset, "latest"), named)
 
     def latest_manifest(self, dataset: str) -> Manifest:
         """The manifest that was evaluated last.
@@ -210,7 +219,7 @@ class Store:
 
         Cheap, since it does not read the manifest.
         """
-        name = _below("manifests", dataset, "latest")
+        name = below("manifests", dataset, "latest")
         try:
             content, _ = self.objects.head(name, MAX_NAME_BYTES)
             fingerprint = content.decode("ascii")
@@ -236,7 +245,7 @@ class Store:
             ) from error
 
     def _manifest(self, dataset: str, fingerprint: str) -> str:
-        return _below("manifests", dataset, f"{fingerprint}.parquet")
+        return below("manifests", dataset, f"{fingerprint}.parquet")
 
     @contextmanager
     def _reading(self, name: str, cure: str) -> Iterator[Path]:
@@ -253,7 +262,7 @@ class Store:
 
     def segment_names(self, model_id: str) -> list[str]:
         """The committed segments of a model, sorted."""
-        folder, ending = _below("embeddings", model_id), ".parquet"
+        folder, ending = below("embeddings", model_id), ".parquet"
         stems = (
             file.name[len(folder) + 1 :].removesuffix(ending)
             for file in self.objects.files(folder)
@@ -351,8 +360,8 @@ class Store:
 
     def folders_of(self, dataset: str) -> list[str]:
         """The folders that hold what is kept of one dataset alone."""
-        kinds = ("manifests", "indexes", "moments", "pictures")
-        return [_below(kind, dataset) for kind in kinds]
+        kinds = ("manifests", "plans", "indexes", "moments", "pictures")
+        return [below(kind, dataset) for kind in kinds]
 
     def _retire(self, model_id: str, segment: str) -> None:
         """Take a damaged segment out of use; its files are kept under hidden names."""
@@ -387,7 +396,7 @@ class Store:
             found = self.segment_keys(model_id, segment)
             return None if found is None else found[0]
 
-        folder = _below("embeddings", model_id)
+        folder = below("embeddings", model_id)
         names = partial(self.segment_names, model_id)
         return RunFolder(self.objects, f"{folder}/{RUNS_FOLDER}", names, keys_of).index()
 
@@ -417,7 +426,7 @@ class Store:
 
     def segment_writer(self, model_id: str) -> "SegmentWriter":
         """A context manager that commits added rows as segments, the last ones on exit."""
-        return SegmentWriter(self.objects, _below("embeddings", model_id))
+        return SegmentWriter(self.objects, below("embeddings", model_id))
 
     # --- image indexes ---
 
@@ -434,7 +443,7 @@ class Store:
                 named["whole"] = written
             return json.dumps(named).encode()
 
-        self.objects.update(_below("indexes", dataset, NEWEST), with_it)
+        self.objects.update(below("indexes", dataset, NEWEST), with_it)
 
     def read_index(
         self, dataset: str, model_id: str, fingerprint: str, columns: Sequence[str] | None = None
@@ -479,7 +488,7 @@ class Store:
 
         They may be one, or gone. Older versions named none.
         """
-        name = _below("indexes", dataset, NEWEST)
+        name = below("indexes", dataset, NEWEST)
         try:
             with self._reading(name, "others are used") as path:
                 named = _named(path.read_bytes())
@@ -496,8 +505,9 @@ class Store:
         # are likely to be right.
         others = [
             file
-            for file in self.objects.files(_below("indexes", dataset))
+            for file in self.objects.files(below("indexes", dataset))
             if file.name.endswith(".parquet") and "/." not in file.name and file.name not in newest
+            if PART_MARK not in file.name.rpartition("/")[2]
         ]
         others.sort(key=lambda file: (file.changed, file.name), reverse=True)
         yield from (file.name for file in others)
@@ -515,7 +525,7 @@ class Store:
             ) from error
 
     def _index(self, dataset: str, model_id: str, fingerprint: str) -> str:
-        return _below("indexes", dataset, model_id, f"{fingerprint}.parquet")
+        return below("indexes", dataset, model_id, f"{fingerprint}.parquet")
 
     # --- moments ---
 
@@ -686,7 +696,7 @@ class Store:
             yield arrays
 
 
-def _below(*names: str) -> str:
+def below(*names: str) -> str:
     """The name of a file of a store; UnsafeNameError for parts that may lead elsewhere."""
     for name in names:
         if not SAFE_NAME.fullmatch(name) or len(os.fsencode(name)) > MAX_NAME_BYTES:
@@ -695,15 +705,15 @@ def _below(*names: str) -> str:
 
 
 def _moments(dataset: str, model_id: str, fingerprint: str) -> str:
-    return _below("moments", dataset, model_id, f"{fingerprint}.npz")
+    return below("moments", dataset, model_id, f"{fingerprint}.npz")
 
 
 def _slices(dataset: str, model_id: str, fingerprint: str) -> str:
-    return _below("moments", dataset, model_id, f"{fingerprint}.slices")
+    return below("moments", dataset, model_id, f"{fingerprint}.slices")
 
 
 def _rows_file(model_id: str, segment: str) -> str:
-    return _below("embeddings", model_id, f"{segment}.npy")
+    return below("embeddings", model_id, f"{segment}.npy")
 
 
 def _keys_beside(rows: str) -> str:

@@ -291,15 +291,17 @@ def evaluate(
     sampling_unit: SamplingUnit = "near-duplicates",
     precision: float | None = None,
     reread: bool = False,
+    manifest: Manifest | None = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[Evaluation, Embedded]:
-    """All four steps, one after the other; arguments as theirs.
+    """All four steps, one after the other; arguments as theirs. With a manifest, all but the first.
 
     Raises:
         VisdivError: no images, or fewer than 2 that can be decoded. Nothing is recorded then.
     """
     started = time.time()
-    manifest = list_dataset(dataset, source, store)
+    if manifest is None:
+        manifest = list_dataset(dataset, source, store)
     embedded = embed_dataset(
         dataset,
         manifest,

@@ -1,0 +1,175 @@
+"""Embedding in units of work, by several processes or machines that share a store.
+
+Here: making a plan, embedding units of it, whether it is done. Not here: where to cut
+(`embedding/work.py`), scoring what came of it (`evaluate.py`).
+
+Nobody hands out the work: each process takes the units of its share that are not committed. Two
+that take the same unit do it twice, and lose nothing.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from visdiv_assets.embedding.incremental import embed_images, images_to_read
+from visdiv_assets.embedding.pipeline import Embedder, OnProgress
+from visdiv_assets.embedding.work import UNIT_IMAGES, cut, unit_id
+from visdiv_assets.errors import VisdivError, counted
+from visdiv_assets.sources.containers import ContainerSource
+from visdiv_assets.sources.manifest import Manifest
+from visdiv_assets.sources.source import Source
+from visdiv_assets.store.plans import (
+    Plan,
+    done_units,
+    parts_of,
+    read_plan,
+    read_unit,
+    write_plan,
+    write_result,
+)
+from visdiv_assets.store.store import Store
+from visdiv_assets.workflows.evaluate import list_dataset
+
+UNITS_NAMED = 10
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a process has made of its units.
+
+    Attributes:
+        units: how many it has committed.
+        there: how many of its own had been committed before.
+        embedded: images that went through the model.
+        failed: images that could not be embedded.
+    """
+
+    units: int
+    there: int
+    embedded: int
+    failed: int
+
+
+def make_plan(
+    dataset: str, source: Source, embedder: Embedder, store: Store, most: int = UNIT_IMAGES
+) -> tuple[Plan, int]:
+    """List a dataset, and cut what is not in the store yet into units of work.
+
+    The same images, model and store give the same plan. What came of the units of an earlier plan
+    is not planned again.
+
+    Args:
+        dataset: its name.
+        source: where its images are.
+        embedder: what is to embed them; the model is not loaded.
+        store: gets the plan.
+        most: images in a unit; images of one archive or table stay together.
+
+    Returns:
+        the plan, and the number of images in all.
+    """
+    manifest = list_dataset(dataset, source, store)
+    previous = [*parts_of(store, dataset), *store.earlier_indexes(dataset)]
+    left = images_to_read(manifest, embedder, store, previous)
+    images = manifest.table.take(pa.array(left))
+    files = [""] * len(images)
+    if isinstance(source, ContainerSource):
+        files = [source.file_of(image_id) for image_id in images["image_id"].to_pylist()]
+        order = np.argsort(np.array(files, dtype=object), kind="stable")
+        images, files = images.take(pa.array(order)), [files[at] for at in order]
+    units = [images.slice(rows.start, len(rows)) for rows in cut(files, most)]
+    plan = Plan(
+        dataset,
+        embedder.model_id,
+        manifest.fingerprint,
+        tuple(unit_id(embedder.model_id, unit) for unit in units),
+        tuple(map(len, units)),
+    )
+    write_plan(store, plan, units)
+    return plan, len(manifest)
+
+
+def plan_of(dataset: str, store: Store) -> Plan:
+    """The plan of a dataset.
+
+    Raises:
+        VisdivError: there is none.
+    """
+    plan = read_plan(store, dataset)
+    if plan is None:
+        raise VisdivError(f"there is no plan of {dataset}; run `visdiv plan {dataset}`")
+    return plan
+
+
+def embed_units(
+    plan: Plan,
+    numbers: Iterable[int],
+    source: Source,
+    embedder: Embedder,
+    store: Store,
+    on_progress: OnProgress | None = None,
+) -> Done:
+    """Embed units of a plan that are not committed yet, one after the other, and commit each.
+
+    Args:
+        plan: what is to be done.
+        numbers: of the units.
+        source: where the images are.
+        embedder: what embeds them.
+        store: gets rows and results.
+        on_progress: told of the progress in all of them together.
+
+    Raises:
+        VisdivError: the plan is for another model; or what the source, the model or the store says.
+            What was committed before stays.
+    """
+    if embedder.model_id != plan.model_id:
+        raise VisdivError(
+            f"the plan of {plan.dataset} is for the model {plan.model_id}, but here the settings "
+            f"give {embedder.model_id}; use the same settings, versions and devices everywhere, "
+            f"or run `visdiv plan {plan.dataset}` again"
+        )
+    numbers = list(numbers)
+    there = done_units(store, plan)
+    own = [number for number in numbers if number not in there]
+    total, before = sum(plan.sizes[number] for number in own), 0
+    embedded = failed = 0
+
+    def telling(so_far: int, through: int) -> OnProgress | None:
+        def tell(done: int, _: int, new: int, bottleneck: str) -> None:
+            assert on_progress is not None
+            on_progress(so_far + done, total, through + new, bottleneck)
+
+        return None if on_progress is None else tell
+
+    for number in own:
+        images = Manifest(read_unit(store, plan, number), plan.units[number])
+        index, new = embed_images(
+            images, source, embedder, store, (), on_progress=telling(before, embedded)
+        )
+        write_result(store, plan, number, index)
+        embedded += new
+        failed += index.n_failed
+        before += plan.sizes[number]
+    return Done(len(own), len(numbers) - len(own), embedded, failed)
+
+
+def planned_images(plan: Plan, store: Store) -> Manifest:
+    """All images of a plan, once each of its units is committed.
+
+    Raises:
+        VisdivError: some are not.
+    """
+    there = done_units(store, plan)
+    missing = [number + 1 for number in range(len(plan.units)) if number not in there]
+    if missing:
+        named = ", ".join(map(str, missing[:UNITS_NAMED]))
+        more = f" and {len(missing) - UNITS_NAMED:,} more" if len(missing) > UNITS_NAMED else ""
+        raise VisdivError(
+            f"{len(missing):,} of {counted(len(plan.units), 'unit')} of {plan.dataset} are not "
+            f"embedded yet ({named}{more}); run `visdiv embed {plan.dataset}` for all of them, or "
+            "the shares that have failed again"
+        )
+    return store.read_manifest(plan.dataset, plan.fingerprint)
