@@ -162,7 +162,8 @@ def merge(name: Called, json_output: Json = False, config: Config = None) -> Non
         from visdiv_assets.workflows.plan import plan_of, planned_images
 
         project, dataset, source, embedder, registered = _opened(name, config)
-        images = planned_images(plan_of(dataset, project.store), project.store)
+        made = plan_of(dataset, project.store)
+        images = planned_images(made, project.store)
         with of_images(dataset) as on_progress:
             evaluation, embedded = evaluate(
                 dataset,
@@ -178,7 +179,7 @@ def merge(name: Called, json_output: Json = False, config: Config = None) -> Non
                 manifest=images,
                 on_progress=on_progress,
             )
-        forget_plan(project.store, dataset)
+        forget_plan(project.store, made)
         print_failures(embedded.index)
         print_flat(embedded.index)
     if json_output:

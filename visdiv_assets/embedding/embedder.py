@@ -148,9 +148,10 @@ class SSCDEmbedder:
         if not self.decoding.jpeg_on_gpu:
             return None
         from visdiv_assets.embedding.gpu_decode import GpuDecoder
-        from visdiv_assets.embedding.runtime_torch import resolve_devices
+        from visdiv_assets.embedding.runtime_torch import TorchRuntime
 
-        device = resolve_devices(self._devices)[0]
+        assert isinstance(self.runtime, TorchRuntime)  # ONNX Runtime does not decode on GPUs
+        device = self.runtime.devices[0]
         if device.type != "cuda":
             raise VisdivError("decode is set to gpu, but PyTorch finds no GPU; set decode to cpu")
         return GpuDecoder(device, self.decoding)

@@ -455,24 +455,24 @@ class _OlderVersion:
 
 
 class _Claim:
-    """Whether to embed content: not in the store, not known to fail, and first at this position.
+    """Whether to embed content: not in the store, not known to fail, and first as this image.
 
     So rows are in the same order every time, whichever thread comes first.
     """
 
     def __init__(self, known: _Known, given_up: Iterable[bytes]) -> None:
         self._known = known
-        # The position by which each content is claimed.
+        # The number of the image by which each content is claimed.
         self._by = {key.ljust(KEY_BYTES, b"\0"): -1 for key in given_up}
         self._lock = threading.Lock()
 
-    def __call__(self, key: bytes, at: int) -> bool:
+    def __call__(self, key: bytes, number: int) -> bool:
         if key not in self._by and key in self._known:
             return False
         with self._lock:
-            if at < self._by.setdefault(key, at):
-                self._by[key] = at
-            return self._by[key] == at
+            if number < self._by.setdefault(key, number):
+                self._by[key] = number
+            return self._by[key] == number
 
 
 def _keys_of_unchanged(manifest: Manifest, previous: Sequence[EmbeddingIndex]) -> Keys:

@@ -153,6 +153,7 @@ class Waits:
 
 
 class _Decoded(NamedTuple):
+    number: int  # in the order in which the source gives images
     at: int
     content_key: bytes | None
     pixels: Pixels | bytes | None  # bytes: for the GPU to decode
@@ -279,7 +280,7 @@ class _Batch(NamedTuple):
         """One for each image; waits for the model."""
         with waits.on("the model"):
             given = iter(() if self.vectors is None else self.vectors.result())
-        for at, key, pixels, failure, flat, adopted in self.images:
+        for _, at, key, pixels, failure, flat, adopted in self.images:
             if pixels is None:
                 yield Outcome(at, key, None, failure, flat, adopted)
                 continue
@@ -299,7 +300,7 @@ def embed_stream(
     image_ids: Iterable[str],
     embedder: Embedder,
     *,
-    wanted: Callable[[bytes, int], bool] = lambda key, at: True,
+    wanted: Callable[[bytes, int], bool] = lambda key, number: True,
     adoptable: Callable[[bytes], bool] = lambda key: False,
     waits: Waits | None = None,
     on_pause: Callable[[], object] = lambda: None,
@@ -316,8 +317,8 @@ def embed_stream(
         image_ids: which images.
         embedder: turns pixels into vectors; its model is loaded while the first wanted image is
             being decoded.
-        wanted: whether to embed the content with a key at a position, the first where it is, if at
-            all. Called from several threads in any order, and then again in order.
+        wanted: whether to embed the content with a key that comes as the n-th image: the first that
+            has it, if at all. Called from several threads in any order, and then again in order.
         adoptable: whether there is a vector for this content by an older version, which is as
             good unless that version decoded the image differently; called from several threads.
         waits: measures which stage is the bottleneck.
@@ -343,7 +344,9 @@ def embed_stream(
                         on_pause()
                         is_full = bool(images) and model.is_idle
                     else:
-                        if decoded.gives_row and not wanted(decoded.content_key or b"", decoded.at):
+                        if decoded.gives_row and not wanted(
+                            decoded.content_key or b"", decoded.number
+                        ):
                             decoded = decoded._replace(pixels=None, adopted=False)
                         images.append(decoded)
                         undone += decoded.pixels is not None
@@ -404,7 +407,7 @@ def _decode_ahead(
     """
     workers = min(MAX_DECODERS, usable_cpus())
     ahead: deque[tuple[Future[list[_Decoded]], int, int]] = deque()
-    n_ahead = n_bytes = 0
+    n_ahead = n_bytes = n_read = 0
     pause_at = time.monotonic() + PAUSE_SECONDS
 
     def next_decoded() -> list[_Decoded]:
@@ -434,7 +437,8 @@ def _decode_ahead(
                     yield from next_decoded()
                 n_ahead += len(some)
                 n_bytes += size
-                ahead.append((pool.submit(decode.all, some, decoders), len(some), size))
+                ahead.append((pool.submit(decode.all, some, n_read, decoders), len(some), size))
+                n_read += len(some)
         while ahead:
             yield from next_decoded()
 
@@ -550,28 +554,28 @@ class _Decode:
     ) -> None:
         self._wanted, self._adoptable, self._model = wanted, adoptable, model
 
-    def all(self, reads: Sequence[Read], decoders: Decoders) -> list[_Decoded]:
-        """Of each image, in order."""
-        return [self._one(read, decoders) for read in reads]
+    def all(self, reads: Sequence[Read], first: int, decoders: Decoders) -> list[_Decoded]:
+        """Of each image, in order; the first one is the `first`-th that was read."""
+        return [self._one(read, number, decoders) for number, read in enumerate(reads, first)]
 
-    def _one(self, read: Read, decoders: Decoders) -> _Decoded:
+    def _one(self, read: Read, number: int, decoders: Decoders) -> _Decoded:
         at, data = read
         if isinstance(data, OSError):
             reason = redacted(data.strerror or str(data))
-            return _Decoded(at, None, None, Failure(reason, type(data).__name__))
+            return _Decoded(number, at, None, None, Failure(reason, type(data).__name__))
         key = content_key(data)
-        if not self._wanted(key, at):
-            return _Decoded(at, key, None, None)
+        if not self._wanted(key, number):
+            return _Decoded(number, at, key, None, None)
         adoptable = self._adoptable(key)
         if not adoptable:
             self._model.load_soon()
         if not adoptable and self._model.decodes(data):
-            return _Decoded(at, key, data, None)
+            return _Decoded(number, at, key, data, None)
         try:
             picture = decoders.picture(data)
         except DecodeError as error:
-            return _Decoded(at, key, None, Failure(error.reason, error.exception))
+            return _Decoded(number, at, key, None, Failure(error.reason, error.exception))
         if adoptable and not picture.changed:
-            return _Decoded(at, key, None, None, picture.flat, adopted=True)
+            return _Decoded(number, at, key, None, None, picture.flat, adopted=True)
         self._model.load_soon()
-        return _Decoded(at, key, picture.pixels, None, picture.flat)
+        return _Decoded(number, at, key, picture.pixels, None, picture.flat)

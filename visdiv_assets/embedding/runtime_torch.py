@@ -182,6 +182,11 @@ class TorchRuntime:
             dimension = int(vectors.shape[1])
         return dimension
 
+    @property
+    def devices(self) -> list[torch.device]:
+        """Those that work, in the order in which they were named."""
+        return [model.device for model in self._models]
+
     def _refusal(self, error: Exception) -> VisdivError:
         return VisdivError(
             f"{self._weights.path} does not run with {self.description}: {_first_line(error)}"

@@ -186,6 +186,7 @@ class LocalPlace:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).absolute()
+        self._whole = os.path.commonpath((self.root,))  # a path may begin with two slashes
         self._contact = Contact()
 
     @property
@@ -200,7 +201,7 @@ class LocalPlace:
     def _path(self, name: str) -> str:
         # As text: paths as objects take longer than reading a small file.
         path = os.path.normpath(os.path.join(self.root, name))
-        if "\0" in name or os.path.commonpath((path, self.root)) != str(self.root):
+        if "\0" in name or os.path.commonpath((path, self.root)) != self._whole:
             raise OSError(f"its path leads outside {self.root}")
         return path
 
@@ -267,15 +268,14 @@ def _content(path: str) -> bytes:
     Raises:
         OSError: there is no such file, or it exceeds MAX_IMAGE_BYTES.
     """
-    # Without waiting: opening a pipe might block forever.
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device might block forever
+        raise OSError("not a file")
     number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        status = os.fstat(number)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("not a file")
         wanted = min(status.st_size, MAX_IMAGE_BYTES) + 1
         content = os.read(number, wanted)
-        # It is over if there is less than was asked for; or else it has been growing meanwhile.
+        # It is over if there is less than was asked for; or else it has changed meanwhile.
         if len(content) not in (0, status.st_size):
             with open(number, "rb", closefd=False) as file:
                 content += file.read(MAX_IMAGE_BYTES + 1 - len(content))

@@ -20,8 +20,8 @@ from visdiv_assets.errors import Unreachable, VisdivError
 from visdiv_assets.store.files import DamagedError, noticing_damage, read_table
 from visdiv_assets.store.index import PART_MARK
 from visdiv_assets.store.objects import StoredFile
-from visdiv_assets.store.plans import read_plan
-from visdiv_assets.store.store import UNUSED, Store, hidden
+from visdiv_assets.store.plans import CURRENT, Plan, read_plan
+from visdiv_assets.store.store import SAFE_NAME, UNUSED, Store, hidden
 
 # Whatever is younger may belong to a run that is still at work: one is ended after a day.
 GRACE_SECONDS = 7 * 86_400.0
@@ -98,9 +98,8 @@ def plan_cleaning(
     files = files_of(store)
     datasets = {dataset for dataset, _, _ in needed}
     images = {(dataset, fingerprint) for dataset, _, fingerprint in needed}
-    plans = {file.name.split("/")[1] for file in files if kind_of(file) == "plans"}
-    planned = {name: each.fingerprint for name in plans if (each := read_plan(store, name))}
-    images |= set(planned.items())
+    planned = _planned(store, files)
+    images |= {(name, each.fingerprint) for name, each in planned.items() if each}
     # They know the images that have not changed.
     kept_indexes = {name for dataset in datasets for name in store.newest_indexes(dataset)}
 
@@ -113,13 +112,13 @@ def plan_cleaning(
         if kind == "manifests" and len(within) == 1 and suffix == "parquet":
             return within[0] not in datasets or (within[0], fingerprint) in images
         if kind == "plans" and len(within) == 1:
-            return not dot or planned.get(within[0]) == fingerprint
+            current = planned.get(within[0])
+            return not dot or current is None or current.images == fingerprint
         if kind not in ("indexes", "moments") or len(within) != 2:
             return True  # segments have rules of their own
         where = (*within, fingerprint)
-        whole, part, _ = fingerprint.partition(PART_MARK)
-        if part and planned.get(where[0]) == whole:
-            return True
+        if PART_MARK in fingerprint and where[0] in planned:
+            return True  # the plan leaves out what was done of earlier ones
         if where[0] not in datasets or file.name in kept_indexes:
             return True
         return where in (newest if suffix == SLICES else needed)
@@ -129,6 +128,13 @@ def plan_cleaning(
     indexes = [file for file in files if is_index(file) and file.name not in gone]
     _plan_segments(plan, files, _named_segments(store, indexes, plan), now, grace)
     return plan
+
+
+def _planned(store: Store, files: Iterable[StoredFile]) -> dict[str, Plan | None]:
+    """The plan of each dataset that has one; None if it cannot be read."""
+    names = (file.name.split("/") for file in files if kind_of(file) == "plans")
+    datasets = {parts[1] for parts in names if parts[2:] == [CURRENT]}
+    return {name: read_plan(store, name) for name in datasets if SAFE_NAME.fullmatch(name)}
 
 
 def is_index(file: StoredFile) -> bool:

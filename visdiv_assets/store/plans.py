@@ -4,7 +4,7 @@ Here: writing and reading both. Not here: where to cut (`embedding/work.py`), do
 (`workflows/plan.py`).
 
     plans/<dataset>/current                            JSON: of which images, with which model
-    plans/<dataset>/<fingerprint>.parquet              what is to be read, a row group for each unit
+    plans/<dataset>/<hash of the units>.parquet        what is to be read, a row group for each unit
     indexes/<dataset>/<model id>/<fingerprint>+<unit>.parquet   what came of a unit: its commit
 
 What came of a unit is an index like any other. So a clean-up keeps its rows, and an evaluation
@@ -20,9 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from visdiv_assets.errors import VisdivError
+from visdiv_assets.sources.manifest import SCHEMA
 from visdiv_assets.store.files import DamagedError, noticing_damage, read_table, writing
-from visdiv_assets.store.index import PART_MARK, EmbeddingIndex
+from visdiv_assets.store.index import INDEX_SCHEMA, PART_MARK, EmbeddingIndex, content_key
 from visdiv_assets.store.store import Store, below
+
+CURRENT = "current"
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Plan:
         dataset: whose images these are.
         model_id: the model.
         fingerprint: of the manifest of all images.
+        before: of the manifest that was scored last when this was planned; empty if none was.
         units: the id of each unit.
         sizes: how many images each has.
     """
@@ -40,8 +44,14 @@ class Plan:
     dataset: str
     model_id: str
     fingerprint: str
+    before: str
     units: tuple[str, ...]
     sizes: tuple[int, ...]
+
+    @property
+    def images(self) -> str:
+        """Name of the file with the images of the units; other units have another."""
+        return content_key(" ".join(self.units).encode()).hex()
 
 
 def write_plan(store: Store, plan: Plan, units: Sequence[pa.Table]) -> None:
@@ -71,7 +81,7 @@ def read_plan(store: Store, dataset: str) -> Plan | None:
         with noticing_damage(store.objects.shown(name), "plan again"):
             told = json.loads(store.objects.local(name, fresh=True).read_bytes())
             plan = Plan(**{**told, "units": tuple(told["units"]), "sizes": tuple(told["sizes"])})
-            named = [plan.dataset, plan.model_id, plan.fingerprint, *plan.units]
+            named = [plan.dataset, plan.model_id, plan.fingerprint, plan.before, *plan.units]
             sound = all(isinstance(each, str) for each in named) and plan.dataset == dataset
             if not sound or [*map(type, plan.sizes)] != [int] * len(plan.units):
                 raise ValueError("it is no plan of this dataset")
@@ -81,17 +91,20 @@ def read_plan(store: Store, dataset: str) -> Plan | None:
 
 
 def read_unit(store: Store, plan: Plan, number: int) -> pa.Table:
-    """The images of a unit.
+    """The images of a unit, as in a manifest.
 
     Raises:
-        DamagedError: they cannot be read.
+        VisdivError: they cannot be read, or are gone.
     """
-    name = _images(plan)
-    with (
-        noticing_damage(store.objects.shown(name), f"run `visdiv plan {plan.dataset}` again"),
-        pq.ParquetFile(store.objects.local(name), page_checksum_verification=True) as file,
-    ):
-        return file.read_row_group(number)
+    name, cure = _images(plan), f"run `visdiv plan {plan.dataset}` again"
+    try:
+        with (
+            noticing_damage(store.objects.shown(name), cure),
+            pq.ParquetFile(store.objects.local(name), page_checksum_verification=True) as file,
+        ):
+            return file.read_row_group(number).select(SCHEMA.names).cast(SCHEMA)
+    except FileNotFoundError:
+        raise VisdivError(f"the plan of {plan.dataset} was merged or replaced meanwhile") from None
 
 
 def write_result(store: Store, plan: Plan, number: int, index: EmbeddingIndex) -> None:
@@ -112,20 +125,28 @@ def parts_of(store: Store, dataset: str) -> list[EmbeddingIndex]:
     for name in sorted(_parts(store, dataset)):
         try:
             with noticing_damage(store.objects.shown(name), "its images are read again"):
-                found.append(EmbeddingIndex(read_table(store.objects.local(name))))
+                table = read_table(store.objects.local(name)).select(INDEX_SCHEMA.names)
+                if table.schema.types != INDEX_SCHEMA.types:
+                    raise ValueError("columns of other types")
+                found.append(EmbeddingIndex(table))
         except (FileNotFoundError, DamagedError):
             continue
     return found
 
 
-def forget_plan(store: Store, dataset: str) -> None:
-    """Delete the plans of a dataset, and what came of their units.
+def forget_plan(store: Store, plan: Plan) -> None:
+    """Delete a plan that was merged, and what came of its units and of those of earlier plans.
+
+    If the dataset was planned again meanwhile, all of it stays: the new plan builds on it.
 
     Raises:
         VisdivError: something cannot be deleted.
     """
-    plans = (file.name for file in store.objects.files(below("plans", dataset)))
-    for name in [*plans, *_parts(store, dataset)]:
+    parts = [*_parts(store, plan.dataset)]
+    if read_plan(store, plan.dataset) != plan:
+        return
+    plans = (file.name for file in store.objects.files(below("plans", plan.dataset)))
+    for name in [*sorted(plans, reverse=True), *parts]:
         try:
             store.objects.delete(name)
         except FileNotFoundError:
@@ -144,11 +165,11 @@ def _parts(store: Store, dataset: str) -> Iterator[str]:
 
 
 def _current(dataset: str) -> str:
-    return below("plans", dataset, "current")
+    return below("plans", dataset, CURRENT)
 
 
 def _images(plan: Plan) -> str:
-    return below("plans", plan.dataset, f"{plan.fingerprint}.parquet")
+    return below("plans", plan.dataset, f"{plan.images}.parquet")
 
 
 def _part(plan: Plan, number: int) -> str:

@@ -84,6 +84,7 @@ def make_plan(
         dataset,
         embedder.model_id,
         manifest.fingerprint,
+        store.latest_fingerprint(dataset) or "",
         tuple(unit_id(embedder.model_id, unit) for unit in units),
         tuple(map(len, units)),
     )
@@ -122,8 +123,9 @@ def embed_units(
         on_progress: told of the progress in all of them together.
 
     Raises:
-        VisdivError: the plan is for another model; or what the source, the model or the store says.
-            What was committed before stays.
+        VisdivError: the plan is for another model, or was made again meanwhile; no image of a unit
+            can be read; or what the source, the model or the store says. What was committed before
+            stays.
     """
     if embedder.model_id != plan.model_id:
         raise VisdivError(
@@ -146,9 +148,20 @@ def embed_units(
 
     for number in own:
         images = Manifest(read_unit(store, plan, number), plan.units[number])
+        if unit_id(plan.model_id, images.table) != plan.units[number]:
+            raise VisdivError(
+                f"the plan of {plan.dataset} was made again meanwhile, or is damaged; run `visdiv "
+                f"plan {plan.dataset}` again"
+            )
         index, new = embed_images(
             images, source, embedder, store, (), on_progress=telling(before, embedded)
         )
+        if not index.table["content_key"].null_count < len(index.table):
+            _, reason = index.failures()[0]
+            raise VisdivError(
+                f"not one image of unit {number + 1} can be read from {source.uri} (the first: "
+                f"{reason}), so it is left for another try; does this machine see them?"
+            )
         write_result(store, plan, number, index)
         embedded += new
         failed += index.n_failed
@@ -160,8 +173,14 @@ def planned_images(plan: Plan, store: Store) -> Manifest:
     """All images of a plan, once each of its units is committed.
 
     Raises:
-        VisdivError: some are not.
+        VisdivError: some are not, or other images have been scored since.
     """
+    scored = store.latest_fingerprint(plan.dataset) or ""
+    if scored not in (plan.before, plan.fingerprint):
+        raise VisdivError(
+            f"{plan.dataset} has been scored since it was planned, with other images; run `visdiv "
+            f"plan {plan.dataset}` again, which leaves out what is done"
+        )
     there = done_units(store, plan)
     missing = [number + 1 for number in range(len(plan.units)) if number not in there]
     if missing:

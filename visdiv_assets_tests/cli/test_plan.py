@@ -91,6 +91,48 @@ def test_the_script_for_one_machine_runs_and_goes_on(photos, project_folder):
     assert sum(map(len, keys)) == 8
 
 
+def test_the_script_ends_its_processes_with_itself(photos, project_folder):
+    for number in range(40):
+        for path in PHOTOS[:8]:
+            data = path.read_bytes()
+            (photos / f"{number}{path.name}").write_bytes(
+                data[:-2] + number.to_bytes(2) + data[-2:]
+            )
+    environment = {
+        **os.environ,
+        "PATH": f"{COMMANDS}{os.pathsep}{os.environ['PATH']}",
+        "VISDIV_STORE": str(project_folder / "store"),
+    }
+    script = subprocess.Popen(
+        [WORKERS / "two_processes.sh", "photos"],
+        cwd=project_folder,
+        env=environment,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not [*project_folder.rglob("store/embeddings/*/*.parquet")] and script.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+        if len(_in_session(script.pid)) > 2:
+            break
+    os.killpg(script.pid, signal.SIGINT)  # as a terminal does
+    assert script.wait(60) == 130
+    assert _in_session(script.pid) == []
+
+
+def _in_session(leader):
+    """The processes that are in its session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[3] == str(leader) and fields[0] != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
 def test_a_job_of_slurm_takes_its_share(photos, project_folder):
     assert run(["visdiv", "plan", "photos", "--images", "1"], project_folder).returncode == 0
     told = run(

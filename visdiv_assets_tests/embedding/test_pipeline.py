@@ -604,15 +604,15 @@ def test_rows_are_in_the_order_of_the_images_whichever_thread_is_first(
     store, seconds = Store(tmp_path / "store"), threading.Semaphore(0)
     claim = incremental._Claim.__call__
 
-    def second_first(self, key, at):
+    def second_first(self, key, number):
         if threading.current_thread().name.startswith("decode"):
-            if at % 2 == 0:
+            if number % 2 == 0:
                 assert seconds.acquire(timeout=60)
-            wanted = claim(self, key, at)
-            if at % 2:
+            wanted = claim(self, key, number)
+            if number % 2:
                 seconds.release()
             return wanted
-        return claim(self, key, at)
+        return claim(self, key, number)
 
     monkeypatch.setattr(incremental._Claim, "__call__", second_first)
     assert run(folder, store)[1] == 20
@@ -620,6 +620,28 @@ def test_rows_are_in_the_order_of_the_images_whichever_thread_is_first(
     keys, _ = store.segment_keys("fake", name)
     firsts = [content_key((folder / f"{number:03}.png").read_bytes()) for number in range(20)]
     assert [bytes(key) for key in keys] == [key.rstrip(b"\0") for key in firsts]
+
+
+def test_of_equal_contents_the_first_that_the_source_gives_is_embedded(folder, store):
+    for path in sorted(folder.iterdir()):
+        path.with_name(f"{path.stem}_again.png").write_bytes(path.read_bytes())
+
+    class Backwards(WatchedSource):
+        def read_all(self, image_ids):
+            last = [*enumerate(image_ids)][::-1]
+            names = [name for _, name in last]
+            for (at, _), read in zip(last, super().read_all(names), strict=True):
+                yield Read(at, read.data)
+
+    embedder = FakeEmbedder()
+    assert run(Backwards(folder), store, embedder)[1] == 20
+    assert sum(embedder.batches) == 20
+    (name,) = store.segment_names("fake")
+    keys, _ = store.segment_keys("fake", name)
+    lasts = [
+        content_key((folder / f"{number:03}.png").read_bytes()) for number in range(19, -1, -1)
+    ]
+    assert [bytes(key) for key in keys] == [key.rstrip(b"\0") for key in lasts]
 
 
 INTERRUPTED_AT_START = """

@@ -1,6 +1,7 @@
 """Images in a directory: what is listed, what is left out, and what cannot be read."""
 
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -257,3 +258,39 @@ def test_a_directory_is_named_by_path_or_file_url(tmp_path):
 def test_other_urls_are_refused():
     with pytest.raises(VisdivError, match=r"cannot read images from ftp://; use a path or one of"):
         open_source("ftp://host/photos")
+
+
+def test_a_folder_whose_path_begins_with_two_slashes_is_read(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"content")
+    source = DirectorySource(f"/{tmp_path}")
+    ids = [item.image_id for item in source.items()]
+    assert [read.data for read in source.read_all(ids)] == [b"content"]
+
+
+def test_sockets_and_pipes_are_no_images_and_end_no_run(tmp_path):
+    for number in range(5):
+        os.mkfifo(tmp_path / f"pipe{number}.jpg")
+        with socket.socket(socket.AF_UNIX) as server:
+            here = os.open(tmp_path, os.O_RDONLY)
+            server.bind(f"/proc/self/fd/{here}/socket{number}.jpg")
+            os.close(here)
+    (tmp_path / "whole.jpg").write_bytes(b"content")
+    source = DirectorySource(tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    *others, whole = [read.data for read in source.read_all(names)]
+    assert whole == b"content"
+    assert {str(each) for each in others} == {"not a file"}
+
+
+def test_a_file_that_grows_while_it_is_read_is_read_whole(tmp_path, monkeypatch):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(bytes(5000))
+    status = Path.stat
+
+    def smaller(self, **options):
+        found = status(self, **options)
+        return os.stat_result((*found[:6], 100, *found[7:10])) if self == path else found
+
+    source = DirectorySource(tmp_path)
+    monkeypatch.setattr(Path, "stat", smaller)
+    assert [read.data for read in source.read_all(["a.jpg"])] == [bytes(5000)]

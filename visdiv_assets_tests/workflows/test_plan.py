@@ -65,7 +65,8 @@ def embed(home, text, embedder=None):
 
 
 def merge(home, embedder=None):
-    images = planned_images(plan_of("photos", home.store), home.store)
+    made = plan_of("photos", home.store)
+    images = planned_images(made, home.store)
     evaluation, embedded = evaluate(
         "photos",
         home.source,
@@ -74,7 +75,7 @@ def merge(home, embedder=None):
         home.warehouse,
         manifest=images,
     )
-    forget_plan(home.store, "photos")
+    forget_plan(home.store, made)
     return evaluation, embedded
 
 
@@ -277,6 +278,125 @@ def test_a_damaged_result_is_made_again_by_the_merge(home):
     home.store.objects.write(name, lambda file: file.write(b"PAR1"))
     evaluation, embedded = merge(home, FakeEmbedder())
     assert (evaluation.n_images, embedded.n_new) == (20, 0)  # its rows were in the store
+
+
+def test_a_worker_whose_plan_is_gone_stops(home):
+    first = plan(home, most=8)
+    second = plan(home, most=4)
+    home.store.objects.delete(f"plans/photos/{first.images}.parquet")
+    with pytest.raises(VisdivError, match="the plan of photos was merged or replaced meanwhile"):
+        embed_units(first, [1], home.source, FakeEmbedder(), home.store)
+    assert done_units(home.store, second) == set()
+
+
+def test_a_worker_goes_on_with_its_own_plan_while_another_one_is_made(home):
+    first = plan(home, most=8)
+    second = plan(home, most=4)
+    assert embed_units(first, [1], home.source, FakeEmbedder(), home.store).embedded == 8
+    assert done_units(home.store, first) == {1}
+    assert done_units(home.store, second) == set()
+    home.source.read_ids.clear()
+    embed(home, "1/1")
+    assert len(home.source.read_ids) == 21
+    assert merge(home)[0].n_images == 20
+
+
+def test_images_of_other_units_are_refused(home):
+    made = plan(home)
+    name, other = (f"plans/photos/{each.images}.parquet" for each in (made, plan(home, most=3)))
+    content = home.store.objects.local(other).read_bytes()
+    home.store.objects.write(name, lambda file: file.write(content))
+    with pytest.raises(VisdivError, match="the plan of photos was made again meanwhile, or is dam"):
+        embed_units(made, [0], home.source, FakeEmbedder(), home.store)
+    home.store.objects.write(name, lambda file: file.write(b"PAR1"))
+    with pytest.raises(VisdivError, match=r"is damaged .*; run `visdiv plan photos` again"):
+        embed_units(made, [0], home.source, FakeEmbedder(), home.store)
+
+
+def test_a_worker_that_does_not_see_the_images_commits_nothing(home):
+    made = plan(home)
+    elsewhere = home.folder.with_name("elsewhere")
+    home.folder.rename(elsewhere)
+    with pytest.raises(
+        VisdivError, match=r"not one image of unit 1 can be read from .* No such fi"
+    ):
+        embed(home, "1/1")
+    elsewhere.rename(home.folder)
+    assert done_units(home.store, made) == set()
+    assert embed(home, "1/1").embedded == 20
+
+
+def test_an_image_that_goes_meanwhile_is_a_failure_of_its_unit(home):
+    plan(home)
+    (home.folder / "005.png").unlink()
+    assert embed(home, "1/1").failed == 2
+    evaluation, embedded = merge(home)
+    assert evaluation.n_images == 19
+    assert [name for name, _ in embedded.index.failures()] == ["005.png", "fake.png"]
+
+
+def test_a_plan_that_is_made_while_another_is_merged_stays(home):
+    first = plan(home)
+    embed(home, "1/1")
+    write_image(home.folder / "new.png", seed=99)
+    second = plan(home)
+    forget_plan(home.store, first)  # as a merge that began before does in the end
+    assert plan_of("photos", home.store) == second
+    embed(home, "1/1")
+    home.source.read_ids.clear()
+    assert merge(home)[0].n_images == 21
+    assert home.source.read_ids == []
+
+
+def test_a_plan_does_not_take_the_place_of_what_was_scored_since(home):
+    plan(home)
+    embed(home, "1/1")
+    write_image(home.folder / "new.png", seed=99)
+    evaluate("photos", home.source, FakeEmbedder(), home.store, home.warehouse)
+    with pytest.raises(VisdivError, match="photos has been scored since it was planned, with othe"):
+        merge(home)
+    assert plan(home).units == ()
+    assert merge(home)[0].n_images == 21
+
+
+def test_a_clean_up_keeps_what_units_of_an_earlier_plan_have_done(home):
+    write_image(home.folder / "first.png", seed=77)
+    evaluate("photos", home.source, FakeEmbedder(), home.store, home.warehouse)
+    for path in home.folder.iterdir():
+        path.write_bytes(path.read_bytes() + b" ")
+    plan(home)
+    embed(home, "1/2")
+    write_image(home.folder / "new.png", seed=99)
+    plan(home)
+    home.place.grow_old(200)
+    settings = Settings(results=home.results, keep=KeepSettings(evaluations=1, days=0))
+    clean_up(Project(settings, home.store, home.warehouse), datetime.now(UTC), apply=True)
+    embed(home, "1/1")
+    home.source.read_ids.clear()
+    assert merge(home)[0].n_images == 22
+    assert home.source.read_ids == []
+
+
+@pytest.mark.parametrize(
+    "name", ["stray", ".snapshot/current", "photos/deep/current", "a\\b/current"]
+)
+def test_odd_files_among_the_plans_stop_no_clean_up(home, name):
+    evaluate("photos", home.source, FakeEmbedder(), home.store, home.warehouse)
+    home.store.objects.write(f"plans/{name}", lambda file: file.write(b"?"))
+    settings = Settings(results=home.results)
+    assert clean_up(
+        Project(settings, home.store, home.warehouse), datetime.now(UTC), apply=True
+    ).done
+
+
+def test_a_result_with_other_columns_counts_as_none(home):
+    made = plan(home)
+    name = f"indexes/photos/fake/{made.fingerprint}+{made.units[2]}.parquet"
+    content = home.store.objects.local(f"plans/photos/{made.images}.parquet").read_bytes()
+    home.store.objects.write(name, lambda file: file.write(content))
+    assert parts_of(home.store, "photos") == []
+    evaluation, _ = evaluate("photos", home.source, FakeEmbedder(), home.store, home.warehouse)
+    assert evaluation.n_images == 20
 
 
 def test_images_in_folders_of_other_sources_are_cut_anywhere(tmp_path):
