@@ -59,6 +59,7 @@ def plan(
         int,
         typer.Option(
             min=1,
+            max=100_000_000,
             help="Images in a unit. Images of one archive or table stay together.",
             metavar="N",
         ),

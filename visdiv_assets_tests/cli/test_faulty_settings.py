@@ -133,7 +133,7 @@ def test_list_shows_datasets_that_are_all_faulty(visdiv):
 def test_scoring_all_datasets_scores_the_others_and_fails_in_the_end(visdiv, monkeypatch):
     from visdiv_assets_tests.embedding.fakes import FakeEmbedder
 
-    monkeypatch.setattr("visdiv_assets.cli.score._embedder", lambda *_: FakeEmbedder())
+    monkeypatch.setattr("visdiv_assets.cli.score.load_embedder", lambda *_: FakeEmbedder())
     result = visdiv("score", "--json", code=1)
     scored = [json.loads(line)["dataset"] for line in result.stdout.splitlines()]
     assert scored == ["birds", "cars"]

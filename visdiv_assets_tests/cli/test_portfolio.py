@@ -304,7 +304,7 @@ def test_drift_compares_with_another_dataset(visdiv, two):
 
 def test_score_says_how_many_images_a_sample_was_drawn_from(visdiv, monkeypatch):
     embedder = FakeEmbedder(batch_size=64)
-    monkeypatch.setattr("visdiv_assets.cli.score._embedder", lambda *_: embedder)
+    monkeypatch.setattr("visdiv_assets.cli.score.load_embedder", lambda *_: embedder)
     write_images(Path("birds"), 520)
     assert "of 520" in visdiv("score", "birds", "--precision", "0.3").stdout
     assert sum(embedder.batches) == 500
