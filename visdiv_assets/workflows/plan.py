@@ -156,7 +156,7 @@ def embed_units(
         index, new = embed_images(
             images, source, embedder, store, (), on_progress=telling(before, embedded)
         )
-        if not index.table["content_key"].null_count < len(index.table):
+        if index.table["content_key"].null_count == len(index.table):
             _, reason = index.failures()[0]
             raise VisdivError(
                 f"not one image of unit {number + 1} can be read from {source.uri} (the first: "
