@@ -22,14 +22,19 @@ from visdiv_assets.cli.console import (
     visible,
 )
 from visdiv_assets.cli.progress import of_images
-from visdiv_assets.cli.score import load_embedder, print_failures, print_flat, print_left_out
+from visdiv_assets.cli.score import (
+    evaluate_as_set,
+    load_embedder,
+    print_failures,
+    print_flat,
+    print_left_out,
+)
 from visdiv_assets.errors import VisdivError, counted
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from visdiv_assets.embedding.embedder import SSCDEmbedder
-    from visdiv_assets.settings.model import DatasetSettings
     from visdiv_assets.sources.source import Source
     from visdiv_assets.workflows.project import Project
 
@@ -76,7 +81,7 @@ def plan(
         from visdiv_assets.sources.names import left_out_of
         from visdiv_assets.workflows.plan import make_plan
 
-        project, dataset, source, embedder, _ = _opened(name, config)
+        project, dataset, source, embedder = _opened(name, config)
         made, n_listed = make_plan(dataset, source, embedder, project.store, images)
         print_left_out(dataset, left_out_of(source))
     n_planned, n_units = sum(made.sizes), len(made.units)
@@ -132,7 +137,7 @@ def embed(
         from visdiv_assets.embedding.work import share
         from visdiv_assets.workflows.plan import embed_units, plan_of
 
-        project, dataset, source, embedder, _ = _opened(name, config)
+        project, dataset, source, embedder = _opened(name, config)
         made = plan_of(dataset, project.store)
         numbers = share(units, len(made.units))
         with of_images(dataset) as on_progress:
@@ -159,26 +164,14 @@ def merge(name: Called, json_output: Json = False, config: Config = None) -> Non
     """
     with clear_errors("interrupted; run the same command to continue"):
         from visdiv_assets.store.plans import forget_plan
-        from visdiv_assets.workflows.evaluate import evaluate
         from visdiv_assets.workflows.plan import plan_of, planned_images
 
-        project, dataset, source, embedder, registered = _opened(name, config)
+        project, dataset, source, embedder = _opened(name, config)
         made = plan_of(dataset, project.store)
         images = planned_images(made, project.store)
         with of_images(dataset) as on_progress:
-            evaluation, embedded = evaluate(
-                dataset,
-                source,
-                embedder,
-                project.store,
-                project.warehouse,
-                threshold=registered.threshold if registered else None,
-                basis=registered.basis if registered else "corrected",
-                recovery=project.recovery,
-                slices=registered.slices if registered else None,
-                sampling_unit=registered.sampling_unit if registered else "near-duplicates",
-                manifest=images,
-                on_progress=on_progress,
+            evaluation, embedded = evaluate_as_set(
+                project, dataset, source, embedder, manifest=images, on_progress=on_progress
             )
         forget_plan(project.store, made)
         print_failures(embedded.index)
@@ -189,10 +182,8 @@ def merge(name: Called, json_output: Json = False, config: Config = None) -> Non
         print_evaluations([evaluation])
 
 
-def _opened(
-    called: str, config: "Path | None"
-) -> "tuple[Project, str, Source, SSCDEmbedder, DatasetSettings | None]":
-    """The project, and a dataset's name, source, model and settings."""
+def _opened(called: str, config: "Path | None") -> "tuple[Project, str, Source, SSCDEmbedder]":
+    """The project, and a dataset's name, source and model."""
     from visdiv_assets.sources.opening import open_source
     from visdiv_assets.workflows.project import dataset_at, decoding_of
 
@@ -207,4 +198,4 @@ def _opened(
             f"take `sample` out of its settings"
         )
     embedder = load_embedder(settings.embedder_of(dataset), decoding_of(settings, dataset))
-    return project, dataset, open_source(source), embedder, registered
+    return project, dataset, open_source(source), embedder

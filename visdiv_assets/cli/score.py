@@ -31,6 +31,7 @@ from visdiv_assets.settings.secrets import redacted
 
 if TYPE_CHECKING:
     from visdiv_assets.embedding.embedder import SSCDEmbedder
+    from visdiv_assets.embedding.pipeline import Embedder, OnProgress
     from visdiv_assets.embedding.preprocess import Decoding
     from visdiv_assets.settings.model import (
         DatasetSettings,
@@ -39,9 +40,13 @@ if TYPE_CHECKING:
         Settings,
         SourceSettings,
     )
+    from visdiv_assets.sources.manifest import Manifest
     from visdiv_assets.sources.names import LeftOut
+    from visdiv_assets.sources.source import Source
     from visdiv_assets.store.index import EmbeddingIndex
     from visdiv_assets.warehouse.records import Evaluation
+    from visdiv_assets.workflows.evaluate import Embedded
+    from visdiv_assets.workflows.project import Project
 
 FAILURES_SHOWN = 10
 
@@ -127,7 +132,6 @@ def score(
     ):
         from visdiv_assets.sources.names import left_out_of
         from visdiv_assets.sources.opening import open_source
-        from visdiv_assets.workflows.evaluate import evaluate
         from visdiv_assets.workflows.order import order_of, told
         from visdiv_assets.workflows.project import decoding_of
 
@@ -155,17 +159,12 @@ def score(
                     )
                     opened = open_source(source)
                     with of_images(name) as on_progress:
-                        evaluation, embedded = evaluate(
+                        evaluation, embedded = evaluate_as_set(
+                            project,
                             name,
                             opened,
                             embedder,
-                            project.store,
-                            project.warehouse,
-                            threshold=registered.threshold if registered else None,
-                            basis=registered.basis if registered else "corrected",
-                            recovery=project.recovery,
-                            slices=registered.slices if registered else None,
-                            sampling_unit=unit or _unit_of(registered),
+                            sampling_unit=unit,
                             precision=precision or _precision_of(registered),
                             reread=reread,
                             on_progress=on_progress,
@@ -240,6 +239,40 @@ def load_embedder(configured: "EmbedderSettings", decoding: "Decoding") -> "SSCD
         )
     finally:
         progress.stop()
+
+
+def evaluate_as_set(
+    project: "Project",
+    name: str,
+    source: "Source",
+    embedder: "Embedder",
+    *,
+    sampling_unit: "SamplingUnit | None" = None,
+    precision: float | None = None,
+    reread: bool = False,
+    manifest: "Manifest | None" = None,
+    on_progress: "OnProgress | None" = None,
+) -> "tuple[Evaluation, Embedded]":
+    """`evaluate` as the settings say; a dataset that is not registered has no threshold."""
+    from visdiv_assets.workflows.evaluate import evaluate
+
+    registered = project.settings.datasets.get(name)
+    return evaluate(
+        name,
+        source,
+        embedder,
+        project.store,
+        project.warehouse,
+        threshold=registered.threshold if registered else None,
+        basis=registered.basis if registered else "corrected",
+        recovery=project.recovery,
+        slices=registered.slices if registered else None,
+        sampling_unit=sampling_unit or _unit_of(registered),
+        precision=precision,
+        reread=reread,
+        manifest=manifest,
+        on_progress=on_progress,
+    )
 
 
 def _sampling_unit(text: str | None) -> "SamplingUnit | None":
