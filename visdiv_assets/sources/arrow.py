@@ -73,7 +73,7 @@ class ArrowSource(ContainerSource):
 
     def fingerprint(self) -> str:
         """As `ContainerSource.fingerprint`."""
-        self.__dict__.pop("files", None)
+        self._look_again()
         self._checked_files()
         return super().fingerprint()
 

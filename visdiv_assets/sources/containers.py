@@ -33,7 +33,6 @@ class ContainerSource(ABC):
         self._place, self._pattern, self._selection = place, pattern, selection
         self._wanted = selection.wanted
         self._tally: Counter[str] = Counter()
-        self._named: tuple[list[FileInfo], dict[str, FileInfo]] | None = None
         self.left_out = LeftOut()
 
     @property
@@ -96,7 +95,7 @@ class ContainerSource(ABC):
         Raises:
             VisdivError: the files cannot be found.
         """
-        self.__dict__.pop("files", None)
+        self._look_again()
         told = "\n".join(f"{file.name!r} {file.size} {file.version}" for file in self.files)
         return self._selection.fingerprint(told + self._rules())
 
@@ -132,11 +131,14 @@ class ContainerSource(ABC):
             at = image_id.find("#", at + 1)
         return image_id[: max(at, 0)]
 
-    @property
+    def _look_again(self) -> None:
+        """Forget which files there were."""
+        for found in ("files", "_by_name"):
+            self.__dict__.pop(found, None)
+
+    @cached_property
     def _by_name(self) -> dict[str, FileInfo]:
-        if self._named is None or self._named[0] is not self.files:
-            self._named = (self.files, {to_image_id(file.name): file for file in self.files})
-        return self._named[1]
+        return {to_image_id(file.name): file for file in self.files}
 
     def _rules(self) -> str:
         """What else decides which images are listed: a part of the fingerprint."""
