@@ -13,8 +13,16 @@ from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.duplicates import find_duplicates
 from visdiv_assets.workflows.evaluate import evaluate
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image
+from visdiv_assets_tests.store.homes import BOTH, homes
 
 DECODING = Decoding()
+
+
+@pytest.fixture(scope="session", params=BOTH)
+def make_home(request):
+    """What makes a new place for a store in a folder, on a disk or in a bucket."""
+    with homes(request.param) as make:
+        yield make
 
 
 def noise(seed):

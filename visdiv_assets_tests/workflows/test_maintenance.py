@@ -23,16 +23,9 @@ from visdiv_assets.workflows.evaluate import evaluate
 from visdiv_assets.workflows.maintenance import clean_up, compact_store, retained
 from visdiv_assets.workflows.project import Project
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_image
-from visdiv_assets_tests.store.homes import BOTH, homes
 
 NOW = datetime.now(UTC) + timedelta(hours=1)  # after all that the tests do
 FEW = KeepSettings(evaluations=2, days=0)
-
-
-@pytest.fixture(scope="session", params=BOTH)
-def make_home(request):
-    with homes(request.param) as make:
-        yield make
 
 
 @pytest.fixture

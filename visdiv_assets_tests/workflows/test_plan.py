@@ -27,13 +27,6 @@ from visdiv_assets_tests.embedding.fakes import (
     write_image,
     write_images,
 )
-from visdiv_assets_tests.store.homes import BOTH, homes
-
-
-@pytest.fixture(scope="session", params=BOTH)
-def make_home(request):
-    with homes(request.param) as make:
-        yield make
 
 
 @pytest.fixture
