@@ -218,7 +218,7 @@ class TorchRuntime:
                 # Pixels on a device that fails can't be had any more.
                 if not others or (isinstance(pixels, Tensor) and pixels.is_cuda):
                     raise VisdivError(why) from error
-            except BaseException:
+            except BaseException:  # bad pixels or an interrupt: the device is not to blame
                 self._free.put(worker)
                 raise
             else:
