@@ -330,11 +330,11 @@ def note_look(look: Look, store: Store, state: StateFile, now: float, settle: fl
 
 @dataclass(frozen=True)
 class Wanted:
-    """An evaluation to ask for: a change that has settled.
+    """An evaluation to ask for: a change that has settled, or an evaluation that has failed.
 
     Attributes:
         dataset: its name.
-        fingerprint: what was seen.
+        fingerprint: what was seen; after a failure, what was scored last.
         requests: how often it has been asked for now.
     """
 
@@ -354,7 +354,8 @@ def wanted_evaluations(
     """The evaluations to ask for, according to what was seen last; they are noted as asked for.
 
     What was scored last decides. So whatever becomes of a run, a change is asked for until it is
-    scored, with growing pauses.
+    scored, with growing pauses. So is a dataset as it was scored whose last evaluation has failed,
+    be it the night's.
 
     Args:
         sources: what is watched, by dataset.
@@ -364,10 +365,19 @@ def wanted_evaluations(
         now: Unix time.
         settle: seconds without a change after which a change has settled.
     """
-    asked = requests(state)
-    changed: dict[str, Request | None] = {name: None for name in asked if name not in sources}
+    asked, looks = requests(state), seen(state)
+    failed = {
+        name
+        for name, conditions in all_active_conditions(state).items()
+        if Condition.NOT_EVALUATED in conditions
+    }
+    changed: dict[str, Request | None] = {
+        name: None
+        for name in asked
+        if name not in sources or name not in looks.keys() | failed | set(in_flight)
+    }
     wanted = []
-    for name, look in seen(state).items():
+    for name, look in looks.items():
         request = asked.get(name)
         if name in in_flight or name not in sources or look.source != source_id(sources[name]):
             continue
@@ -384,6 +394,13 @@ def wanted_evaluations(
             continue
         changed[name] = Request(look.fingerprint, request.requests + 1, now)
         wanted.append(Wanted(name, look.fingerprint, request.requests + 1))
+    for name in sorted(failed & (sources.keys() - looks.keys() - set(in_flight))):
+        request, evaluated = asked.get(name), store.latest_fingerprint(name) or ""
+        if request is None or request.fingerprint != evaluated:  # the run that failed counts
+            changed[name] = Request(evaluated, 2, now)
+        elif may_ask_again(request.requests, abs(now - request.last_at)):
+            changed[name] = Request(evaluated, request.requests + 1, now)
+            wanted.append(Wanted(name, evaluated, request.requests + 1))
     for name in asked.keys() & set(in_flight):  # the pause begins when a run has ended
         changed[name] = replace(asked[name], last_at=now)
     note_requests(state, changed)

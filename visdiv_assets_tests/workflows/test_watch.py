@@ -10,12 +10,12 @@ import duckdb
 import numpy as np
 import pytest
 
-from visdiv_assets.quality.conditions import Condition
+from visdiv_assets.quality.conditions import Condition, State
 from visdiv_assets.settings.model import SourceSettings
 from visdiv_assets.sources.looking import Look
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.state.looks import requests, seen
-from visdiv_assets.warehouse.state.outbox import SETTINGS_FILE, all_active_conditions
+from visdiv_assets.warehouse.state.outbox import SETTINGS_FILE, all_active_conditions, note_states
 from visdiv_assets.warehouse.state.outbox import alerts as recorded
 from visdiv_assets.warehouse.state.registry import (
     confirm_removal,
@@ -353,6 +353,24 @@ def test_another_change_or_another_source_is_asked_for_at_once(service):
     look(service, 100, "g", source=other)
     assert wanted(service, 200) == []  # of another source, as long as the settings name the old one
     assert requests(service.state)["birds"].fingerprint == "g"
+
+
+def test_an_evaluation_that_failed_is_asked_for_again_though_its_source_has_not_changed(service):
+    Store(service.root).root.joinpath("manifests/birds").mkdir(parents=True)
+    Store(service.root).name_latest("birds", "f")
+    look(service, 0, "f")
+    assert wanted(service, 0) == []
+    note_failure("birds", "the disk is full", service.state)
+    asked = [minute for minute in range(40) if wanted(service, 60 * minute)]
+    assert asked == [1, 6, 31]
+    look(service, 60 * 40)  # it cannot be looked at: no evaluation could succeed
+    assert wanted(service, 3600 * 24) == []
+    look(service, 3600 * 24, "f")
+    assert wanted(service, 3600 * 24, ("birds",)) == []
+    ended = State(Condition.NOT_EVALUATED, active=False)
+    note_states(service.state, "birds", [ended], NOW)
+    assert wanted(service, 3600 * 72) == []
+    assert requests(service.state) == {}
 
 
 # --- nights ---
