@@ -1,10 +1,11 @@
-"""Two processes that share a plan, beside one process: images a second, with the int8 model.
+"""Two processes or two workers on Ray that share a plan, beside one process, with the int8 model.
 
     .venv/bin/python -m benchmarks.work_units [--images 1000]
 
 Twice: with files on the disk, where the CPUs are the limit; and with a source that gives one image
-after the other, each after 50 ms, where waiting is. Two processes have half of the CPUs each.
-Times are of whole processes, from their start to their end. Both ways must give the same moments.
+after the other, each after 50 ms, where waiting is. Of two, each has half of the CPUs. Times are of
+whole processes, from their start to their end; of Ray, from the moment in which its first worker
+takes a unit, and what it took to start is printed. All must give the same moments.
 """
 
 import argparse
@@ -13,20 +14,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from visdiv_assets.embedding.cpus import usable_cpus
 from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.work import share
+from visdiv_assets.settings.model import RayEngine
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.source import Read
+from visdiv_assets.store.plans import Plan
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets.workflows.evaluate import evaluate
+from visdiv_assets.workflows.engine import Job
+from visdiv_assets.workflows.evaluate import evaluate, list_dataset
 from visdiv_assets.workflows.plan import embed_units, make_plan, plan_of, planned_images
+from visdiv_assets.workflows.ray_engine import Ray
 
-LATENCY = 0.05
+LATENCY, UNIT = 0.05, 50
 TARGETS = {"files on the disk": 0.9, "50 ms for each image": 1.8}
 
 
@@ -54,9 +60,7 @@ def work(files: Path, store: Store, name: str, text: str) -> None:
 
 def timed(files: Path, folder: Path, name: str, processes: int) -> tuple[float, bytes]:
     """Images a second of so many processes, and the moments of all."""
-    store, source = Store(folder), source_of(files, name)
-    embedder = SSCDEmbedder()
-    plan, count = make_plan("files", source, embedder, store, most=50)
+    plan = planned(files, folder, name)
     environment = {**os.environ, "VISDIV_CPUS": str(max(1, usable_cpus() // processes))}
     begin = time.perf_counter()
     started = [
@@ -72,11 +76,41 @@ def timed(files: Path, folder: Path, name: str, processes: int) -> tuple[float, 
     if any(process.wait() for process in started):
         raise SystemExit("a process has failed")
     seconds = time.perf_counter() - begin
+    return sum(plan.sizes) / seconds, merged(plan, files, folder, name)
+
+
+def on_ray(files: Path, folder: Path, name: str, workers: int) -> tuple[float, bytes, float]:
+    """The same of workers on Ray, and the seconds until the first of them took a unit."""
+    plan = planned(files, folder, name)
+    job = Job(SSCDEmbedder, partial(source_of, files, name), partial(Store, folder))
+    settings = RayEngine(workers=workers, cpus=max(1, usable_cpus() // workers))
+    begin, began = time.perf_counter(), 0.0
+
+    def on_progress(*_: object) -> None:
+        nonlocal began
+        began = began or time.perf_counter()
+
+    Ray(settings, job)(plan, on_progress)
+    seconds = time.perf_counter() - began
+    return sum(plan.sizes) / seconds, merged(plan, files, folder, name), began - begin
+
+
+def planned(files: Path, folder: Path, name: str) -> Plan:
+    """A plan in a new store."""
+    store, source = Store(folder), source_of(files, name)
+    listed = list_dataset("files", source, store)
+    return make_plan("files", listed, source, SSCDEmbedder(), store, lambda _: UNIT)
+
+
+def merged(plan: Plan, files: Path, folder: Path, name: str) -> bytes:
+    """The moments of all images."""
+    store = Store(folder)
     images = planned_images(plan, store)
     warehouse = Warehouse(folder / "visdiv.duckdb")
-    evaluation, _ = evaluate("files", source, embedder, store, warehouse, manifest=images)
-    moments = store.read_sample(*evaluation.where).moments
-    return count / seconds, moments.outer.tobytes()
+    evaluation, _ = evaluate(
+        "files", source_of(files, name), SSCDEmbedder(), store, warehouse, manifest=images
+    )
+    return store.read_sample(*evaluation.where).moments.outer.tobytes()
 
 
 def main() -> int:
@@ -101,13 +135,17 @@ def main() -> int:
         for kind, target in TARGETS.items():
             one, moments = timed(folder / "files", folder / f"one {kind}", kind, 1)
             two, again = timed(folder / "files", folder / f"two {kind}", kind, 2)
-            same &= moments == again
-            verdict = "met" if two / one >= target else "MISSED"
-            bits = "the same" if moments == again else "DIFFERENT"
-            print(
-                f"{kind:22} one process {one:5.1f} images/s, two {two:5.1f}: {two / one:.2f} times "
-                f"(target {target}: {verdict}), {bits} moments"
-            )
+            ray, of_ray, start = on_ray(folder / "files", folder / f"ray {kind}", kind, 2)
+            same &= moments == again == of_ray
+            print(f"{kind}: one process {one:.1f} images/s")
+            for what, rate in (("two processes", two), ("two workers on Ray", ray)):
+                verdict = "met" if rate / one >= target else "MISSED"
+                print(
+                    f"  {what:18} {rate:5.1f} images/s, {rate / one:.2f} times "
+                    f"(target {target}: {verdict})"
+                )
+            print(f"  Ray took {start:.1f} s to start")
+    print("all have the same moments" if same else "the moments DIFFER")
     return 0 if same else 1
 
 

@@ -31,8 +31,8 @@ from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.project import store_of, warehouse_of
 
-PACKAGES = ("dagster", "dagster-webserver", "torch", "torchvision", "onnxruntime", "duckdb")
-OPTIONAL = ("onnxruntime",)
+PACKAGES = ("dagster", "dagster-webserver", "torch", "torchvision", "onnxruntime", "duckdb", "ray")
+OPTIONAL = ("onnxruntime", "ray")
 LITTLE_DISK = 2 * 1024**3
 NOT_CREATED = "not created yet"
 PROBE = "visdiv-doctor"  # an object that is written and deleted

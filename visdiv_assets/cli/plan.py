@@ -79,18 +79,20 @@ def plan(
     """
     with clear_errors():
         from visdiv_assets.sources.names import left_out_of
+        from visdiv_assets.workflows.evaluate import list_dataset
         from visdiv_assets.workflows.plan import make_plan
 
         project, dataset, source, embedder = _opened(name, config)
-        made, n_listed = make_plan(dataset, source, embedder, project.store, images)
+        listed = list_dataset(dataset, source, project.store)
+        made = make_plan(dataset, listed, source, embedder, project.store, lambda _: images)
         print_left_out(dataset, left_out_of(source))
     n_planned, n_units = sum(made.sizes), len(made.units)
     if json_output:
-        told = {"dataset": dataset, "images": n_listed, "to_embed": n_planned, "units": n_units}
+        told = {"dataset": dataset, "images": len(listed), "to_embed": n_planned, "units": n_units}
         print_json({**told, "model_id": made.model_id, "fingerprint": made.fingerprint})
         return
     say(
-        f"{visible(dataset)}: {counted(n_listed, 'image')}, of which {n_planned:,} are to be "
+        f"{visible(dataset)}: {counted(len(listed), 'image')}, of which {n_planned:,} are to be "
         f"embedded, in {counted(n_units, 'unit')}"
     )
     if n_units:

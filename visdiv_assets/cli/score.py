@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from visdiv_assets.sources.source import Source
     from visdiv_assets.store.index import EmbeddingIndex
     from visdiv_assets.warehouse.records import Evaluation
+    from visdiv_assets.workflows.engine import Engine
     from visdiv_assets.workflows.evaluate import Embedded
     from visdiv_assets.workflows.project import Project
 
@@ -132,6 +133,7 @@ def score(
     ):
         from visdiv_assets.sources.names import left_out_of
         from visdiv_assets.sources.opening import open_source
+        from visdiv_assets.workflows.engines import engine_of
         from visdiv_assets.workflows.order import order_of, told
         from visdiv_assets.workflows.project import decoding_of
 
@@ -167,6 +169,7 @@ def score(
                             sampling_unit=unit,
                             precision=precision or _precision_of(registered),
                             reread=reread,
+                            engine=engine_of(settings, name, source),
                             on_progress=on_progress,
                         )
                 except VisdivError as error:
@@ -251,6 +254,7 @@ def evaluate_as_set(
     precision: float | None = None,
     reread: bool = False,
     manifest: "Manifest | None" = None,
+    engine: "Engine | None" = None,
     on_progress: "OnProgress | None" = None,
 ) -> "tuple[Evaluation, Embedded]":
     """`evaluate` as the settings say; a dataset that is not registered has no threshold."""
@@ -271,6 +275,7 @@ def evaluate_as_set(
         precision=precision,
         reread=reread,
         manifest=manifest,
+        engine=engine,
         on_progress=on_progress,
     )
 

@@ -16,6 +16,10 @@ from visdiv_assets.errors import VisdivError
 UNIT_IMAGES = 20_000
 MOST_SHARES = 1_000_000
 
+# Where workers take units as they go: so many for each, so that all end at about the same time,
+# and none that is hardly worth handing out.
+UNITS_A_WORKER, FEWEST_IMAGES = 4, 256
+
 
 def cut(files: Sequence[str], most: int) -> list[range]:
     """Rows that go together, in order.
@@ -40,6 +44,16 @@ def cut(files: Sequence[str], most: int) -> list[range]:
                 start = at
             at += size
     return [*units, range(start, at)] if at > start else units
+
+
+def unit_images(n_left: int, workers: int) -> int:
+    """How many images a unit has, if so many are left and workers take units as they go.
+
+    Example:
+        >>> unit_images(1000, 2), unit_images(100_000, 2), unit_images(10_000_000, 2)
+        (256, 12500, 20000)
+    """
+    return min(max(-(-n_left // (UNITS_A_WORKER * workers)), FEWEST_IMAGES), UNIT_IMAGES)
 
 
 def unit_id(model_id: str, images: pa.Table) -> str:

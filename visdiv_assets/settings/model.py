@@ -287,6 +287,76 @@ class CoreSetSettings(_Strict):
     )
 
 
+class RayEngine(_Strict):
+    """Workers on Ray, on this machine or on a cluster."""
+
+    address: str | None = Field(
+        None,
+        description="auto, or host:port of the head node; default: a Ray of its own on this "
+        "machine, which ends with the run",
+    )
+    workers: int | None = Field(
+        None, ge=1, le=10_000, description="how many; default: as many as this machine has CPUs for"
+    )
+    cpus: float = Field(1.0, ge=1, le=1024, description="CPUs of each worker")
+    gpus: float = Field(0.0, ge=0, le=64, description="GPUs of each worker; 0.5 is half of one")
+    unit_images: int | None = Field(
+        None,
+        ge=1,
+        le=100_000_000,
+        description="images in a unit of work; default: a quarter of a worker's share, at most "
+        "20,000",
+    )
+    start_seconds: float = Field(
+        600.0, gt=0, le=86_400, description="how long to wait until the first worker has started"
+    )
+    stall_seconds: float = Field(
+        600.0,
+        gt=0,
+        le=86_400,
+        description="a worker that makes no progress for so long is ended, and its unit tried "
+        "again",
+    )
+
+    @field_validator("address")
+    @classmethod
+    def _is_an_address(cls, address: str | None) -> str | None:
+        if address is None or address == "auto":
+            return address
+        host, _, port = address.rpartition(":")
+        if not host or "/" in address or not re.fullmatch("[0-9]{1,5}", port):
+            raise ValueError("use auto, or host:port of the head node, such as 10.0.0.5:6379")
+        return address
+
+
+class EngineChoice(_Strict):
+    """An engine, and how it is set up."""
+
+    ray: RayEngine
+
+
+def _check_engine(engine: object) -> object:
+    if isinstance(engine, RayEngine) or engine == "local":
+        return engine
+    if engine == "ray":
+        return {}
+    set_up = engine.get("ray") or {} if isinstance(engine, dict) and list(engine) == ["ray"] else ""
+    if not isinstance(set_up, dict):
+        raise ValueError("use local, ray, or {ray: {workers: 4, cpus: 2, …}}")
+    return set_up
+
+
+def _is_ray(given: object) -> str:
+    return "local" if given == "local" else "ray"
+
+
+EngineSettings = Annotated[
+    Annotated[Literal["local"], Tag("local")] | Annotated[RayEngine, Tag("ray")],
+    Discriminator(_is_ray),
+    BeforeValidator(_check_engine, json_schema_input_type=Literal["local", "ray"] | EngineChoice),
+]
+
+
 class DatasetSettings(_Strict):
     """One dataset: a named set of images with a source."""
 
@@ -335,6 +405,9 @@ class DatasetSettings(_Strict):
     )
     embedder: EmbedderSettings | None = Field(
         None, description="a different model for this dataset only"
+    )
+    engine: EngineSettings | None = Field(
+        None, description="a different engine for this dataset only"
     )
 
 
@@ -488,6 +561,10 @@ class Settings(_Strict):
         default_factory=EmbedderSettings,
         description="the model, where it runs, and how images are decoded",
     )
+    engine: EngineSettings = Field(
+        "local",
+        description="who embeds: local (one process), ray, or {ray: {workers: 4, cpus: 2, …}}",
+    )
     datasets: dict[DatasetName, DatasetSettings] = Field({}, description="datasets by name")
     alerts: AlertSettings = Field(
         default_factory=AlertSettings, description="where alerts are sent"
@@ -559,6 +636,11 @@ class Settings(_Strict):
         """The model of one dataset: its own if it has one, else the common one."""
         dataset = self.datasets.get(name)
         return dataset.embedder if dataset and dataset.embedder else self.embedder
+
+    def engine_of(self, name: str) -> Literal["local"] | RayEngine:
+        """Who embeds one dataset: its own engine if it has one, else the common one."""
+        dataset = self.datasets.get(name)
+        return dataset.engine if dataset and dataset.engine else self.engine
 
 
 def fill_in(value: str, where: str) -> str:

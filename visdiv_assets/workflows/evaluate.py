@@ -20,6 +20,7 @@ import numpy as np
 from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.incremental import embed_manifest
 from visdiv_assets.embedding.pipeline import Embedder, OnProgress
+from visdiv_assets.embedding.work import FEWEST_IMAGES
 from visdiv_assets.errors import VisdivError, counted
 from visdiv_assets.quality.conditions import RECOVERY
 from visdiv_assets.quality.ratings import Reading, rated
@@ -33,10 +34,13 @@ from visdiv_assets.spectral.score import Diversity, DiversityCalculator, diversi
 from visdiv_assets.spectral.vendi import alikeness
 from visdiv_assets.store.contents import Contents
 from visdiv_assets.store.index import EmbeddingIndex
+from visdiv_assets.store.plans import Plan, forget_plan
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.records import Evaluation, FailedImage
 from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.engine import Engine, Work
 from visdiv_assets.workflows.moments import accumulate_moments
+from visdiv_assets.workflows.plan import make_plan
 from visdiv_assets.workflows.project import export, note_results, state_beside
 from visdiv_assets.workflows.watch import judged
 
@@ -51,11 +55,13 @@ class Embedded:
         index: which row belongs to each image, and why others have none.
         n_new: images that went through the model; all others were in the store.
         manifest: the images that were looked at: all of them, or a sample.
+        work: what workers have done of it; None if it was this process alone.
     """
 
     index: EmbeddingIndex
     n_new: int
     manifest: Manifest
+    work: Work | None = None
 
 
 def list_dataset(dataset: str, source: Source, store: Store) -> Manifest:
@@ -79,6 +85,7 @@ def embed_dataset(
     precision: float | None = None,
     sampling_unit: SamplingUnit = "near-duplicates",
     reread: bool = False,
+    engine: Engine | None = None,
     on_progress: OnProgress | None = None,
 ) -> Embedded:
     """Embed what is missing of a manifest, and note in the warehouse what failed.
@@ -95,17 +102,27 @@ def embed_dataset(
         precision: embed random samples, each larger than the one before, until half the width of
             the corrected score's 95 % interval is no more than this; everything when None.
         sampling_unit: what that score takes for one piece of evidence.
-        reread: read and hash every image again, also where size and time are unchanged.
+        reread: read and hash every image again, also where size and time are unchanged; this
+            process does that alone.
+        engine: who embeds what is missing; None is this process.
         on_progress: told of progress.
 
     Raises:
-        VisdivError: not one image can be decoded.
+        VisdivError: not one image can be decoded, or the engine has failed.
     """
-    n_new = 0
+    n_new, work = 0, None
+    if reread and engine is not None:
+        logger.warning("%s: one process reads all images again, without the engine", dataset)
+        engine = None
     for chosen in [manifest] if precision is None else _growing(manifest):
+        plan, done = _by_workers(dataset, chosen, source, embedder, store, engine, on_progress)
         index, embedded = _embed_soundly(
             dataset, chosen, source, embedder, store, on_progress, reread=reread
         )
+        if plan is not None:
+            forget_plan(store, plan)
+        if done is not None:
+            work, embedded = done, embedded + done.embedded
         n_new += embedded
         if precision is None or chosen is manifest or not index.n_images:
             break
@@ -130,7 +147,25 @@ def embed_dataset(
             f"none of the {counted(len(index.table), 'image')} in {source.uri} can be decoded "
             f"(the first: {reason})"
         )
-    return Embedded(index, n_new, chosen)
+    return Embedded(index, n_new, chosen, work)
+
+
+def _by_workers(
+    dataset: str,
+    manifest: Manifest,
+    source: Source,
+    embedder: Embedder,
+    store: Store,
+    engine: Engine | None,
+    on_progress: OnProgress | None,
+) -> tuple[Plan | None, Work | None]:
+    """What an engine has done of a manifest, as far as there is enough for several workers."""
+    if engine is None:
+        return None, None
+    plan = make_plan(dataset, manifest, source, embedder, store, engine.unit_images)
+    if len(plan.units) < 2 and sum(plan.sizes) <= FEWEST_IMAGES:
+        return plan, None
+    return plan, engine(plan, on_progress)
 
 
 def _embed_soundly(
@@ -292,6 +327,7 @@ def evaluate(
     precision: float | None = None,
     reread: bool = False,
     manifest: Manifest | None = None,
+    engine: Engine | None = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[Evaluation, Embedded]:
     """All four steps, one after the other; arguments as theirs. With a manifest, all but the first.
@@ -312,6 +348,7 @@ def evaluate(
         precision=precision,
         sampling_unit=sampling_unit,
         reread=reread,
+        engine=engine,
         on_progress=on_progress,
     )
     scored = embedded.manifest.fingerprint

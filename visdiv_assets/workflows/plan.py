@@ -7,7 +7,7 @@ Nobody hands out the work: each process takes the units of its share that are no
 that take the same unit do it twice, and lose nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from visdiv_assets.embedding.incremental import embed_images, images_to_read
 from visdiv_assets.embedding.pipeline import Embedder, OnProgress
-from visdiv_assets.embedding.work import UNIT_IMAGES, cut, unit_id
+from visdiv_assets.embedding.work import cut, unit_id
 from visdiv_assets.errors import VisdivError, counted
 from visdiv_assets.sources.containers import ContainerSource
 from visdiv_assets.sources.manifest import Manifest
@@ -30,7 +30,6 @@ from visdiv_assets.store.plans import (
     write_result,
 )
 from visdiv_assets.store.store import Store
-from visdiv_assets.workflows.evaluate import list_dataset
 
 UNITS_NAMED = 10
 
@@ -53,24 +52,27 @@ class Done:
 
 
 def make_plan(
-    dataset: str, source: Source, embedder: Embedder, store: Store, most: int = UNIT_IMAGES
-) -> tuple[Plan, int]:
-    """List a dataset, and cut what is not in the store yet into units of work.
+    dataset: str,
+    manifest: Manifest,
+    source: Source,
+    embedder: Embedder,
+    store: Store,
+    most: Callable[[int], int],
+) -> Plan:
+    """Cut what is not in the store yet of a dataset into units of work.
 
     The same images, model and store give the same plan. What came of the units of an earlier plan
     is not planned again.
 
     Args:
         dataset: its name.
-        source: where its images are.
+        manifest: its images, or some of them.
+        source: where they are.
         embedder: what is to embed them; the model is not loaded.
         store: gets the plan.
-        most: images in a unit; images of one archive or table stay together.
-
-    Returns:
-        the plan, and the number of images in all.
+        most: how many images a unit has, given how many are to be embedded; images of one archive
+            or table stay together.
     """
-    manifest = list_dataset(dataset, source, store)
     previous = [*parts_of(store, dataset), *store.earlier_indexes(dataset)]
     left = images_to_read(manifest, embedder, store, previous)
     images = manifest.table.take(pa.array(left))
@@ -79,7 +81,7 @@ def make_plan(
         files = [source.file_of(image_id) for image_id in images["image_id"].to_pylist()]
         order = np.argsort(np.array(files, dtype=object), kind="stable")
         images, files = images.take(pa.array(order)), [files[at] for at in order]
-    units = [images.slice(rows.start, len(rows)) for rows in cut(files, most)]
+    units = [images.slice(rows.start, len(rows)) for rows in cut(files, most(len(files)))]
     plan = Plan(
         dataset,
         embedder.model_id,
@@ -89,7 +91,7 @@ def make_plan(
         tuple(map(len, units)),
     )
     write_plan(store, plan, units)
-    return plan, len(manifest)
+    return plan
 
 
 def plan_of(dataset: str, store: Store) -> Plan:

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -143,6 +144,7 @@ def test_a_job_of_slurm_takes_its_share(photos, project_folder):
 def test_the_job_for_kubernetes_gives_each_pod_its_share(photos, project_folder):
     job = yaml.safe_load((WORKERS / "kubernetes.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+    kubernetes_validate.validate(job, "1.33", strict=True)
     spec = job["spec"]
     assert (spec["completionMode"], spec["completions"]) == ("Indexed", 64)
     [container] = spec["template"]["spec"]["containers"]

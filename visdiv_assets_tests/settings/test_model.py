@@ -10,6 +10,7 @@ import platformdirs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.model import (
@@ -17,6 +18,7 @@ from visdiv_assets.settings.model import (
     ColumnSlices,
     EmbedderSettings,
     NightlySettings,
+    RayEngine,
     Settings,
 )
 from visdiv_assets.settings.reading import absolute_path, load_settings
@@ -635,3 +637,28 @@ def test_a_changed_source_settles_for_a_minute_unless_told_otherwise():
 def test_a_time_to_settle_that_never_ends_is_refused(seconds):
     with pytest.raises(VisdivError, match=r"'settle_seconds': .*\(line 1\)$"):
         read(f"settle_seconds: {seconds}")
+
+
+# --- engines ---
+
+
+@pytest.mark.parametrize("engine", ["ray", {"ray": None}, {"ray": {}}, RayEngine()])
+def test_an_engine_is_named_alone_or_with_how_it_is_set_up(engine):
+    assert Settings(engine=engine).engine_of("a") == RayEngine()
+    own = {"a": {"source": "a", "engine": {"ray": {"workers": 3}}}}
+    assert Settings(datasets=own).engine_of("a") == RayEngine(workers=3)
+    assert Settings(datasets=own).engine_of("b") == "local"
+
+
+@pytest.mark.parametrize(
+    ("engine", "told"),
+    [
+        ("spark", "use local, ray, or {ray: "),
+        ({"ray": {"cpus": 0}}, "greater than or equal to 1"),
+        ({"ray": {"address": "ray://head:10001"}}, "use auto, or host:port"),
+        ({"ray": {}, "spark": {}}, "use local, ray, or {ray: "),
+    ],
+)
+def test_other_engines_are_refused(engine, told):
+    with pytest.raises(ValidationError, match=re.escape(told)):
+        Settings(engine=engine)

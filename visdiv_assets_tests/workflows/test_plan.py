@@ -16,7 +16,7 @@ from visdiv_assets.sources.opening import open_source
 from visdiv_assets.store.plans import done_units, forget_plan, parts_of, read_plan, read_unit
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
-from visdiv_assets.workflows.evaluate import evaluate
+from visdiv_assets.workflows.evaluate import evaluate, list_dataset
 from visdiv_assets.workflows.maintenance import clean_up, compact_store
 from visdiv_assets.workflows.plan import embed_units, make_plan, plan_of, planned_images
 from visdiv_assets.workflows.project import Project
@@ -46,7 +46,12 @@ def home(make_home, tmp_path):
 
 
 def plan(home, most=4, embedder=None):
-    return make_plan("photos", home.source, embedder or UnloadedEmbedder(), home.store, most)[0]
+    return planned("photos", home.source, embedder or UnloadedEmbedder(), home.store, most)
+
+
+def planned(dataset, source, embedder, store, most):
+    listed = list_dataset(dataset, source, store)
+    return make_plan(dataset, listed, source, embedder, store, lambda _: most)
 
 
 def embed(home, text, embedder=None):
@@ -222,8 +227,8 @@ def test_no_archive_is_read_by_two_units(tmp_path, make_home):
             for at in range(5 * number, 5 * number + 5):
                 archive.add(folder / f"{at:03}.png", f"{at:03}.png")
     source, store = open_source(f"{tmp_path}/*.tar"), make_home(tmp_path).store()
-    made, n = make_plan("tars", source, FakeEmbedder(), store, 12)
-    assert (n, made.sizes) == (30, (10, 10, 10))
+    made = planned("tars", source, FakeEmbedder(), store, 12)
+    assert made.sizes == (10, 10, 10)
     for number in range(3):
         ids = read_unit(store, made, number)["image_id"].to_pylist()
         assert {each[0] for each in ids} == {str(2 * number), str(2 * number + 1)}
@@ -394,5 +399,5 @@ def test_a_result_with_other_columns_counts_as_none(home):
 
 def test_images_in_folders_of_other_sources_are_cut_anywhere(tmp_path):
     source = DirectorySource(write_images(tmp_path / "a#b", 5))
-    made, _ = make_plan("odd", source, FakeEmbedder(), Store(tmp_path / "store"), 2)
+    made = planned("odd", source, FakeEmbedder(), Store(tmp_path / "store"), 2)
     assert made.sizes == (2, 2, 1)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import dagster as dg
 
@@ -26,6 +27,8 @@ from visdiv_assets.defs.resources import (
 )
 from visdiv_assets.defs.upstream import EMBEDDED, LISTED, listed_by
 from visdiv_assets.sources.opening import open_source
+from visdiv_assets.workflows.engine import Work
+from visdiv_assets.workflows.engines import engine_of
 from visdiv_assets.workflows.evaluate import embed_dataset
 
 
@@ -46,7 +49,8 @@ def sscd_embeddings(
     """SSCD descriptors of a dataset's images, as float16 segments keyed by image content."""
     started = time.monotonic()
     with clear_errors(context.retry_number), _hangup_ends_like_sigterm():
-        configured = settings.load().dataset(context.partition_key)
+        loaded = settings.load()
+        configured = loaded.dataset(context.partition_key)
         source = open_source(configured.source)
         model, kept = embedder.open(context.partition_key), store.open()
         listed = listed_by(context, image_manifest.key, kept)
@@ -59,6 +63,7 @@ def sscd_embeddings(
             warehouse.open(),
             precision=configured.sample.precision if configured.sample else None,
             sampling_unit=configured.sampling_unit,
+            engine=engine_of(loaded, context.partition_key, configured.source),
             on_progress=log_progress(context),
         )
     seconds = time.monotonic() - started
@@ -75,9 +80,40 @@ def sscd_embeddings(
             "model": model.model_id,
             LISTED: listed,
             EMBEDDED: embedded.manifest.fingerprint,
+            **_shared(embedded.work),
         },
         data_version=dg.DataVersion(f"{embedded.index.content_fingerprint()}.{model.model_id}"),
     )
+
+
+def _shared(work: Work | None) -> dict[str, dg.MetadataValue[Any] | int | str]:
+    """What workers have done, as metadata."""
+    if work is None:
+        return {"engine": "local"}
+    columns = [
+        dg.TableColumn("worker", "string"),
+        dg.TableColumn("units", "int"),
+        dg.TableColumn("images", "int"),
+        dg.TableColumn("images/s", "float"),
+    ]
+    rows = [
+        dg.TableRecord(
+            {
+                "worker": worker.name,
+                "units": worker.units,
+                "images": worker.images,
+                "images/s": round(worker.images / max(worker.seconds, 1e-3), 1),
+            }
+        )
+        for worker in work.workers
+    ]
+    return {
+        "engine": "ray",
+        "units": work.units,
+        "workers": len(work.workers),
+        "retries": work.retries,
+        "images/s by worker": dg.MetadataValue.table(rows, dg.TableSchema(columns)),
+    }
 
 
 @contextmanager

@@ -1,0 +1,379 @@
+"""Units of work on Ray: actors that embed, on this machine or on a cluster.
+
+Here: starting and watching actors. Not here: who gets which unit (`hand_out.py`), embedding one
+(`plan.py`).
+
+Actors get numbers of units and tell how far they are; images and vectors never go through Ray.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from visdiv_assets.embedding.cpus import usable_cpus
+from visdiv_assets.embedding.pipeline import OnProgress
+from visdiv_assets.embedding.work import unit_images
+from visdiv_assets.errors import VisdivError, counted
+from visdiv_assets.settings.model import RayEngine
+from visdiv_assets.settings.secrets import redacted
+from visdiv_assets.store.plans import Plan, done_units
+from visdiv_assets.workflows.engine import Job, Work, Worker
+from visdiv_assets.workflows.hand_out import HandOut
+from visdiv_assets.workflows.plan import embed_units
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+CONNECT_SECONDS = 10.0
+# Of a local Ray. Nothing goes through it, but Ray wants to have it.
+OBJECT_STORE_BYTES = 80 * 2**20
+UNITS_NAMED = 5
+
+
+class Ray:
+    """The engine `ray`.
+
+    Args:
+        settings: how many workers, of which size, where.
+        job: what each of them opens.
+
+    Raises:
+        VisdivError: Ray is not installed.
+    """
+
+    def __init__(self, settings: RayEngine, job: Job) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise VisdivError(
+                "the engine ray needs Ray: pip install 'visdiv_assets[ray]', or set engine to local"
+            )
+        self._settings, self._job = settings, job
+
+    @property
+    def _workers(self) -> int:
+        """How many there are to be: as set, or as many as this machine has CPUs for."""
+        return self._settings.workers or max(1, int(usable_cpus() / self._settings.cpus))
+
+    def unit_images(self, n_left: int) -> int:
+        """So many that each worker gets several units, and none is tiny."""
+        return self._settings.unit_images or unit_images(n_left, self._workers)
+
+    def __call__(self, plan: Plan, on_progress: OnProgress | None) -> Work:
+        """As `Engine` says; actors that die or hang are replaced."""
+        there = done_units(self._job.store(), plan)
+        left = [number for number in range(len(plan.units)) if number not in there]
+        n_workers = min(self._workers, max(len(left), 1))
+        with _connected(self._settings, n_workers):
+            crew = _Crew(self._settings, self._job, plan, left, n_workers)
+            try:
+                return crew.work(on_progress)
+            finally:
+                crew.dismiss()
+
+
+@dataclass
+class _Seat:
+    """A worker's place: its actor, and what is known of it."""
+
+    number: int
+    actor: Any = None
+    name: str = ""
+    is_ready: bool = False
+    waits_for: Any = None  # to be ready, or to have done its unit
+    asked: Any = None  # how far it is
+    unit: int | None = None
+    said: tuple[int, int, str] = (0, 0, "starting")
+    changed_at: float = 0.0
+    began_at: float = 0.0
+    done: dict[str, Worker] = field(default_factory=dict)  # by name
+
+
+class _Crew:
+    """Actors at work on a plan."""
+
+    def __init__(
+        self, settings: RayEngine, job: Job, plan: Plan, left: list[int], workers: int
+    ) -> None:
+        import ray
+
+        self._ray: Any = ray
+        self._settings, self._job, self._plan = settings, job, plan
+        self._queue = HandOut(left, workers)
+        self._seats = [_Seat(number) for number in range(workers)]
+        self._left, self._committed, self._embedded = left, 0, 0
+        self._through = 0
+        self._total = sum(plan.sizes[number] for number in left)
+        self._any_ready_at = time.monotonic()
+
+    def work(self, on_progress: OnProgress | None) -> Work:
+        """Until all units are committed, or given up."""
+        while not self._queue.is_over:
+            self._hand_out()
+            waiting = [seat.waits_for for seat in self._seats if seat.waits_for is not None]
+            ready, _ = self._ray.wait(waiting, num_returns=1, timeout=POLL_SECONDS)
+            for seat in self._seats:
+                if seat.waits_for is not None and seat.waits_for in ready:
+                    self._heard(seat)
+            self._look()
+            if on_progress is not None:
+                self._tell(on_progress)
+        if self._queue.failures:
+            raise VisdivError(self._what_failed())
+        return Work(
+            self._committed,
+            self._queue.retries,
+            self._embedded,
+            tuple(worker for seat in self._seats for worker in seat.done.values()),
+        )
+
+    def dismiss(self) -> None:
+        """End all actors, at once; what they have committed is in the store."""
+        for seat in self._seats:
+            self._end(seat)
+
+    def _hand_out(self) -> None:
+        """Give what waits to workers that have nothing to do; start those that are missing."""
+        for seat in self._seats:
+            if self._queue.is_dismissed(seat.number):
+                self._end(seat)
+                continue
+            if seat.actor is None:
+                self._start(seat)
+            if not seat.is_ready or seat.unit is not None:
+                continue
+            seat.unit = self._queue.next(seat.number)
+            if seat.unit is not None:
+                seat.began_at = seat.changed_at = time.monotonic()
+                seat.said = (0, 0, "starting")
+                seat.waits_for = seat.actor.embed.remote(seat.unit)
+
+    def _start(self, seat: _Seat) -> None:
+        needs = self._settings
+        worker = self._ray.remote(_Worker).options(
+            num_cpus=needs.cpus,
+            num_gpus=needs.gpus,
+            max_restarts=0,  # another one is started, and units are counted
+            max_concurrency=2,  # to embed, and to say how far that is
+        )
+        seat.actor = worker.remote(self._job, self._plan, needs.cpus)
+        seat.is_ready, seat.waits_for = False, seat.actor.name.remote()
+
+    def _end(self, seat: _Seat) -> None:
+        if seat.actor is not None:
+            with contextlib.suppress(Exception):  # it may have ended
+                self._ray.kill(seat.actor, no_restart=True)
+        seat.actor = seat.waits_for = seat.asked = None
+        seat.is_ready = False
+
+    def _heard(self, seat: _Seat) -> None:
+        """An actor is ready, has done its unit, or has ended."""
+        try:
+            told = self._ray.get(seat.waits_for)
+        except self._ray.exceptions.RayError as error:
+            self._lost(seat, _why_it_ended(error))
+            return
+        seat.waits_for = None
+        if seat.unit is None:
+            seat.name, seat.is_ready = told, True
+            return
+        number, seat.unit = seat.unit, None
+        done, problem = told
+        if problem:
+            self._queue.failed(seat.number, f"{problem} ({seat.name})")
+            logger.warning("%s: unit %d: %s", seat.name, number + 1, problem)
+            return
+        self._queue.done(seat.number)
+        self._committed += 1
+        self._embedded += done
+        self._through += self._plan.sizes[number]
+        so_far = seat.done.get(seat.name, Worker(seat.name, 0, 0, 0.0))
+        seat.done[seat.name] = Worker(
+            seat.name,
+            so_far.units + 1,
+            so_far.images + self._plan.sizes[number],
+            so_far.seconds + time.monotonic() - seat.began_at,
+        )
+
+    def _lost(self, seat: _Seat, why: str) -> None:
+        """An actor is gone; what it had in hand is for another."""
+        name = seat.name or "a worker"
+        if seat.unit is not None:
+            logger.warning("%s: unit %d: %s; it is tried again", name, seat.unit + 1, why)
+            self._queue.failed(seat.number, f"{why} ({name})")
+            seat.unit = None
+        elif not seat.is_ready:
+            raise VisdivError(f"a worker cannot start on Ray: {why}")
+        self._end(seat)
+
+    def _look(self) -> None:
+        """Ask those at work how far they are; give up those that say the same for too long."""
+        now, patience = time.monotonic(), self._settings.stall_seconds
+        if any(seat.is_ready for seat in self._seats):
+            self._any_ready_at = now
+        elif now - self._any_ready_at > self._settings.start_seconds:
+            raise VisdivError(
+                f"no worker has started within {self._settings.start_seconds:g} s; each needs "
+                f"{self._settings.cpus:g} CPUs and {self._settings.gpus:g} GPUs, and Ray has "
+                f"{_resources(self._ray.cluster_resources())}"
+            )
+        for seat in self._seats:
+            if seat.unit is None or seat.actor is None:
+                continue
+            if seat.asked is not None:
+                there, _ = self._ray.wait([seat.asked], timeout=0)
+                if there:
+                    with contextlib.suppress(self._ray.exceptions.RayError):  # heard elsewhere
+                        said = self._ray.get(seat.asked)
+                        if said != seat.said:
+                            seat.said, seat.changed_at = said, now
+                    seat.asked = None
+            if seat.asked is None:
+                seat.asked = seat.actor.progress.remote()
+            if now - seat.changed_at > patience:
+                self._lost(seat, f"it has made no progress for {patience:g} s, so it was ended")
+
+    def _tell(self, on_progress: OnProgress) -> None:
+        at_work = [seat.said for seat in self._seats if seat.unit is not None]
+        through = self._through + sum(done for done, _, _ in at_work)
+        new = self._embedded + sum(embedded for _, embedded, _ in at_work)
+        on_progress(min(through, self._total), self._total, new, at_work[0][2] if at_work else "")
+
+    def _what_failed(self) -> str:
+        failures = self._queue.failures
+        told = [
+            f"unit {number + 1}: {reason}" if reason else f"unit {number + 1} was not tried"
+            for number, reason in failures.items()
+        ]
+        more = f"; and {len(told) - UNITS_NAMED:,} more" if len(told) > UNITS_NAMED else ""
+        return redacted(
+            f"{len(failures):,} of {counted(len(self._left), 'unit')} could not be embedded "
+            f"({'; '.join(told[:UNITS_NAMED])}{more}); the others are kept, and the next try goes "
+            "on from there"
+        )
+
+
+class _Worker:
+    """An actor: embeds units of a plan, one at a time."""
+
+    def __init__(self, job: Job, plan: Plan, cpus: float) -> None:
+        os.environ["VISDIV_CPUS"] = str(max(1, int(cpus)))
+        self._job, self._plan = job, plan
+        self._opened: tuple[Any, Any, Any] | None = None
+        self._said = (0, 0, "starting")
+
+    def name(self) -> str:
+        """The machine and the process."""
+        return f"{socket.gethostname()}:{os.getpid()}"
+
+    def progress(self) -> tuple[int, int, str]:
+        """Images done, images that went through the model, and what it waits for."""
+        return self._said
+
+    def embed(self, number: int) -> tuple[int, str]:
+        """Embed a unit; the number of new images, and what went wrong, if anything did."""
+        self._said = (0, 0, "starting")
+
+        def say(done: int, _: int, new: int, bottleneck: str) -> None:
+            self._said = (done, new, bottleneck)
+
+        try:
+            if self._opened is None:
+                self._opened = (self._job.source(), self._job.embedder(), self._job.store())
+            source, embedder, store = self._opened
+            done = embed_units(self._plan, [number], source, embedder, store, say)
+        except (VisdivError, OSError, MemoryError) as error:
+            self._opened = None  # the next try may find more
+            return 0, redacted(str(error) or type(error).__name__)
+        return done.embedded, ""
+
+
+@contextlib.contextmanager
+def _connected(settings: RayEngine, workers: int) -> Iterator[None]:
+    """A connection to a cluster, or a Ray of our own, which ends with the block."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not settings.address:  # Ray's name for it is odd, but then it listens on loopback only
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    import ray
+
+    if ray.is_initialized():  # by the program around this one
+        yield
+        return
+    here: dict[str, Any] = {
+        "address": "local",
+        "num_cpus": max(usable_cpus(), int(workers * settings.cpus)),
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+    }
+    there = {"address": settings.address}
+    if settings.address:
+        _check_address(settings.address)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    with _own_signals():
+        try:
+            ray.init(
+                **(there if settings.address else here),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+            )
+        except Exception as error:  # Ray's are of many kinds
+            where = f"at {settings.address}" if settings.address else "on this machine"
+            raise VisdivError(f"cannot use Ray {where}: {_in_one_sentence(error)}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host:  # auto
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise VisdivError(f"there is no Ray cluster at {address} ({reason})") from error
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, which belongs to the command or to Dagster."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _why_it_ended(error: Exception) -> str:
+    """Why an actor has ended, in a few words."""
+    import ray
+
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return "Ray ended its process, for the machine is out of memory"
+    cause = getattr(error, "cause", None)
+    if isinstance(error, ray.exceptions.RayTaskError) and cause is not None:
+        return f"{type(cause).__name__}: {_in_one_sentence(cause)}"
+    return "its process was killed, perhaps for want of memory"
+
+
+def _in_one_sentence(error: Exception) -> str:
+    lines = [line.strip(" \t.") for line in str(error).splitlines()]
+    return redacted("; ".join(filter(None, lines)) or type(error).__name__)
+
+
+def _resources(resources: dict[str, float]) -> str:
+    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"

@@ -1,0 +1,244 @@
+"""Units of work on Ray: as one process does it, whatever happens to workers."""
+
+import json
+import os
+import signal
+import socket
+import time
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from visdiv_assets.errors import VisdivError
+from visdiv_assets.settings.model import RayEngine
+from visdiv_assets.sources.directory import DirectorySource
+from visdiv_assets.store.store import Store
+from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows import ray_engine
+from visdiv_assets.workflows.engine import Job
+from visdiv_assets.workflows.evaluate import evaluate
+from visdiv_assets.workflows.ray_engine import Ray
+from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_images
+from visdiv_assets_tests.workflows.test_plan import without_names
+
+IMAGES, UNIT = 24, 4
+
+
+class Troubled(FakeEmbedder):
+    """Something happens with the first image; with `folder`, only to the first who creates it."""
+
+    def __init__(self, what, folder=None):
+        super().__init__()
+        self.what, self.folder = what, folder
+
+    def embed(self, pixels):
+        if self.is_my_turn():
+            if self.what == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.what == "hangs":
+                time.sleep(3600)
+        return super().embed(pixels)
+
+    def is_my_turn(self):
+        return self.folder is None or took(self.folder)
+
+
+def took(folder):
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def without_model(folder):
+    """The embedder of a machine, of which the first one has no model."""
+    if folder is None or took(folder):
+        raise VisdivError("no model is installed here")
+    return FakeEmbedder()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray that all tests here share, since each takes seconds to start."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # loopback only
+    import ray
+
+    before = signal.getsignal(signal.SIGTERM)
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=80 * 2**20,
+        log_to_driver=False,
+    )
+    yield ray
+    ray.shutdown()
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def home(tmp_path):
+    write_images(tmp_path / "images", IMAGES)
+    (tmp_path / "images/fake.png").write_bytes(b"I am not an image")
+    return SimpleNamespace(root=tmp_path, marker=tmp_path / "the first")
+
+
+def evaluated(home, embedder=None, stored="store", progress=None, **settings):
+    """What Ray makes of the images; None for the embedder is one process alone."""
+    folder = home.root / stored
+    source, store = DirectorySource(home.root / "images"), Store(folder)
+    engine = None
+    if embedder is not None:
+        settings = RayEngine(**{"workers": 2, "unit_images": UNIT, **settings})
+        job = Job(embedder, partial(DirectorySource, home.root / "images"), partial(Store, folder))
+        engine = Ray(settings, job)
+    evaluation, embedded = evaluate(
+        "photos",
+        source,
+        FakeEmbedder(),
+        store,
+        Warehouse(home.root / f"{stored}.duckdb"),
+        engine=engine,
+        on_progress=progress,
+    )
+    kept = store.read_sample(*evaluation.where)
+    return SimpleNamespace(
+        evaluation=without_names(evaluation),
+        embedded=embedded,
+        moments=kept.moments.outer.tobytes(),
+        store=store,
+    )
+
+
+@pytest.mark.slow
+class TestOnRay:
+    pytestmark = pytest.mark.usefixtures("cluster")
+
+    @pytest.mark.parametrize(("workers", "unit"), [(1, 3), (2, 4), (3, 100)])
+    def test_any_number_of_workers_and_any_unit_size_give_the_same_to_the_last_bit(
+        self, home, workers, unit
+    ):
+        alone = evaluated(home, stored="alone")
+        said = []
+        shared = evaluated(
+            home,
+            FakeEmbedder,
+            workers=workers,
+            unit_images=unit,
+            progress=lambda done, total, *_: said.append((done, total)),
+        )
+        assert shared.evaluation == alone.evaluation
+        assert shared.moments == alone.moments
+        assert shared.embedded.n_new == alone.embedded.n_new == IMAGES
+        assert shared.embedded.index.failures() == alone.embedded.index.failures()
+        if unit < IMAGES:
+            work = shared.embedded.work
+            assert work.units == sum(worker.units for worker in work.workers) == -(-25 // unit)
+            assert sum(worker.images for worker in work.workers) == IMAGES + 1
+        assert all(done <= total for done, total in said)
+        again = evaluated(home, FakeEmbedder, workers=workers, unit_images=unit)
+        assert (again.embedded.n_new, again.embedded.work) == (0, None)
+
+    def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(self, home):
+        alone = evaluated(home, stored="alone")
+        shared = evaluated(home, partial(Troubled, "killed", home.marker))
+        assert home.marker.exists()
+        assert shared.embedded.work.retries == 1
+        assert (shared.evaluation, shared.moments) == (alone.evaluation, alone.moments)
+
+    def test_a_worker_that_hangs_is_ended_and_replaced(self, home):
+        alone = evaluated(home, stored="alone")
+        hanging = partial(Troubled, "hangs", home.marker)
+        shared = evaluated(home, hanging, stall_seconds=5)
+        assert shared.embedded.work.retries == 1
+        assert (shared.evaluation, shared.moments) == (alone.evaluation, alone.moments)
+
+    def test_a_worker_without_the_model_leaves_its_units_to_the_others(self, home):
+        shared = evaluated(home, partial(without_model, home.marker))
+        assert shared.embedded.n_new == IMAGES
+
+    @pytest.mark.parametrize(
+        ("embedder", "told"),
+        [
+            (partial(without_model, None), "no model is installed here"),
+            (partial(Troubled, "killed"), "its process was killed, perhaps for want of memory"),
+        ],
+    )
+    def test_what_fails_for_everyone_ends_soon_with_its_reason(self, home, embedder, told):
+        with pytest.raises(VisdivError, match=told) as failed:
+            evaluated(home, embedder)
+        assert "\n" not in str(failed.value)
+        assert "of 7 units could not be embedded (unit 1: " in str(failed.value)
+        assert evaluated(home, FakeEmbedder).embedded.n_new == IMAGES
+
+    def test_units_that_others_have_done_are_kept_where_one_keeps_failing(self, home):
+        with pytest.raises(VisdivError, match="1 of 7 units") as failed:
+            evaluated(home, partial(_FailsOn, 5))
+        assert "the others are kept" in str(failed.value)
+        again = evaluated(home, FakeEmbedder)
+        assert again.embedded.n_new == UNIT
+
+    def test_workers_for_which_there_is_no_room_are_told(self, home):
+        with pytest.raises(VisdivError, match="each needs 64 CPUs and 0 GPUs, and Ray has 4 CPUs"):
+            evaluated(home, FakeEmbedder, cpus=64, start_seconds=3)
+
+    def test_another_version_of_ray_is_told_in_one_sentence(self, cluster, home, monkeypatch):
+        from ray._private import worker
+        from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+
+        name = b"CLUSTER_METADATA"
+        before = _internal_kv_get(name, namespace=b"cluster")
+        other = {**json.loads(before), "ray_version": "1.0.0"}
+        address = worker.global_worker.gcs_client.address
+        _internal_kv_put(name, json.dumps(other).encode(), overwrite=True, namespace=b"cluster")
+        try:
+            monkeypatch.setattr(cluster, "is_initialized", lambda: False)
+            monkeypatch.setattr(cluster, "init", _in_another_process)
+            with pytest.raises(VisdivError, match=r"cannot use Ray at .*1\.0\.0") as failed:
+                evaluated(home, FakeEmbedder, address=address)
+        finally:
+            _internal_kv_put(name, before, overwrite=True, namespace=b"cluster")
+        assert "\n" not in str(failed.value)
+
+
+class _FailsOn(FakeEmbedder):
+    """Cannot embed the picture of one image."""
+
+    def __init__(self, seed):
+        super().__init__()
+        picture = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        self.colour = picture.mean(axis=(0, 1))
+
+    def embed(self, pixels):
+        for each in pixels:
+            if np.allclose(each.mean(axis=(0, 1)), self.colour, atol=1):
+                raise VisdivError("this picture is too much")
+        return super().embed(pixels)
+
+
+def _in_another_process(address, **_):
+    """Ray does not connect twice in one process."""
+    import subprocess
+    import sys
+
+    code = f"import ray; ray.init(address={address!r}, log_to_driver=False)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    raise RuntimeError(done.stderr[done.stderr.rindex("RuntimeError: ") + 14 :])
+
+
+def test_an_address_without_a_cluster_is_told_at_once(home, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # in other tests, it is
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    with pytest.raises(VisdivError, match=f"there is no Ray cluster at {address}"):
+        evaluated(home, FakeEmbedder, address=address)
+
+
+def test_without_ray_it_is_told_what_to_install(home, monkeypatch):
+    monkeypatch.setattr(ray_engine.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(VisdivError, match=r"pip install 'visdiv_assets\[ray\]'"):
+        evaluated(home, FakeEmbedder)
