@@ -296,10 +296,18 @@ class RayEngine(_Strict):
         "machine, which ends with the run",
     )
     workers: int | None = Field(
-        None, ge=1, le=10_000, description="how many; default: as many as this machine has CPUs for"
+        None,
+        ge=1,
+        le=10_000,
+        description="how many; default: as many as this machine has GPUs for, or else CPUs",
     )
     cpus: float = Field(1.0, ge=1, le=1024, description="CPUs of each worker")
-    gpus: float = Field(0.0, ge=0, le=64, description="GPUs of each worker; 0.5 is half of one")
+    gpus: float | None = Field(
+        None,
+        ge=0,
+        le=64,
+        description="GPUs of each worker; 0.5 is half of one; default: 1 if this machine has any",
+    )
     unit_images: int | None = Field(
         None,
         ge=1,

@@ -15,7 +15,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from visdiv_assets.embedding.cpus import usable_cpus
@@ -56,26 +58,50 @@ class Ray:
             )
         self._settings, self._job = settings, job
 
-    @property
-    def _workers(self) -> int:
-        """How many there are to be: as set, or as many as this machine has CPUs for."""
-        return self._settings.workers or max(1, int(usable_cpus() / self._settings.cpus))
+    @cached_property
+    def _size(self) -> "_Size":
+        """How many workers, and what each has; as set, or as this machine is."""
+        needs, here = self._settings, gpus_here()
+        gpus = float(here > 0) if needs.gpus is None else needs.gpus
+        there_is_room = here / gpus if gpus and here else usable_cpus() / needs.cpus
+        return _Size(needs.workers or max(1, int(there_is_room)), needs.cpus, gpus)
 
     def unit_images(self, n_left: int) -> int:
         """So many that each worker gets several units, and none is tiny."""
-        return self._settings.unit_images or unit_images(n_left, self._workers)
+        return self._settings.unit_images or unit_images(n_left, self._size.workers)
 
     def __call__(self, plan: Plan, on_progress: OnProgress | None) -> Work:
         """As `Engine` says; actors that die or hang are replaced."""
         there = done_units(self._job.store(), plan)
         left = [number for number in range(len(plan.units)) if number not in there]
-        n_workers = min(self._workers, max(len(left), 1))
-        with _connected(self._settings, n_workers):
-            crew = _Crew(self._settings, self._job, plan, left, n_workers)
+        size = replace(self._size, workers=min(self._size.workers, max(len(left), 1)))
+        with _connected(self._settings, size):
+            crew = _Crew(self._settings, size, self._job, plan, left)
             try:
                 return crew.work(on_progress)
             finally:
                 crew.dismiss()
+
+
+def gpus_here() -> int:
+    """How many GPUs PyTorch can use here; it is not imported where there is none."""
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+@dataclass(frozen=True)
+class _Size:
+    """How many workers, and how many CPUs and GPUs each has."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
 
 
 @dataclass
@@ -99,14 +125,14 @@ class _Crew:
     """Actors at work on a plan."""
 
     def __init__(
-        self, settings: RayEngine, job: Job, plan: Plan, left: list[int], workers: int
+        self, settings: RayEngine, size: _Size, job: Job, plan: Plan, left: list[int]
     ) -> None:
         import ray
 
         self._ray: Any = ray
-        self._settings, self._job, self._plan = settings, job, plan
-        self._queue = HandOut(left, workers)
-        self._seats = [_Seat(number) for number in range(workers)]
+        self._settings, self._size, self._job, self._plan = settings, size, job, plan
+        self._queue = HandOut(left, size.workers)
+        self._seats = [_Seat(number) for number in range(size.workers)]
         self._left, self._committed, self._embedded = left, 0, 0
         self._through = 0
         self._total = sum(plan.sizes[number] for number in left)
@@ -155,14 +181,13 @@ class _Crew:
                 seat.waits_for = seat.actor.embed.remote(seat.unit)
 
     def _start(self, seat: _Seat) -> None:
-        needs = self._settings
         worker = self._ray.remote(_Worker).options(
-            num_cpus=needs.cpus,
-            num_gpus=needs.gpus,
+            num_cpus=self._size.cpus,
+            num_gpus=self._size.gpus,
             max_restarts=0,  # another one is started, and units are counted
             max_concurrency=2,  # to embed, and to say how far that is
         )
-        seat.actor = worker.remote(self._job, self._plan, needs.cpus)
+        seat.actor = worker.remote(self._job, self._plan, self._size.cpus)
         seat.is_ready, seat.waits_for = False, seat.actor.name.remote()
 
     def _end(self, seat: _Seat) -> None:
@@ -220,8 +245,7 @@ class _Crew:
         elif now - self._any_ready_at > self._settings.start_seconds:
             raise VisdivError(
                 f"no worker has started within {self._settings.start_seconds:g} s; each needs "
-                f"{self._settings.cpus:g} CPUs and {self._settings.gpus:g} GPUs, and Ray has "
-                f"{_resources(self._ray.cluster_resources())}"
+                f"{self._size}, and Ray has {_resources(self._ray.cluster_resources())}"
             )
         for seat in self._seats:
             if seat.unit is None or seat.actor is None:
@@ -243,7 +267,9 @@ class _Crew:
         at_work = [seat.said for seat in self._seats if seat.unit is not None]
         through = self._through + sum(done for done, _, _ in at_work)
         new = self._embedded + sum(embedded for _, embedded, _ in at_work)
-        on_progress(min(through, self._total), self._total, new, at_work[0][2] if at_work else "")
+        on_progress(
+            min(through, self._total), self._total, new, at_work[0][2] if at_work else "starting"
+        )
 
     def _what_failed(self) -> str:
         failures = self._queue.failures
@@ -295,7 +321,7 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _connected(settings: RayEngine, workers: int) -> Iterator[None]:
+def _connected(settings: RayEngine, size: _Size) -> Iterator[None]:
     """A connection to a cluster, or a Ray of our own, which ends with the block."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not settings.address:  # Ray's name for it is odd, but then it listens on loopback only
@@ -307,7 +333,7 @@ def _connected(settings: RayEngine, workers: int) -> Iterator[None]:
         return
     here: dict[str, Any] = {
         "address": "local",
-        "num_cpus": max(usable_cpus(), int(workers * settings.cpus)),
+        "num_cpus": max(usable_cpus(), int(size.workers * size.cpus)),
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
     }

@@ -242,3 +242,24 @@ def test_without_ray_it_is_told_what_to_install(home, monkeypatch):
     monkeypatch.setattr(ray_engine.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(VisdivError, match=r"pip install 'visdiv_assets\[ray\]'"):
         evaluated(home, FakeEmbedder)
+
+
+@pytest.mark.parametrize(
+    ("here", "settings", "size"),
+    [
+        (0, {}, (6, 1.0, 0.0)),
+        (0, {"cpus": 4}, (1, 4.0, 0.0)),
+        (2, {"cpus": 3}, (2, 3.0, 1.0)),
+        (2, {"gpus": 0.5}, (4, 1.0, 0.5)),
+        (2, {"gpus": 0}, (6, 1.0, 0.0)),
+        (0, {"gpus": 1, "workers": 8}, (8, 1.0, 1.0)),  # of a cluster
+    ],
+)
+def test_there_are_as_many_workers_as_the_machine_has_gpus_or_cpus_for(
+    monkeypatch, here, settings, size
+):
+    monkeypatch.setattr(ray_engine, "gpus_here", lambda: here)
+    monkeypatch.setattr(ray_engine, "usable_cpus", lambda: 6)
+    engine = Ray(RayEngine(**settings), Job(FakeEmbedder, None, None))
+    found = engine._size
+    assert (found.workers, found.cpus, found.gpus) == size
