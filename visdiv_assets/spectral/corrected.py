@@ -52,6 +52,10 @@ GRID, GRID_ERROR = 200, 0.001
 # The leverages of larger units are computed at every so-manieth point and interpolated.
 SMALL_UNIT, COARSE = 8, 8
 
+# Of the range in which what is not resolved lies: the largest standard error. A triangle's is 0.20
+# to 0.24 of it; the largest ones are those of flat spectra, whose intervals hold with less.
+WIDEST = 0.2245
+
 # Penalties at which the moves of κ are computed, for intervals only.
 KAPPA_POINTS = 12
 
@@ -219,14 +223,15 @@ def corrected(
     if about is not None and alike and np.isfinite(about.outer).all():
         another = _with_another(sample, units, about, data)
         ratio, entropy = (
-            replace(each, unseen=alike * max(more - each.value, 0.0))
+            each.with_more_above(alike * max(more - each.value, 0.0))
             for each, more in zip((ratio, entropy), another, strict=True)
         )
     both = _Estimate(
         (entropy.value + ratio.value) / 2 - np.log(dimension),
         (entropy.influence + ratio.influence) / 2,
-        entropy.systematic / 2,
-        (entropy.unseen + ratio.unseen) / 2,
+        (entropy.by_keeping + ratio.by_keeping) / 2,
+        (entropy.below + ratio.below) / 2,
+        (entropy.above + ratio.above) / 2,
     )
     er = float(np.clip(np.exp(entropy.value), 1.0, dimension))
     pr = float(np.clip(np.exp(ratio.value), 1.0, er))
@@ -299,14 +304,21 @@ class _Estimate:
     Attributes:
         value: the estimate.
         influence: ψ, shape (k,): the estimate moves by ε·p·ψ if a row's weight grows by 1 + ε.
-        systematic: standard error of the extrapolated part.
-        unseen: standard error, upwards, for images that are like no other and were not drawn.
+        by_keeping: shape (k,): by so much it moves if another row like this one had been kept,
+            while all rows are the same.
+        below: standard error, downwards, of what no influence shows: the extrapolated part.
+        above: the same, upwards; and for images that are like no other and were not drawn.
     """
 
     value: float
     influence: FloatArray
-    systematic: float = 0.0
-    unseen: float = 0.0
+    by_keeping: FloatArray
+    below: float = 0.0
+    above: float = 0.0
+
+    def with_more_above(self, error: float) -> "_Estimate":
+        """The same with one more source of error, upwards."""
+        return replace(self, above=float(np.hypot(self.above, error)))
 
 
 def _alike(sample: Sample, about: Moments, data: _Spectral) -> float:
@@ -420,7 +432,8 @@ def _log_participation_ratio(data: _Spectral) -> _Estimate | None:
     if above <= 0 or below <= 0:
         return None
     influence = 2 * lengths - 2 * (data.components @ data.eigenvalues - own) / below
-    return _Estimate(float(np.log(above / below)), influence)
+    by_fourth = scale * n**3 / (n - 1) * (1 / below - 1 / above)
+    return _Estimate(float(np.log(above / below)), influence, by_fourth * data.shares * own)
 
 
 def _within_units(data: _Spectral, lengths: FloatArray) -> FloatArray:
@@ -455,7 +468,8 @@ def _ratio_with_known_rows(
         return None
     away = own * data.shares / (data.shares + data.known)
     influence = 2 * lengths - 2 * (data.components @ data.eigenvalues - away) / below
-    return _Estimate(float(np.log(trace**2 / below)), influence)
+    by_keeping = data.shares * own / (below * (1 - 1 / n))
+    return _Estimate(float(np.log(trace**2 / below)), influence, by_keeping)
 
 
 def _entropy(data: _Spectral) -> _Estimate:
@@ -484,7 +498,7 @@ def _entropy(data: _Spectral) -> _Estimate:
     widths[1:] += steps / 2
     start, first = float(kappa[0]), float(freedom[0])
     slope = -float(np.gradient(freedom[:3], log_kappa[:3], edge_order=2)[0])
-    head, error = _unresolved(start, first, slope, dimension)
+    head, below, above = _unresolved(start, first, slope, dimension)
     # Beyond the grid df(κ) is 1/κ − Σλ²/κ².
     beyond = np.log1p(1 / kappa[-1]) - 1 / kappa[-1] + freedom[-1]
     value = head - np.log1p(start) + float(integrand @ widths) + float(beyond)
@@ -495,13 +509,15 @@ def _entropy(data: _Spectral) -> _Estimate:
     by_log_kappa[1:] += between
     by_log_kappa[:-1] -= between
     step = 1e-4
-    more, _ = _unresolved(start, first * (1 + step), slope * (1 + step), dimension)
+    more, *_ = _unresolved(start, first * (1 + step), slope * (1 + step), dimension)
     by_freedom[0] += (more - head) / (first * step)
     by_log_kappa[0] += head - start / (1 + start)
     by_eigenvalue = resolvent**2 @ (z * by_freedom)
     influence = data.components @ (by_eigenvalue - float(ell @ by_eigenvalue))
     influence += _through_kappa(data, resolvent, z, of_rows, by_log_kappa)
-    return _Estimate(value, influence, float(np.hypot(error, GRID_ERROR)))
+    by_keeping = of_rows[1] @ (by_log_kappa / left_out) - of_rows[0] @ (by_log_kappa / leverage)
+    below, above = (float(np.hypot(each, GRID_ERROR)) for each in (below, above))
+    return _Estimate(value, influence, by_keeping, below, above)
 
 
 def _leverages(data: _Spectral, resolvent: FloatArray, z: FloatArray) -> FloatArray:
@@ -604,14 +620,17 @@ def _penalties(ell: FloatArray, most: float) -> FloatArray:
     return grid
 
 
-def _unresolved(kappa: float, freedom: float, slope: float, dimension: int) -> tuple[float, float]:
-    """∫ df from 0 to the smallest resolved κ, and its standard error.
+def _unresolved(
+    kappa: float, freedom: float, slope: float, dimension: int
+) -> tuple[float, float, float]:
+    """∫ df from 0 to the smallest resolved κ, and its standard errors downwards and upwards.
 
     Two facts bound the integral: df is convex in κ, so it lies above its tangent, and by the
     Cauchy-Schwarz inequality ln(D/df − 1) grows no faster than ln κ. The estimate extrapolates
     with the slope of ln(D/df − 1) in ln κ, which is exact for a flat spectrum (slope 1) and for
-    one of low rank (slope 0). The standard error is that of a triangular distribution between the
-    bounds.
+    one of low rank (slope 0). The errors are those of a triangular distribution between the bounds
+    whose mode is the estimate: downwards its standard deviation, up to WIDEST of the range, upwards
+    the root mean square of what lies above the mode. The upper bound is mostly the closer one.
 
     Args:
         kappa: the smallest resolved κ.
@@ -621,7 +640,7 @@ def _unresolved(kappa: float, freedom: float, slope: float, dimension: int) -> t
     """
     odds = dimension / freedom - 1
     if odds < 1e-9:
-        return kappa * freedom, 0.0
+        return kappa * freedom, 0.0, 0.0
     power = float(np.clip(slope / freedom * dimension / (dimension - freedom), 0.0, 1.0))
     # Substitute t⁴, t in [0, 1], for κ, since the curve may be steep at 0.
     t = (_NODES + 1) / 2
@@ -629,7 +648,9 @@ def _unresolved(kappa: float, freedom: float, slope: float, dimension: int) -> t
     integral = kappa * float(2 * t**3 * heights @ _NODE_WEIGHTS)
     most = kappa * dimension * np.log1p(odds) / odds
     least = kappa * (freedom + slope / 2)
-    return integral, max(float(most - least), 0.0) / np.sqrt(24)
+    down, up = max(integral - least, 0.0), max(float(most) - integral, 0.0)
+    deviation = np.sqrt((down**2 + down * up + up**2) / 18)
+    return integral, min(deviation, WIDEST * (down + up)), up / np.sqrt(6)
 
 
 def _interval(
@@ -644,12 +665,15 @@ def _interval(
     influence = estimate.influence - data.over_rows(estimate.influence)
     variance = squares_of_sums(data.shares * influence, data.units, data.times) * n / (n - 1)
     variance += float(data.known @ influence**2) / data.n
-    error = float(np.sqrt(variance + estimate.systematic**2))
+    # Another sample of the same rows would say something else.
+    chosen = estimate.by_keeping - data.shares * (data.times @ estimate.by_keeping) / data.drawn
+    variance += float((data.times * (data.times - 1)) @ chosen**2)
     carried = np.bincount(data.units, data.times * data.shares * influence) ** 2
     surplus = float(carried @ carried) / max(float(carried.sum()) ** 2, 1e-300) - 1 / len(carried)
     freedom = min(max(2 / max(surplus, 1e-9), 2.0), n - 1)
     errors = float(special.stdtrit(freedom, (1 + LEVEL) / 2))
-    down, up = errors * error, errors * float(np.hypot(error, estimate.unseen))
+    down = errors * float(np.sqrt(variance + estimate.below**2))
+    up = errors * float(np.sqrt(variance + estimate.above**2))
     return (
         float(np.clip(np.exp(estimate.value - down), least, value)),
         float(np.clip(np.exp(min(estimate.value + up, 700.0)), value, most)),
@@ -708,7 +732,7 @@ def score_influences(sample: Sample) -> tuple[float, FloatArray] | None:
     log_kappa = np.log(kappa)
     middle = (whitened - lengths[:, None] / (1 + kappa)) * kappa
     slope = -float(np.gradient(freedom[:3], log_kappa[:3], edge_order=2)[0])
-    head, _ = _unresolved(float(kappa[0]), float(freedom[0]), slope, dimension)
+    head, *_ = _unresolved(float(kappa[0]), float(freedom[0]), slope, dimension)
     surprise = whitened[:, 0] * head / freedom[0] - lengths * np.log1p(kappa[0])
     surprise += np.trapezoid(middle, log_kappa, axis=1)
     surprise += lengths * (np.log1p(1 / kappa[-1]) - 1 / kappa[-1]) + whitened[:, -1]

@@ -109,6 +109,28 @@ def test_plain_and_corrected_agree_where_rows_abound(dimension):
     assert measured.participation_ratio == pytest.approx(plain.participation_ratio, rel=0.02)
 
 
+def test_other_kept_rows_of_the_same_images_give_a_score_within_the_interval():
+    rows = gaussian(3600, np.ones(256), 0)
+    rows = np.concatenate([rows, rows[np.random.default_rng(1).integers(len(rows), size=2400)]])
+    _, first, of = np.unique(row_keys(rows), return_index=True, return_inverse=True)
+    counts = np.bincount(of)
+    found = []
+    for seed in range(DRAWS):  # the rows with the smallest keys are kept
+        keys = np.random.default_rng(seed).permutation(len(counts)).astype(np.uint64)
+        found.append(corrected(Sample.of(rows[first], counts, keys)))
+    mean = np.mean([each.score for each in found])
+    held = [each.low <= mean <= each.high for each in found]
+    assert sum(held) >= 0.9 * DRAWS
+
+
+def test_few_rows_leave_more_room_below_the_score_than_above():
+    # What they do not resolve is extrapolated close to the largest that is possible.
+    for name in ("power law 1/2", "spiked"):
+        measured = corrected_score(gaussian(60, SPECTRA[name], 3), sampling_unit="row")
+        down, up = measured.score / measured.low, measured.high / measured.score
+        assert np.log(down) > 1.1 * np.log(up)
+
+
 def test_more_rows_than_are_kept_give_a_narrower_interval_around_the_same_score():
     spectrum = SPECTRA["power law 1"]
     few, many = (Sample.of(gaussian(n, spectrum, 1), capacity=200) for n in (200, 5000))
