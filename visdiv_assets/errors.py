@@ -20,6 +20,14 @@ class Unreachable(VisdivError):  # noqa: N818  it says what is so, not who is wr
     """
 
 
+class UnreadableUnit(VisdivError):  # noqa: N818
+    """Not one image of a unit of work can be read here; elsewhere, it may be."""
+
+
+class PlanGone(VisdivError):  # noqa: N818
+    """A plan was merged, replaced or made again meanwhile: nobody needs its units any more."""
+
+
 def never_evaluated(dataset: str) -> VisdivError:
     """The error of everything that needs an evaluation of a dataset and finds none.
 

@@ -326,6 +326,13 @@ class RayEngine(_Strict):
         "again",
     )
 
+    @field_validator("gpus")
+    @classmethod
+    def _are_whole(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ValueError("above 1, it must be a whole number")
+        return gpus
+
     @field_validator("address")
     @classmethod
     def _is_an_address(cls, address: str | None) -> str | None:
@@ -348,10 +355,11 @@ def _check_engine(engine: object) -> object:
         return engine
     if engine == "ray":
         return {}
-    set_up = engine.get("ray") or {} if isinstance(engine, dict) and list(engine) == ["ray"] else ""
-    if not isinstance(set_up, dict):
-        raise ValueError("use local, ray, or {ray: {workers: 4, cpus: 2, …}}")
-    return set_up
+    if isinstance(engine, dict) and list(engine) == ["ray"]:
+        set_up = engine["ray"]
+        if set_up is None or isinstance(set_up, dict | RayEngine):
+            return {} if set_up is None else set_up
+    raise ValueError("use local, ray, or {ray: {workers: 4, cpus: 2, …}}")
 
 
 def _is_ray(given: object) -> str:

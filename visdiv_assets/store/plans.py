@@ -19,7 +19,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from visdiv_assets.errors import VisdivError
+from visdiv_assets.errors import PlanGone, VisdivError
 from visdiv_assets.sources.manifest import SCHEMA
 from visdiv_assets.store.files import DamagedError, noticing_damage, read_table, writing
 from visdiv_assets.store.index import INDEX_SCHEMA, PART_MARK, EmbeddingIndex, content_key
@@ -39,6 +39,7 @@ class Plan:
         before: of the manifest that was scored last when this was planned; empty if none was.
         units: the id of each unit.
         sizes: how many images each has.
+        by_engine: whether an engine has made it for itself; else people mean to merge it.
     """
 
     dataset: str
@@ -47,6 +48,7 @@ class Plan:
     before: str
     units: tuple[str, ...]
     sizes: tuple[int, ...]
+    by_engine: bool = False
 
     @property
     def images(self) -> str:
@@ -104,7 +106,7 @@ def read_unit(store: Store, plan: Plan, number: int) -> pa.Table:
         ):
             return file.read_row_group(number).select(SCHEMA.names).cast(SCHEMA)
     except FileNotFoundError:
-        raise VisdivError(f"the plan of {plan.dataset} was merged or replaced meanwhile") from None
+        raise PlanGone(f"the plan of {plan.dataset} was merged or replaced meanwhile") from None
 
 
 def write_result(store: Store, plan: Plan, number: int, index: EmbeddingIndex) -> None:

@@ -22,9 +22,17 @@ def engine_of(settings: Settings, dataset: str, source: SourceSettings) -> Engin
         return None
     from visdiv_assets.workflows.ray_engine import Ray
 
+    # Workers get no more than they need: no address of alerts, no credentials of other datasets.
+    theirs = Settings.model_construct(
+        store=settings.store,
+        cache=settings.cache,
+        embedder=settings.embedder_of(dataset),
+        limits=settings.limits,
+        datasets={},
+    )
     job = Job(
-        partial(embedder_of, settings, dataset),
+        partial(embedder_of, theirs, dataset),
         partial(open_source, source),
-        partial(store_of, settings),
+        partial(store_of, theirs),
     )
     return Ray(engine, job)

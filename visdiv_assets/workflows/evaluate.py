@@ -10,7 +10,7 @@ import math
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ import numpy as np
 from visdiv_assets.embedding.embedder import SSCDEmbedder
 from visdiv_assets.embedding.incremental import embed_manifest
 from visdiv_assets.embedding.pipeline import Embedder, OnProgress
-from visdiv_assets.embedding.work import FEWEST_IMAGES
 from visdiv_assets.errors import VisdivError, counted
 from visdiv_assets.quality.conditions import RECOVERY
 from visdiv_assets.quality.ratings import Reading, rated
@@ -34,13 +33,13 @@ from visdiv_assets.spectral.score import Diversity, DiversityCalculator, diversi
 from visdiv_assets.spectral.vendi import alikeness
 from visdiv_assets.store.contents import Contents
 from visdiv_assets.store.index import EmbeddingIndex
-from visdiv_assets.store.plans import Plan, forget_plan
+from visdiv_assets.store.plans import Plan, forget_plan, read_plan, write_plan
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.records import Evaluation, FailedImage
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.engine import Engine, Work
 from visdiv_assets.workflows.moments import accumulate_moments
-from visdiv_assets.workflows.plan import make_plan
+from visdiv_assets.workflows.plan import cut_up
 from visdiv_assets.workflows.project import export, note_results, state_beside
 from visdiv_assets.workflows.watch import judged
 
@@ -159,12 +158,26 @@ def _by_workers(
     engine: Engine | None,
     on_progress: OnProgress | None,
 ) -> tuple[Plan | None, Work | None]:
-    """What an engine has done of a manifest, as far as there is enough for several workers."""
+    """What an engine has done of a manifest, if there are units for several workers.
+
+    Returns:
+        the plan to forget once the index is written, and what was done.
+    """
     if engine is None:
         return None, None
-    plan = make_plan(dataset, manifest, source, embedder, store, engine.unit_images)
-    if len(plan.units) < 2 and sum(plan.sizes) <= FEWEST_IMAGES:
-        return plan, None
+    before = read_plan(store, dataset)
+    if before is not None and not before.by_engine:
+        logger.warning(
+            "%s: this process embeds alone, so as not to disturb the plan that `visdiv plan` has "
+            "made; `visdiv merge` ends it",
+            dataset,
+        )
+        return None, None
+    plan, units = cut_up(dataset, manifest, source, embedder, store, engine.unit_images)
+    if len(units) < 2:
+        return before, None
+    plan = replace(plan, by_engine=True)
+    write_plan(store, plan, units)
     return plan, engine(plan, on_progress)
 
 

@@ -43,12 +43,15 @@ class HandOut:
     def next(self, worker: int) -> int | None:
         """The unit that a worker is to do now; None if there is none for it.
 
-        It gets a unit that it has failed itself only if there is no other.
+        What it has failed itself is for others, as long as there are any.
         """
-        if self.is_dismissed(worker) or not self._waiting:
+        if self.is_dismissed(worker):
             return None
-        others = (unit for unit in self._waiting if self._failed_last.get(unit) != worker)
-        unit = next(others, self._waiting[0])
+        alone = sum(not self.is_dismissed(each) for each in self._failures) == 1
+        mine = (unit for unit in self._waiting if alone or self._failed_last.get(unit) != worker)
+        unit = next(mine, None)
+        if unit is None:
+            return None
         self._waiting.remove(unit)
         self._at_work[worker] = unit
         self.retries += unit in self._tries
@@ -60,14 +63,18 @@ class HandOut:
         self._failures[worker] = 0
         self._reasons.pop(unit, None)
 
-    def failed(self, worker: int, reason: str) -> None:
-        """A worker has failed its unit, or ended."""
+    def failed(self, worker: int, reason: str, *, by_worker: bool = True) -> None:
+        """A worker has failed its unit, or ended; it may be all the unit's fault."""
         unit = self._at_work.pop(worker)
-        self._failures[worker] += 1
+        self._failures[worker] += by_worker
         self._tries[unit] = self._tries.get(unit, 0) + 1
         self._reasons[unit], self._failed_last[unit] = reason, worker
         if self._tries[unit] < MOST_TRIES:
             self._waiting.append(unit)
+
+    def did_not_start(self, worker: int) -> None:
+        """A worker has ended before it got a unit."""
+        self._failures[worker] += 1
 
     def is_dismissed(self, worker: int) -> bool:
         """Whether a worker gets no more units."""

@@ -16,7 +16,7 @@ import pyarrow as pa
 from visdiv_assets.embedding.incremental import embed_images, images_to_read
 from visdiv_assets.embedding.pipeline import Embedder, OnProgress
 from visdiv_assets.embedding.work import cut, unit_id
-from visdiv_assets.errors import VisdivError, counted
+from visdiv_assets.errors import PlanGone, UnreadableUnit, VisdivError, counted
 from visdiv_assets.sources.containers import ContainerSource
 from visdiv_assets.sources.manifest import Manifest
 from visdiv_assets.sources.source import Source
@@ -59,6 +59,20 @@ def make_plan(
     store: Store,
     most: Callable[[int], int],
 ) -> Plan:
+    """Cut a dataset as `cut_up` does, and store the plan."""
+    plan, units = cut_up(dataset, manifest, source, embedder, store, most)
+    write_plan(store, plan, units)
+    return plan
+
+
+def cut_up(
+    dataset: str,
+    manifest: Manifest,
+    source: Source,
+    embedder: Embedder,
+    store: Store,
+    most: Callable[[int], int],
+) -> tuple[Plan, list[pa.Table]]:
     """Cut what is not in the store yet of a dataset into units of work.
 
     The same images, model and store give the same plan. What came of the units of an earlier plan
@@ -72,6 +86,9 @@ def make_plan(
         store: gets the plan.
         most: how many images a unit has, given how many are to be embedded; images of one archive
             or table stay together.
+
+    Returns:
+        the plan, which is stored nowhere, and the images of each unit.
     """
     previous = [*parts_of(store, dataset), *store.earlier_indexes(dataset)]
     left = images_to_read(manifest, embedder, store, previous)
@@ -90,8 +107,7 @@ def make_plan(
         tuple(unit_id(embedder.model_id, unit) for unit in units),
         tuple(map(len, units)),
     )
-    write_plan(store, plan, units)
-    return plan
+    return plan, units
 
 
 def plan_of(dataset: str, store: Store) -> Plan:
@@ -151,7 +167,7 @@ def embed_units(
     for number in own:
         images = Manifest(read_unit(store, plan, number), plan.units[number])
         if unit_id(plan.model_id, images.table) != plan.units[number]:
-            raise VisdivError(
+            raise PlanGone(
                 f"the plan of {plan.dataset} was made again meanwhile, or is damaged; run `visdiv "
                 f"plan {plan.dataset}` again"
             )
@@ -160,7 +176,7 @@ def embed_units(
         )
         if index.table["content_key"].null_count == len(index.table):
             _, reason = index.failures()[0]
-            raise VisdivError(
+            raise UnreadableUnit(
                 f"not one image of unit {number + 1} can be read from {source.uri} (the first: "
                 f"{reason}), so it is left for another try; does this machine see them?"
             )

@@ -9,12 +9,17 @@ Actors get numbers of units and tell how far they are; images and vectors never 
 import contextlib
 import importlib.util
 import logging
+import math
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +28,7 @@ from typing import Any
 from visdiv_assets.embedding.cpus import usable_cpus
 from visdiv_assets.embedding.pipeline import OnProgress
 from visdiv_assets.embedding.work import unit_images
-from visdiv_assets.errors import VisdivError, counted
+from visdiv_assets.errors import PlanGone, Unreachable, UnreadableUnit, VisdivError, counted
 from visdiv_assets.settings.model import RayEngine
 from visdiv_assets.settings.secrets import redacted
 from visdiv_assets.store.plans import Plan, done_units
@@ -34,10 +39,20 @@ from visdiv_assets.workflows.plan import embed_units
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS, PROBE_SECONDS = 10.0, 60.0
+# Connects to a cluster, and says why that is not possible.
+PROBE = """
+import logging, sys, ray
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level=logging.ERROR)
+except Exception as error:
+    sys.exit(print(error) or 1)
+"""
+# Names of sockets have 107 characters at most, and Ray's own part of them has about 65.
+LONGEST_FOLDER = 25
 # Of a local Ray. Nothing goes through it, but Ray wants to have it.
 OBJECT_STORE_BYTES = 80 * 2**20
-UNITS_NAMED = 5
+UNITS_NAMED, REASONS_TOLD = 5, 3
 
 
 class Ray:
@@ -134,15 +149,20 @@ class _Crew:
         self._queue = HandOut(left, size.workers)
         self._seats = [_Seat(number) for number in range(size.workers)]
         self._left, self._committed, self._embedded = left, 0, 0
+        self._kinds: dict[int, type[VisdivError]] = {}  # of the last failure, by unit
+        self._is_needless, self._why_none_starts = False, ""
         self._through = 0
         self._total = sum(plan.sizes[number] for number in left)
         self._any_ready_at = time.monotonic()
 
     def work(self, on_progress: OnProgress | None) -> Work:
         """Until all units are committed, or given up."""
-        while not self._queue.is_over:
+        while not self._queue.is_over and not self._is_needless:
             self._hand_out()
             waiting = [seat.waits_for for seat in self._seats if seat.waits_for is not None]
+            if not waiting:
+                time.sleep(POLL_SECONDS)
+                continue
             ready, _ = self._ray.wait(waiting, num_returns=1, timeout=POLL_SECONDS)
             for seat in self._seats:
                 if seat.waits_for is not None and seat.waits_for in ready:
@@ -150,8 +170,7 @@ class _Crew:
             self._look()
             if on_progress is not None:
                 self._tell(on_progress)
-        if self._queue.failures:
-            raise VisdivError(self._what_failed())
+        self._judge()
         return Work(
             self._committed,
             self._queue.retries,
@@ -209,9 +228,12 @@ class _Crew:
             seat.name, seat.is_ready = told, True
             return
         number, seat.unit = seat.unit, None
-        done, problem = told
+        done, problem, kind = told
+        if kind is PlanGone:
+            self._is_needless = True
         if problem:
-            self._queue.failed(seat.number, f"{problem} ({seat.name})")
+            self._queue.failed(seat.number, problem, by_worker=kind is not UnreadableUnit)
+            self._kinds[number] = kind
             logger.warning("%s: unit %d: %s", seat.name, number + 1, problem)
             return
         self._queue.done(seat.number)
@@ -230,11 +252,14 @@ class _Crew:
         """An actor is gone; what it had in hand is for another."""
         name = seat.name or "a worker"
         if seat.unit is not None:
-            logger.warning("%s: unit %d: %s; it is tried again", name, seat.unit + 1, why)
-            self._queue.failed(seat.number, f"{why} ({name})")
+            logger.warning("%s: unit %d: %s", name, seat.unit + 1, why)
+            self._queue.failed(seat.number, why)
+            self._kinds[seat.unit] = VisdivError
             seat.unit = None
         elif not seat.is_ready:
-            raise VisdivError(f"a worker cannot start on Ray: {why}")
+            logger.warning("a worker cannot start on Ray: %s", why)
+            self._queue.did_not_start(seat.number)
+            self._why_none_starts = f"a worker cannot start on Ray: {why}"
         self._end(seat)
 
     def _look(self) -> None:
@@ -271,18 +296,46 @@ class _Crew:
             min(through, self._total), self._total, new, at_work[0][2] if at_work else "starting"
         )
 
-    def _what_failed(self) -> str:
-        failures = self._queue.failures
-        told = [
-            f"unit {number + 1}: {reason}" if reason else f"unit {number + 1} was not tried"
-            for number, reason in failures.items()
-        ]
-        more = f"; and {len(told) - UNITS_NAMED:,} more" if len(told) > UNITS_NAMED else ""
+    def _judge(self) -> None:
+        """Raise what went wrong, if the run cannot go on without it."""
+        if self._is_needless:
+            logger.warning("another evaluation of %s was faster", self._plan.dataset)
+            return
+        failures = {
+            number: reason
+            for number, reason in self._queue.failures.items()
+            if self._kinds.get(number) is not UnreadableUnit
+        }
+        if left := len(self._queue.failures) - len(failures):
+            logger.warning(
+                "no worker can read any image of %s, so this process tries", counted(left, "unit")
+            )
+        if failures:
+            out_of_reach = Unreachable in {self._kinds.get(number) for number in failures}
+            raise (Unreachable if out_of_reach else VisdivError)(self._what_failed(failures))
+
+    def _what_failed(self, failures: Mapping[int, str]) -> str:
+        by_reason: dict[str, list[int]] = {}
+        for number, reason in failures.items():
+            by_reason.setdefault(reason or self._why_none_starts, []).append(number + 1)
+        untried = by_reason.pop("", [])
+        told = [f"{_units(numbers)}: {reason}" for reason, numbers in by_reason.items()]
+        told += [f"{_units(untried)} not tried"] if untried else []
+        kept = "; the others are kept, and the next try goes on from there"
         return redacted(
             f"{len(failures):,} of {counted(len(self._left), 'unit')} could not be embedded "
-            f"({'; '.join(told[:UNITS_NAMED])}{more}); the others are kept, and the next try goes "
-            "on from there"
+            f"({'; '.join(told[:REASONS_TOLD])}){kept if self._committed else ''}"
         )
+
+
+# Of failures, as far as they are not alike.
+KINDS = (PlanGone, UnreadableUnit, Unreachable)
+
+
+def _units(numbers: list[int]) -> str:
+    """`unit 3`, or `units 1, 2, 3 and 7 more`."""
+    more = f" and {len(numbers) - UNITS_NAMED:,} more" if len(numbers) > UNITS_NAMED else ""
+    return f"unit{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:UNITS_NAMED]))}{more}"
 
 
 class _Worker:
@@ -302,8 +355,8 @@ class _Worker:
         """Images done, images that went through the model, and what it waits for."""
         return self._said
 
-    def embed(self, number: int) -> tuple[int, str]:
-        """Embed a unit; the number of new images, and what went wrong, if anything did."""
+    def embed(self, number: int) -> tuple[int, str, type[VisdivError]]:
+        """Embed a unit; the number of new images, what went wrong, if anything, and its kind."""
         self._said = (0, 0, "starting")
 
         def say(done: int, _: int, new: int, bottleneck: str) -> None:
@@ -316,8 +369,9 @@ class _Worker:
             done = embed_units(self._plan, [number], source, embedder, store, say)
         except (VisdivError, OSError, MemoryError) as error:
             self._opened = None  # the next try may find more
-            return 0, redacted(str(error) or type(error).__name__)
-        return done.embedded, ""
+            kinds = (each for each in KINDS if isinstance(error, each))
+            return 0, redacted(str(error) or type(error).__name__), next(kinds, VisdivError)
+        return done.embedded, "", VisdivError
 
 
 @contextlib.contextmanager
@@ -331,43 +385,77 @@ def _connected(settings: RayEngine, size: _Size) -> Iterator[None]:
     if ray.is_initialized():  # by the program around this one
         yield
         return
-    here: dict[str, Any] = {
-        "address": "local",
-        "num_cpus": max(usable_cpus(), int(size.workers * size.cpus)),
-        "include_dashboard": False,
-        "object_store_memory": OBJECT_STORE_BYTES,
-    }
-    there = {"address": settings.address}
     if settings.address:
         _check_address(settings.address)
     logging.getLogger("ray").setLevel(logging.ERROR)
-    with _own_signals():
-        try:
-            ray.init(
-                **(there if settings.address else here),
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-            )
-        except Exception as error:  # Ray's are of many kinds
-            where = f"at {settings.address}" if settings.address else "on this machine"
-            raise VisdivError(f"cannot use Ray {where}: {_in_one_sentence(error)}") from error
+    # Sockets are in this folder, and must not have long names.
+    folder = tempfile.mkdtemp(prefix="visdiv-", dir=_short_folder())
+    here: dict[str, Any] = {
+        "address": "local",
+        "num_cpus": max(usable_cpus(), math.ceil(size.workers * size.cpus)),
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+        "_temp_dir": folder,
+    }
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):  # where Ray tells of workers that have died
+            with _own_signals():
+                _initialize(ray, {"address": settings.address} if settings.address else here)
+            yield
     finally:
         ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _initialize(ray: Any, options: dict[str, Any]) -> None:
+    # Else workers would import what lies in the current folder.
+    job = ray.job_config.JobConfig()
+    job._client_job = True
+    try:
+        ray.init(
+            **options,
+            job_config=job,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+        )
+    except Exception as error:  # Ray's are of many kinds
+        local = options["address"] == "local"
+        where = "on this machine" if local else f"at {options['address']}"
+        raise VisdivError(f"cannot use Ray {where}: {_in_one_sentence(error)}") from error
+
+
+def _short_folder() -> str | None:
+    """Where Ray may have its files; None is where all temporary files are."""
+    usual = tempfile.gettempdir()
+    return usual if len(usual) <= LONGEST_FOLDER or not os.path.isdir("/tmp") else "/tmp"  # noqa: S108, PTH112
 
 
 def _check_address(address: str) -> None:
-    """Ray itself would try for minutes."""
+    """Whether a process can connect. Ray itself would try for minutes, and obey no signal."""
     host, _, port = address.rpartition(":")
-    if not host:  # auto
-        return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        if host:  # not auto
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except OSError as error:
         reason = error.strerror or str(error)
         raise VisdivError(f"there is no Ray cluster at {address} ({reason})") from error
+    try:
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, "-I", "-c", PROBE, address],
+            capture_output=True,
+            text=True,
+            timeout=PROBE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise VisdivError(
+            f"there is no Ray cluster at {address} (nothing that speaks its language answers "
+            f"within {PROBE_SECONDS:g} s)"
+        ) from None
+    if done.returncode:
+        told = _in_one_sentence(RuntimeError(done.stdout)) or "it says nothing"
+        raise VisdivError(f"cannot use Ray at {address}: {told}")
 
 
 @contextlib.contextmanager
@@ -376,12 +464,17 @@ def _own_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGTERM)
+    before, ended = signal.getsignal(signal.SIGTERM), False
     try:
         yield
+    except SystemExit:  # which Ray makes of it
+        ended = True
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+    if ended:
+        signal.raise_signal(signal.SIGTERM)
+        raise SystemExit(128 + signal.SIGTERM)
 
 
 def _why_it_ended(error: Exception) -> str:
@@ -390,9 +483,9 @@ def _why_it_ended(error: Exception) -> str:
 
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return "Ray ended its process, for the machine is out of memory"
-    cause = getattr(error, "cause", None)
-    if isinstance(error, ray.exceptions.RayTaskError) and cause is not None:
-        return f"{type(cause).__name__}: {_in_one_sentence(cause)}"
+    if isinstance(error, ray.exceptions.RayTaskError) or "creation task" in str(error):
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return redacted(lines[-1])  # of a traceback
     return "its process was killed, perhaps for want of memory"
 
 

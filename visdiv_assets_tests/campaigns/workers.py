@@ -251,6 +251,7 @@ class Campaign:
 
     @functools.cached_property
     def address(self) -> str:
+        os.environ["PYTHONPATH"] = str(ROOT)  # of the workers
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # loopback only
         import ray

@@ -1,5 +1,6 @@
 """`visdiv score` with the engine ray, as people start and stop it: real model, real processes."""
 
+import contextlib
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ datasets:
   photos: {{source: {photos}}}
 """
 RAY = "{ray: {workers: 2, unit_images: 24}}"
+VISDIV = Path(sys.executable).with_name("visdiv")
 MARK = "VISDIV_TEST_MARK"
 PATIENCE = 300
 
@@ -36,12 +38,11 @@ class Runs:
     def start(self, store, engine=RAY):
         path = self.folder / f"{store}.yaml"
         path.write_text(SETTINGS.format(store=store, engine=engine, photos=PHOTOS))
-        command = ["-m", "visdiv_assets.cli.main", "score", "photos", "--json", "--config", path]
-        signals = ["env", "--default-signal=INT,TERM"]
+        command = [VISDIV, "score", "photos", "--json", "--config", path]
         return subprocess.Popen(
-            [*signals, sys.executable, *command],
+            ["env", "--default-signal=INT,TERM", *command],
             cwd=self.folder,
-            env={**os.environ, MARK: self.mark, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, MARK: self.mark},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -65,12 +66,13 @@ class Runs:
             time.sleep(0.05)
 
     def alive(self):
-        """The processes that are left."""
-        found = []
+        """The processes that are left, with their commands."""
+        found = {}
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 if f"{MARK}={self.mark}".encode() in (process / "environ").read_bytes():
-                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+                    command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    found[int(process.name)] = command
             except OSError:
                 continue
         return found
@@ -86,7 +88,9 @@ class Runs:
 def runs(tmp_path):
     runs = Runs(tmp_path)
     yield runs
-    subprocess.run(["pkill", "-9", "-f", str(tmp_path)], check=False)
+    for pid in runs.alive():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_the_score_is_that_of_one_process_and_nothing_is_left_behind(runs):
@@ -104,6 +108,7 @@ def test_the_score_is_that_of_one_process_and_nothing_is_left_behind(runs):
 def test_a_run_that_is_stopped_leaves_no_process_and_goes_on_where_it_was(runs, number, code):
     run = runs.start("store")
     runs.until_committed("store", run)
+    assert any("raylet" in command for command in runs.alive().values())
     run.send_signal(number)
     _, said = run.communicate(timeout=PATIENCE)
     assert run.returncode == code
@@ -113,3 +118,33 @@ def test_a_run_that_is_stopped_leaves_no_process_and_goes_on_where_it_was(runs, 
     assert kept
     shared, _ = runs.score("store")
     assert shared == runs.score("alone", "local")[0]
+
+
+def test_a_worker_that_is_killed_changes_neither_the_score_nor_what_is_printed(runs):
+    run = runs.start("store")
+    runs.until_committed("store", run)
+    [worker, *_] = [pid for pid, command in runs.alive().items() if "ray::_Worker" in command]
+    os.kill(worker, signal.SIGKILL)
+    told, said = run.communicate(timeout=PATIENCE)
+    assert run.returncode == 0, said
+    assert json.loads(told)["score"] == runs.score("alone", "local")[0]["score"]
+
+
+def test_workers_import_nothing_from_the_current_folder(runs):
+    for name in ("numpy", "visdiv_assets", "pyarrow"):
+        hostile = f"from pathlib import Path; Path({str(runs.folder)!r}, 'imported').touch()"
+        (runs.folder / f"{name}.py").write_text(hostile)
+    runs.score("store")
+    assert not (runs.folder / "imported").exists()
+
+
+def test_a_run_that_is_terminated_while_ray_starts_ends_as_any_other(runs):
+    run = runs.start("store")
+    deadline = time.monotonic() + PATIENCE
+    while not any("gcs_server" in command for command in runs.alive().values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    run.terminate()
+    run.communicate(timeout=PATIENCE)
+    assert run.returncode == 143
+    runs.until_all_are_gone()

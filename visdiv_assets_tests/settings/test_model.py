@@ -654,6 +654,8 @@ def test_an_engine_is_named_alone_or_with_how_it_is_set_up(engine):
     ("engine", "told"),
     [
         ("spark", "use local, ray, or {ray: "),
+        ({"ray": False}, "use local, ray, or {ray: "),
+        ({"ray": {"gpus": 1.5}}, "above 1, it must be a whole number"),
         ({"ray": {"cpus": 0}}, "greater than or equal to 1"),
         ({"ray": {"address": "ray://head:10001"}}, "use auto, or host:port"),
         ({"ray": {}, "spark": {}}, "use local, ray, or {ray: "),

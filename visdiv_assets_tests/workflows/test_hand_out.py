@@ -57,6 +57,20 @@ def test_a_unit_that_always_fails_is_given_up_and_no_other(units, workers, data)
     assert tries.count(bad) == MOST_TRIES
 
 
+def test_units_that_fail_by_no_fault_of_a_worker_dismiss_nobody():
+    queue = HandOut(range(20), 1)
+    done = []
+    while not queue.is_over:
+        unit = queue.next(0)
+        if unit < 10:
+            queue.failed(0, "not one image can be read", by_worker=False)
+        else:
+            queue.done(0)
+            done.append(unit)
+    assert done == list(range(10, 20))
+    assert list(queue.failures) == list(range(10))
+
+
 def test_where_all_workers_fail_it_ends_soon_and_says_which_units_nobody_tried():
     queue = HandOut(range(100), 2)
     assert play(queue, 2, lambda *_: "the disk is full") == []

@@ -14,11 +14,14 @@ import pytest
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.model import RayEngine
 from visdiv_assets.sources.directory import DirectorySource
+from visdiv_assets.sources.source import read_concurrently, read_one
+from visdiv_assets.store.plans import done_units, forget_plan, read_plan
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows import ray_engine
 from visdiv_assets.workflows.engine import Job
-from visdiv_assets.workflows.evaluate import evaluate
+from visdiv_assets.workflows.evaluate import evaluate, list_dataset
+from visdiv_assets.workflows.plan import embed_units, make_plan
 from visdiv_assets.workflows.ray_engine import Ray
 from visdiv_assets_tests.embedding.fakes import FakeEmbedder, write_images
 from visdiv_assets_tests.workflows.test_plan import without_names
@@ -87,18 +90,23 @@ def home(tmp_path):
     return SimpleNamespace(root=tmp_path, marker=tmp_path / "the first")
 
 
-def evaluated(home, embedder=None, stored="store", progress=None, **settings):
+def evaluated(
+    home,
+    embedder=None,
+    stored="store",
+    progress=None,
+    source=DirectorySource,
+    **settings,
+):
     """What Ray makes of the images; None for the embedder is one process alone."""
     folder = home.root / stored
-    source, store = DirectorySource(home.root / "images"), Store(folder)
-    engine = None
+    images, store, engine = partial(source, home.root / "images"), Store(folder), None
     if embedder is not None:
         settings = RayEngine(**{"workers": 2, "unit_images": UNIT, **settings})
-        job = Job(embedder, partial(DirectorySource, home.root / "images"), partial(Store, folder))
-        engine = Ray(settings, job)
+        engine = Ray(settings, Job(embedder, images, partial(Store, folder)))
     evaluation, embedded = evaluate(
         "photos",
-        source,
+        images(),
         FakeEmbedder(),
         store,
         Warehouse(home.root / f"{stored}.duckdb"),
@@ -172,7 +180,8 @@ class TestOnRay:
         with pytest.raises(VisdivError, match=told) as failed:
             evaluated(home, embedder)
         assert "\n" not in str(failed.value)
-        assert "of 7 units could not be embedded (unit 1: " in str(failed.value)
+        assert "7 of 7 units could not be embedded (unit" in str(failed.value)
+        assert "are kept" not in str(failed.value)
         assert evaluated(home, FakeEmbedder).embedded.n_new == IMAGES
 
     def test_units_that_others_have_done_are_kept_where_one_keeps_failing(self, home):
@@ -197,12 +206,44 @@ class TestOnRay:
         _internal_kv_put(name, json.dumps(other).encode(), overwrite=True, namespace=b"cluster")
         try:
             monkeypatch.setattr(cluster, "is_initialized", lambda: False)
-            monkeypatch.setattr(cluster, "init", _in_another_process)
             with pytest.raises(VisdivError, match=r"cannot use Ray at .*1\.0\.0") as failed:
                 evaluated(home, FakeEmbedder, address=address)
         finally:
             _internal_kv_put(name, before, overwrite=True, namespace=b"cluster")
         assert "\n" not in str(failed.value)
+
+    def test_units_of_which_no_worker_can_read_anything_are_told_as_one_process_tells_them(
+        self, home
+    ):
+        alone = evaluated(home, stored="alone", source=Blind)
+        shared = evaluated(home, FakeEmbedder, source=Blind, workers=1)
+        assert shared.evaluation == alone.evaluation
+        assert shared.embedded.index.failures() == alone.embedded.index.failures()
+        assert shared.embedded.index.n_failed == 13
+
+    def test_a_worker_that_dies_while_it_starts_is_replaced(self, home):
+        shared = evaluated(home, _Dies(home.marker, FakeEmbedder))
+        assert home.marker.exists()
+        assert shared.embedded.n_new == IMAGES
+
+    def test_workers_that_cannot_start_say_why(self, home):
+        with pytest.raises(VisdivError, match=r"a worker cannot start on Ray: .*no such package"):
+            evaluated(home, _NotImported())
+
+    def test_a_plan_made_by_hand_is_not_disturbed(self, home, caplog):
+        source, store = DirectorySource(home.root / "images"), Store(home.root / "store")
+        listed = list_dataset("photos", source, store)
+        plan = make_plan("photos", listed, source, FakeEmbedder(), store, lambda _: 10)
+        embed_units(plan, [0], source, FakeEmbedder(), store)
+        shared = evaluated(home, FakeEmbedder)
+        assert (shared.embedded.work, shared.embedded.n_new) == (None, IMAGES - 10)
+        assert "`visdiv merge` ends it" in caplog.text
+        assert read_plan(store, "photos") == plan
+        assert done_units(store, plan) == {0}
+
+    def test_another_evaluation_that_was_faster_does_not_make_it_fail(self, home):
+        shared = evaluated(home, partial(_Overtaken, home.root / "store"))
+        assert shared.evaluation.n_images == IMAGES
 
 
 class _FailsOn(FakeEmbedder):
@@ -220,14 +261,63 @@ class _FailsOn(FakeEmbedder):
         return super().embed(pixels)
 
 
-def _in_another_process(address, **_):
-    """Ray does not connect twice in one process."""
-    import subprocess
-    import sys
+class Blind(DirectorySource):
+    """Cannot read the first images."""
 
-    code = f"import ray; ray.init(address={address!r}, log_to_driver=False)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    raise RuntimeError(done.stderr[done.stderr.rindex("RuntimeError: ") + 14 :])
+    def read_all(self, image_ids):
+        return read_concurrently(self._read, image_ids, 2)
+
+    def _read(self, image_id):
+        if image_id < "012":
+            raise PermissionError(13, "Permission denied")
+        return read_one(DirectorySource(self.path), image_id)
+
+
+class _Dies:
+    """Once, as it is unpacked by a worker."""
+
+    def __init__(self, marker, embedder):
+        self.marker, self.embedder = marker, embedder
+
+    def __reduce__(self):
+        return _unpacked, (self.marker, self.embedder, os.getpid())
+
+
+def _unpacked(marker, embedder, packed_by):
+    if os.getpid() != packed_by and took(marker):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return embedder
+
+
+class _NotImported:
+    def __reduce__(self):
+        return _missing, (os.getpid(),)
+
+
+def _missing(packed_by):
+    raise ModuleNotFoundError("there is no such package")
+
+
+class _Overtaken(FakeEmbedder):
+    """While it is at work, the plan is merged."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.store = Store(folder)
+
+    def embed(self, pixels):
+        if plan := read_plan(self.store, "photos"):
+            forget_plan(self.store, plan)
+        return super().embed(pixels)
+
+
+def test_an_address_where_something_else_listens_is_told(home, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(ray_engine, "PROBE_SECONDS", 8)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(VisdivError, match=f"there is no Ray cluster at {address}"):
+            evaluated(home, FakeEmbedder, address=address)
 
 
 def test_an_address_without_a_cluster_is_told_at_once(home, monkeypatch):
