@@ -161,8 +161,8 @@ class TestOnRay:
     def test_a_worker_that_hangs_is_ended_and_replaced(self, home):
         alone = evaluated(home, stored="alone")
         hanging = partial(Troubled, "hangs", home.marker)
-        shared = evaluated(home, hanging, stall_seconds=5)
-        assert shared.embedded.work.retries == 1
+        shared = evaluated(home, hanging, stall_seconds=15)
+        assert shared.embedded.work.retries >= 1  # on a busy machine, others may seem to hang
         assert (shared.evaluation, shared.moments) == (alone.evaluation, alone.moments)
 
     def test_a_worker_without_the_model_leaves_its_units_to_the_others(self, home):
