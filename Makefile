@@ -54,6 +54,7 @@ campaigns: $(VENV)/.installed ## kill and damage at random, and see whether anyt
 	$(BIN)/python -m visdiv_assets_tests.campaigns.kills --seed $(or $(SEED),0) $(ROUNDS:%=--rounds %)
 	$(BIN)/python -m visdiv_assets_tests.campaigns.damage --seed $(or $(SEED),0) $(ROUNDS:%=--rounds %)
 	$(BIN)/python -m visdiv_assets_tests.campaigns.cleanups --seed $(or $(SEED),0) $(ROUNDS:%=--rounds %)
+	$(BIN)/python -m visdiv_assets_tests.campaigns.workers --seed $(or $(SEED),0) $(ROUNDS:%=--rounds %)
 	$(BIN)/python -m visdiv_assets_tests.campaigns.soak --seed $(or $(SEED),0)
 
 wheel-test: $(VENV)/.installed ## install the wheel under each supported Python, and use it

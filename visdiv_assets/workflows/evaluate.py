@@ -10,7 +10,7 @@ import math
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -33,17 +33,20 @@ from visdiv_assets.spectral.score import Diversity, DiversityCalculator, diversi
 from visdiv_assets.spectral.vendi import alikeness
 from visdiv_assets.store.contents import Contents
 from visdiv_assets.store.index import EmbeddingIndex
-from visdiv_assets.store.plans import Plan, forget_plan, read_plan, write_plan
+from visdiv_assets.store.plans import Plan, forget_plan, read_plan
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.records import Evaluation, FailedImage
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.engine import Engine, Work
 from visdiv_assets.workflows.moments import accumulate_moments
-from visdiv_assets.workflows.plan import cut_up
+from visdiv_assets.workflows.plan import make_plan
 from visdiv_assets.workflows.project import export, note_results, state_beside
 from visdiv_assets.workflows.watch import judged
 
 logger = logging.getLogger(__name__)
+
+# With fewer, there is nothing to share.
+FEWEST_UNITS = 2
 
 
 @dataclass(frozen=True)
@@ -173,11 +176,12 @@ def _by_workers(
             dataset,
         )
         return None, None
-    plan, units = cut_up(dataset, manifest, source, embedder, store, engine.unit_images)
-    if len(units) < 2:
+    size = engine.unit_images
+    plan = make_plan(
+        dataset, manifest, source, embedder, store, size, by_engine=True, fewest=FEWEST_UNITS
+    )
+    if len(plan.units) < FEWEST_UNITS:
         return before, None
-    plan = replace(plan, by_engine=True)
-    write_plan(store, plan, units)
     return plan, engine(plan, on_progress)
 
 

@@ -58,21 +58,10 @@ def make_plan(
     embedder: Embedder,
     store: Store,
     most: Callable[[int], int],
+    *,
+    by_engine: bool = False,
+    fewest: int = 0,
 ) -> Plan:
-    """Cut a dataset as `cut_up` does, and store the plan."""
-    plan, units = cut_up(dataset, manifest, source, embedder, store, most)
-    write_plan(store, plan, units)
-    return plan
-
-
-def cut_up(
-    dataset: str,
-    manifest: Manifest,
-    source: Source,
-    embedder: Embedder,
-    store: Store,
-    most: Callable[[int], int],
-) -> tuple[Plan, list[pa.Table]]:
     """Cut what is not in the store yet of a dataset into units of work.
 
     The same images, model and store give the same plan. What came of the units of an earlier plan
@@ -86,9 +75,8 @@ def cut_up(
         store: gets the plan.
         most: how many images a unit has, given how many are to be embedded; images of one archive
             or table stay together.
-
-    Returns:
-        the plan, which is stored nowhere, and the images of each unit.
+        by_engine: whether an engine makes it for itself.
+        fewest: with fewer units than this, the plan is not stored.
     """
     previous = [*parts_of(store, dataset), *store.earlier_indexes(dataset)]
     left = images_to_read(manifest, embedder, store, previous)
@@ -106,8 +94,11 @@ def cut_up(
         store.latest_fingerprint(dataset) or "",
         tuple(unit_id(embedder.model_id, unit) for unit in units),
         tuple(map(len, units)),
+        by_engine,
     )
-    return plan, units
+    if len(units) >= fewest:
+        write_plan(store, plan, units)
+    return plan
 
 
 def plan_of(dataset: str, store: Store) -> Plan:

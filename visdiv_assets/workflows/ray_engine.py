@@ -429,8 +429,9 @@ def _initialize(ray: Any, options: dict[str, Any]) -> None:
 
 def _short_folder() -> str | None:
     """Where Ray may have its files; None is where all temporary files are."""
-    usual = tempfile.gettempdir()
-    return usual if len(usual) <= LONGEST_FOLDER or not os.path.isdir("/tmp") else "/tmp"  # noqa: S108, PTH112
+    short = Path("/tmp")  # noqa: S108
+    is_long = len(tempfile.gettempdir()) > LONGEST_FOLDER
+    return str(short) if is_long and short.is_dir() else None
 
 
 def _check_address(address: str) -> None:
