@@ -160,15 +160,21 @@ class GpuDecoder:
             [image if isinstance(image, bytes) else b"" for image in images]
         )
         failed: dict[int, DecodeError] = {}
-        with self._told_as_a_failure(), torch.inference_mode():
-            for at in left:
-                image = images[at]
-                try:
-                    pixels = otherwise(image) if isinstance(image, bytes) else image
-                    squares[at] = torch.tensor(pixels)
-                except DecodeError as error:
-                    failed[at] = error
-            return squares, are_flat(squares).tolist(), failed
+        others: dict[int, Tensor] = {}
+        for at in left:
+            image = images[at]
+            try:
+                pixels = otherwise(image) if isinstance(image, bytes) else image
+                others[at] = torch.tensor(pixels)
+            except DecodeError as error:
+                failed[at] = error
+        # Nothing may be left to be done when another thread decodes: see `_finish`.
+        with self._told_as_a_failure(), torch.inference_mode(), self._lock:
+            for at, square in others.items():
+                squares[at] = square
+            flat: list[bool] = are_flat(squares).tolist()
+            self._finish()
+        return squares, flat, failed
 
     def decode(self, encoded: Sequence[bytes]) -> tuple[Tensor, list[int]]:
         """Decode and resize to squares, bilinear with antialiasing, on the current stream.
@@ -195,6 +201,7 @@ class GpuDecoder:
                         "%s",
                         *(self._device, len(chunk), _first_line(error)),
                     )
+            self._finish()
         return squares, [at for at in range(len(encoded)) if at not in done]
 
     @contextlib.contextmanager
@@ -204,6 +211,15 @@ class GpuDecoder:
             yield
         except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
             raise VisdivError(f"{self._device} failed: {_first_line(error)}") from error
+
+    def _finish(self) -> None:
+        """Wait for what the device has been told to do.
+
+        Memory that Python has let go of is free for nvJPEG, which writes to it from a stream of its
+        own, without waiting for this one, which may still be reading or writing it.
+        """
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
 
     def _decode_what_can_be(self, encoded: Sequence[bytes]) -> list[Tensor | None]:
         """(3, H, W) uint8 each. One bad image fails a whole call, so failed batches are halved."""
@@ -221,10 +237,7 @@ class GpuDecoder:
             ]
 
     def _decode(self, encoded: Sequence[bytes]) -> list[Tensor]:
-        if self._device.type == "cuda":
-            # torchvision may give nvJPEG memory that this stream is still reading, and writes to
-            # it at once from another stream.
-            torch.cuda.current_stream(self._device).synchronize()
+        self._finish()
         buffers = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in encoded]
         images: list[Tensor] = decode_jpeg(buffers, mode=ImageReadMode.RGB, device=self._device)
         return images

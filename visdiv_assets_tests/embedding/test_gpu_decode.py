@@ -171,6 +171,21 @@ def test_images_that_the_decoder_chokes_on_cost_no_other_its_place(bad, decoder,
     assert len(calls) <= 1 + 6 * len(bad)
 
 
+def test_nothing_is_left_to_do_on_the_device_when_another_thread_decodes(decoder, monkeypatch):
+    # nvJPEG writes at once to memory that work which is still queued may use.
+    locked, waits = [], []
+
+    def noted(squares):
+        locked.append(decoder._lock.locked())
+        return are_flat(squares)
+
+    monkeypatch.setattr("visdiv_assets.embedding.gpu_decode.are_flat", noted)
+    monkeypatch.setattr(decoder, "_finish", lambda: waits.append(decoder._lock.locked()))
+    decoder.decode_all([encoded()], decode_image)
+    assert locked == [True]
+    assert waits == [True, True, True]  # before and after decoding, and at the end
+
+
 def test_memory_is_bounded_by_decoding_in_chunks(decoder, monkeypatch):
     files = [encoded(size=(40, 40)), encoded(size=(20, 20)), encoded(size=(40, 40))]
     expected, _ = decoder.decode(files)
