@@ -1,6 +1,7 @@
 """What a GPU does: its accuracy, the ceiling of each stage, and the whole, against the targets.
 
     .venv/bin/python -m benchmarks.gpu [--device cuda:0] [--images 20000] [--folder FOLDER]
+    .venv/bin/python -m benchmarks.gpu --workers 1 2 4 [--images 60000] [--folder FOLDER]
 
 Files are made from the demo photographs, 448 pixels square, each with a content of its own, in a
 temporary folder (about 2 GB for 20,000; FOLDER says where). The weights are the official ones where
@@ -20,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -39,11 +41,16 @@ from visdiv_assets.embedding.runtime_torch import TorchRuntime
 from visdiv_assets.embedding.runtimes import resolve_precision
 from visdiv_assets.embedding.weights import DEFAULT_CHECKPOINT, Weights, find_weights
 from visdiv_assets.errors import VisdivError
+from visdiv_assets.settings.model import RayEngine
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.manifest import list_images
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.score import diversity
 from visdiv_assets.store.store import Store
+from visdiv_assets.warehouse.warehouse import Warehouse
+from visdiv_assets.workflows.engine import Job
+from visdiv_assets.workflows.evaluate import evaluate
+from visdiv_assets.workflows.ray_engine import Ray
 from visdiv_assets_tests.embedding.reference import preprocess, random_reference
 
 PHOTOS = Path(__file__).parents[1] / "examples" / "demo" / "photos"
@@ -54,6 +61,7 @@ LEAST_COSINE, LARGEST_SHIFT = 0.999, 0.001
 
 SECONDS = 2.0  # how long each figure is measured, at least, three times over
 FILE_SIDE = 448
+UNIT_IMAGES = 5000  # of workers
 
 
 def photographs(count: int | None = None) -> Pixels:
@@ -283,6 +291,39 @@ def whole(weights: Weights, device: str, count: int, folder: Path) -> None:
         )
 
 
+def shared(weights: Weights, workers: int, count: int, folder: Path) -> tuple[float, float]:
+    """Print images/s of workers on Ray that share a GPU; returns the scores that come of it.
+
+    The steady rate leaves out the first and the last quarter: workers take seconds to start, and do
+    not end at the same time.
+    """
+    place, results = folder / "files", folder / f"workers_{workers}"
+    if not place.exists():
+        place.mkdir()
+        make_files(place, count, FILE_SIDE)
+    decoding = Decoding(jpeg_on_gpu=True)
+    embedder = partial(SSCDEmbedder, str(weights.path), "cuda", precision="fp16", decoding=decoding)
+    source, store = partial(DirectorySource, place), partial(Store, results)
+    each = RayEngine(
+        workers=workers, gpus=1 / workers, cpus=usable_cpus() // workers, unit_images=UNIT_IMAGES
+    )
+    seen: list[tuple[float, int]] = []
+    begin = time.perf_counter()
+    evaluation, _ = evaluate(
+        "files",
+        source(),
+        embedder(),
+        store(),
+        Warehouse(results / "visdiv.duckdb"),
+        engine=Ray(each, Job(embedder, source, store)),
+        on_progress=lambda done, *_: seen.append((time.perf_counter(), done)),
+    )
+    told(f"{workers} workers, from start to end", count / (time.perf_counter() - begin))
+    first, last = (next(at for at in seen if at[1] >= share * count) for share in (0.25, 0.75))
+    told("   when all of them are at work", (last[1] - first[1]) / (last[0] - first[0]))
+    return evaluation.diversity_score, evaluation.corrected_low or 0.0
+
+
 def machine(device: str) -> str:
     """What was measured on."""
     cpu = f"{usable_cpus()} CPUs, {_cpu_name()}; PyTorch {torch.__version__}"
@@ -311,6 +352,7 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--device", default="cuda:0")
     arguments.add_argument("--images", type=int, default=20_000)
+    arguments.add_argument("--workers", type=int, nargs="+", help="on Ray, sharing one GPU")
     arguments.add_argument("--folder", type=Path, help="for temporary files")
     chosen = arguments.parse_args()
     with TemporaryDirectory(dir=chosen.folder) as name:
@@ -323,6 +365,10 @@ def main() -> int:
             print(f"{weights.checkpoint}; {machine('cpu')}")
             return 0 if accuracy(weights, "cpu", photographs(count=64)) else 1
         print(f"{weights.checkpoint}; {machine(chosen.device)}")
+        if chosen.workers:
+            scores = {shared(weights, each, chosen.images, folder) for each in chosen.workers}
+            print(f"all have the same scores: {'yes' if len(scores) == 1 else 'NO'}")
+            return 0 if len(scores) == 1 else 1
         pixels = photographs()
         good = accuracy(weights, chosen.device, pixels)
         good &= consistency(weights, chosen.device, pixels)
