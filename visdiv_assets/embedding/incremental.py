@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -31,8 +31,11 @@ from visdiv_assets.embedding.pipeline import (
 )
 from visdiv_assets.embedding.preprocess import Decoding
 from visdiv_assets.errors import VisdivError
+from visdiv_assets.sources.containers import whole_pieces
 from visdiv_assets.sources.manifest import TEXT, Manifest
+from visdiv_assets.sources.pieces import Gathering, Pieces, Reader
 from visdiv_assets.sources.source import Source
+from visdiv_assets.store.files import DamagedError
 from visdiv_assets.store.index import (
     INDEX_SCHEMA,
     JUDGE,
@@ -77,29 +80,119 @@ def embed_manifest(
         the index, which is also written to the store, and the number of images that went through
         the model.
     """
-    previous = [*parts_of(store, dataset), *store.earlier_indexes(dataset)]
-    index, embedded = embed_images(
-        manifest, source, embedder, store, previous, reread=reread, on_progress=on_progress
-    )
-    store.write_index(dataset, embedder.model_id, manifest.fingerprint, index)
-    return index, embedded
+    earlier = Earlier(store, dataset, embedder.decoding)
+    judge = {JUDGE: embedder.decoding.judge.encode()}
+    gathering, done, embedded = Gathering(INDEX_SCHEMA.with_metadata(judge)), 0, 0
+
+    for piece in whole_pieces(manifest.pieces, source):
+        images = Manifest(piece, manifest.fingerprint)
+        index, new = embed_images(
+            images,
+            source,
+            embedder,
+            store,
+            earlier.of(images),
+            reread=reread,
+            on_progress=as_part(on_progress, done, len(manifest), embedded),
+        )
+        gathering.add(index.table)
+        done, embedded = done + len(images), embedded + new
+    whole = EmbeddingIndex(gathering.pieces())
+    store.write_index(dataset, embedder.model_id, manifest.fingerprint, whole)
+    return whole, embedded
+
+
+def as_part(
+    on_progress: OnProgress | None, done: int, total: int, embedded: int
+) -> OnProgress | None:
+    """What tells of a part, for one who wants to know of the whole; so far, this much was done."""
+
+    def tell(of_part: int, _: int, new: int, bottleneck: str) -> None:
+        assert on_progress is not None
+        on_progress(done + of_part, total, embedded + new, bottleneck)
+
+    return None if on_progress is None else tell
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What is known of images before they are read.
+
+    Attributes:
+        indexes: earlier indexes of them, the newest first.
+        undecodable: content that the same decoder failed on before, and would fail on again;
+            what is found while images are read is added.
+    """
+
+    indexes: Sequence[EmbeddingIndex] = ()
+    undecodable: dict[bytes, Failure] = field(default_factory=dict)
+
+
+class Earlier:
+    """What earlier evaluations of a dataset, and units of work, have found of its images.
+
+    It is read a piece at a time, as the manifest is.
+
+    Args:
+        store: holds the indexes.
+        dataset: its name.
+        decoding: with which images are decoded now.
+    """
+
+    def __init__(self, store: Store, dataset: str, decoding: Decoding) -> None:
+        found = [*parts_of(store, dataset), *store.earlier_indexes(dataset)]
+        indexes = [EmbeddingIndex(_while_it_is_there(index.pieces)) for index in found]
+        self._undecodable = _failures_that_stay(indexes, decoding)
+        first = ((_first_id(index), number) for number, index in enumerate(indexes))
+        # The last one is the next to be read.
+        self._waiting = sorted(((at, n) for at, n in first if at is not None), reverse=True)
+        self._indexes, self._readers = indexes, dict[int, Reader]()
+
+    def of(self, images: Manifest) -> Found:
+        """What is known of a piece of the manifest; each begins where the one before ends."""
+        last = images.table["image_id"][-1].as_py()
+        while self._waiting and self._waiting[-1][0] <= last:
+            _, number = self._waiting.pop()
+            self._readers[number] = Reader(self._indexes[number].pieces)
+        found = []
+        for number, reader in sorted(self._readers.items()):
+            if rows := reader.up_to(last):
+                found.append(EmbeddingIndex(rows))
+            if reader.is_over and reader.last is None:
+                del self._readers[number]
+        return Found(found, self._undecodable)
+
+
+def _while_it_is_there(pieces: Pieces) -> Pieces:
+    """Rows of an index that somebody else may delete meanwhile; what is gone is read again."""
+
+    def read(columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
+        try:
+            yield from pieces.read(columns, rows)
+        except (DamagedError, FileNotFoundError) as error:
+            logger.warning("images are read again, since what was known of them is gone: %s", error)
+
+    return replace(pieces, read=read)
+
+
+def _first_id(index: EmbeddingIndex) -> str | None:
+    ids = next(index.pieces(["image_id"], 1), None)
+    return None if ids is None else ids["image_id"][0].as_py()
 
 
 def images_to_read(
-    manifest: Manifest, embedder: Embedder, store: Store, previous: Sequence[EmbeddingIndex]
+    manifest: Manifest, embedder: Embedder, store: Store, found: Found
 ) -> NDArray[np.int64]:
     """Positions of the images of which it is not known that the store has them, ascending.
 
     Args:
-        manifest: all images.
+        manifest: images.
         embedder: of which only the model id and the decoding are used.
         store: what is there already.
-        previous: indexes of earlier images, the newest first.
+        found: what is known of them.
     """
-    known = _Known(store, embedder.model_id, previous)
-    keys = _keys_of_unchanged(manifest, previous)
-    undecodable = _failures_that_stay(previous, embedder.decoding)
-    return _to_read(keys, known, undecodable)
+    known = _Known(store, embedder.model_id, found.indexes)
+    return _to_read(_keys_of_unchanged(manifest, found.indexes), known, found.undecodable)
 
 
 def _to_read(
@@ -115,7 +208,7 @@ def embed_images(
     source: Source,
     embedder: Embedder,
     store: Store,
-    previous: Sequence[EmbeddingIndex],
+    found: Found | None = None,
     *,
     reread: bool = False,
     on_progress: OnProgress | None = None,
@@ -131,8 +224,7 @@ def embed_images(
         source: where they are.
         embedder: what embeds them.
         store: gets the rows.
-        previous: indexes of earlier images, the newest first. What has not changed since is not
-            opened.
+        found: what is known of them. What has not changed since is not opened.
         reread: open it nevertheless.
         on_progress: told of progress.
 
@@ -140,11 +232,12 @@ def embed_images(
         the index, and the number of images that went through the model.
     """
     model_id = embedder.model_id
+    found = found or Found()
     older = _OlderVersion(embedder, store)
-    known = _Known(store, model_id, previous)
-    keys = _keys_of_unchanged(manifest, () if reread else previous)
+    known = _Known(store, model_id, found.indexes)
+    keys = _keys_of_unchanged(manifest, () if reread else found.indexes)
     # By content, since many files may share it.
-    undecodable = _failures_that_stay(previous, embedder.decoding)
+    undecodable = found.undecodable
     to_read = _to_read(keys, known, undecodable)
     ids = manifest.table["image_id"].take(pa.array(to_read))
     waits = Waits()
@@ -213,14 +306,16 @@ def _failures_that_stay(
     for index in previous:
         if index.judge != decoding.judge:
             continue
-        failed = index.failed()
-        failed = failed.filter(pc.is_valid(failed["content_key"]))
-        reasons, exceptions = (failed[name].to_pylist() for name in ("reason", "exception"))
-        for key, *said in zip(to_keys(failed["content_key"]), reasons, exceptions, strict=True):
-            failure = Failure(*said)
-            passing = failure == NOT_FINITE or is_passing(failure.exception, failure.reason)
-            if failure.exception and not passing:
-                stay.setdefault(key, failure)
+        for piece in index.pieces(["content_key", "row", "reason", "exception"]):
+            failed = piece.filter(
+                pc.and_(pc.is_null(piece["row"]), pc.is_valid(piece["content_key"]))
+            )
+            reasons, exceptions = (failed[name].to_pylist() for name in ("reason", "exception"))
+            for key, *said in zip(to_keys(failed["content_key"]), reasons, exceptions, strict=True):
+                failure = Failure(*said)
+                passing = failure == NOT_FINITE or is_passing(failure.exception, failure.reason)
+                if failure.exception and not passing:
+                    stay.setdefault(key, failure)
     return stay
 
 

@@ -1,7 +1,8 @@
 """The common part of all sources whose images are inside larger files.
 
 Here: finding the files, a fingerprint of their sizes and versions, ids `file#place`, reading file
-by file. Not here: any format (`tar.py`, `zip.py`, `parquet.py`, `arrow.py`).
+by file, pieces of a manifest by file. Not here: any format (`tar.py`, `zip.py`, `parquet.py`,
+`arrow.py`).
 """
 
 import itertools
@@ -10,12 +11,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources.names import ImageNames, LeftOut, rules
+from visdiv_assets.sources.pieces import Pieces
 from visdiv_assets.sources.places import FileInfo, Place, find_files
 from visdiv_assets.sources.reaching import check_time, is_behind, unlisted, with_place
 from visdiv_assets.sources.selection import Selection
-from visdiv_assets.sources.source import Item, Read, from_image_id, to_image_id
+from visdiv_assets.sources.source import Item, Read, Source, from_image_id, to_image_id
 
 
 class ContainerSource(ABC):
@@ -166,6 +171,29 @@ class ArchiveSource(ContainerSource):
 
     def _rules(self) -> str:
         return rules()
+
+
+def whole_pieces(images: Pieces, source: Source) -> Iterator[pa.Table]:
+    """Pieces of a manifest, none of which ends within a container, so that each is read once.
+
+    Args:
+        images: rows of the manifest; those of one container follow each other.
+        source: whose images they are.
+    """
+    left = images.schema.empty_table()
+    for piece in images():
+        left = pa.concat_tables([left, piece])
+        last = ""
+        if isinstance(source, ContainerSource) and len(left):
+            last = source.file_of(left["image_id"][-1].as_py())
+        whole = len(left)
+        if last:  # the next piece may have more of it
+            whole -= int(pc.sum(pc.starts_with(left["image_id"], f"{last}#")).as_py())
+        if whole:
+            yield left.slice(0, whole)
+        left = left.slice(whole)
+    if len(left):
+        yield left
 
 
 def _reason(error: Exception) -> str:

@@ -28,8 +28,8 @@ from visdiv_assets.store.cleaning import GRACE_SECONDS, files_of, is_index
 from visdiv_assets.store.files import (
     DamagedError,
     noticing_damage,
-    read_pieces,
     read_table,
+    stored_pieces,
     writing,
 )
 from visdiv_assets.store.index import KEY_BYTES, content_key
@@ -41,6 +41,8 @@ from visdiv_assets.store.store import Store
 MOST_ROWS = 262_144
 # A segment of which less is named is written anew, without the rest.
 WORTH_KEEPING = 0.5
+# What is done about an index that is damaged.
+LEFT_ALONE = "its segments are left alone"
 # Segments that have fewer rows together than this are always joined.
 FEW_ROWS = 4096
 # So many new segments are made at a time: the keys of all their rows are in memory, some 200 MiB,
@@ -261,8 +263,9 @@ def _uses(
     for file in _indexes_of(files, model_id):
         dataset = file.name.split("/")[1]
         try:
-            with noticing_damage(store.objects.shown(file.name), "its segments are left alone"):
-                for piece in read_pieces(store.objects.local(file.name), ["segment", "row"]):
+            with noticing_damage(store.objects.shown(file.name), LEFT_ALONE):
+                index = stored_pieces(partial(store.reading, file.name, LEFT_ALONE))
+                for piece in index(["segment", "row"]):
                     for name, rows in _by_segment(piece):
                         if name not in uses:
                             continue

@@ -5,8 +5,8 @@ Not here: the layout of files (`store.py`), where they are (`objects.py`).
 
 import errno
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,11 +17,10 @@ from numpy.lib.format import header_data_from_array_1_0, write_array_header_1_0
 from numpy.typing import NDArray
 
 from visdiv_assets.errors import VisdivError
+from visdiv_assets.sources import pieces
 from visdiv_assets.sources.manifest import METADATA, TEXT
+from visdiv_assets.sources.pieces import Pieces
 from visdiv_assets.store.objects import Write
-
-# Rows of a manifest or an index that are in memory at a time when it is read in pieces.
-PIECE_ROWS = 131_072
 
 
 class DamagedError(VisdivError):
@@ -59,12 +58,26 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return _with_long_texts(file.read(None if columns is None else list(columns)))
 
 
-def read_pieces(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Some columns of a Parquet file, PIECE_ROWS at a time, with their checksums verified."""
-    # With `pre_buffer`, all data read would stay in memory.
-    with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
-        for batch in file.iter_batches(PIECE_ROWS, columns=list(columns)):
-            yield _with_long_texts(pa.Table.from_batches([batch]))
+def stored_pieces(opened: Callable[[], AbstractContextManager[Path]]) -> Pieces:
+    """A Parquet file that is read in pieces, with their checksums verified.
+
+    Args:
+        opened: gives the file, and tells of what reading it raises.
+    """
+    with opened() as path, pq.ParquetFile(path) as file:
+        length = int(file.metadata.num_rows)
+        schema = _with_long_texts(file.schema_arrow.empty_table()).schema
+
+    def read(columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
+        with (
+            opened() as path,
+            # With `pre_buffer`, all data read would stay in memory.
+            pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file,
+        ):
+            for batch in file.iter_batches(rows, columns=list(columns)):
+                yield _with_long_texts(pa.Table.from_batches([batch]))
+
+    return Pieces(read, length, schema)
 
 
 def _with_long_texts(table: pa.Table) -> pa.Table:
@@ -81,11 +94,14 @@ def _with_long_texts(table: pa.Table) -> pa.Table:
     return table if schema.equals(table.schema) else table.cast(schema)
 
 
-def writing(table: pa.Table) -> Write:
+def writing(table: pa.Table | Pieces) -> Write:
     """What writes a table as a Parquet file, with a checksum for each page."""
+    rows = table if isinstance(table, Pieces) else Pieces.of(table)
 
     def write(file: IO[bytes]) -> None:
-        pq.write_table(table, file, row_group_size=PIECE_ROWS, write_page_checksum=True)
+        with pq.ParquetWriter(file, rows.schema, write_page_checksum=True) as writer:
+            for piece in rows():
+                writer.write_table(piece, row_group_size=pieces.PIECE_ROWS)
 
     return write
 

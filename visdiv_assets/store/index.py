@@ -5,14 +5,18 @@ Here: the table and its queries. Not here: building it (`embedding/incremental.p
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import cached_property
+from tempfile import TemporaryDirectory
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from visdiv_assets.sources.manifest import TEXT
+from visdiv_assets.sources.pieces import PIECE_ROWS, Pieces
 
 KEY_BYTES = 16
 Keys = NDArray[np.bytes_]
@@ -37,6 +41,9 @@ KEPT_COLUMNS = tuple(INDEX_SCHEMA.names[:-1])
 
 # Between the fingerprint of a manifest and the id of a unit of work, in the name of an index.
 PART_MARK = "+"
+
+# What counting different contents may take, beyond which DuckDB uses a disk.
+DISTINCT_MEMORY = "128MB"
 
 # Key in the schema metadata of an index: `Decoding.judge` of its failures.
 JUDGE = b"visdiv.judge"
@@ -66,54 +73,85 @@ def sample_keys(keys: Keys) -> NDArray[np.uint64]:
     return np.frombuffer(keys.tobytes(), dtype=">u8")[::2].astype(np.uint64)
 
 
-@dataclass(frozen=True, eq=False)
 class EmbeddingIndex:
     """One row per image, in the order of the manifest.
 
-    Attributes:
-        table: a table with INDEX_SCHEMA. An embedded image has `content_key`, `segment` and `row`.
-            A failed one has a `reason`, the class of the `exception`, and a `content_key` if it
-            could be read. `flat` tells whether a picture is one flat colour; indexes of older
-            versions lack it.
+    Args:
+        rows: a table with INDEX_SCHEMA, in memory or read in pieces. An embedded image has
+            `content_key`, `segment` and `row`. A failed one has a `reason`, the class of the
+            `exception`, and a `content_key` if it could be read. `flat` tells whether a picture is
+            one flat colour; indexes of older versions lack it.
     """
 
-    table: pa.Table
+    def __init__(self, rows: pa.Table | Pieces) -> None:
+        self.pieces = rows if isinstance(rows, Pieces) else Pieces.of(rows)
+
+    def __len__(self) -> int:
+        return self.pieces.length
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """All of it in memory."""
+        return self.pieces.table()
 
     @property
     def judge(self) -> str:
         """The decoder that the failures come from, as in `Decoding.judge`."""
-        return str((self.table.schema.metadata or {}).get(JUDGE, b""), "utf-8")
+        return str((self.pieces.schema.metadata or {}).get(JUDGE, b""), "utf-8")
 
     @property
     def n_images(self) -> int:
         """Number of embedded images."""
-        return len(self.table) - self.n_failed
+        return len(self) - self.n_failed
 
-    @property
+    @cached_property
     def n_failed(self) -> int:
         """Number of images that could not be read or decoded."""
-        return int(self.table["row"].null_count)
+        return sum(int(rows.null_count) for rows in self.pieces.column("row"))
 
-    @property
+    @cached_property
     def n_distinct(self) -> int:
         """Number of distinct contents among the embedded images."""
-        return int(pc.count_distinct(self._embedded()["content_key"]).as_py())
+        if len(self) <= PIECE_ROWS:
+            return int(pc.count_distinct(self._embedded("content_key")["content_key"]).as_py())
+        # DuckDB writes to a disk what does not fit.
+        schema = pa.schema([self.pieces.schema.field("content_key")])
+        with (
+            TemporaryDirectory(prefix="visdiv-", ignore_cleanup_errors=True) as folder,
+            duckdb.connect(
+                config={"memory_limit": DISTINCT_MEMORY, "temp_directory": folder}
+            ) as sql,
+        ):
+            batches = (
+                batch
+                for keys in self._embedded_pieces("content_key")
+                for batch in keys.to_batches()
+            )
+            sql.register("keys", pa.RecordBatchReader.from_batches(schema, batches))
+            [[count]] = sql.sql("SELECT count(DISTINCT content_key) FROM keys").fetchall()
+            return int(count)
 
-    @property
+    @cached_property
     def n_flat(self) -> int:
         """Number of embedded images whose pictures are one flat colour, as far as is known."""
-        return len(self.flat())
+        if "flat" not in self.pieces.schema.names:
+            return 0
+        return sum(int(pc.sum(flat).as_py() or 0) for flat in self.pieces.column("flat"))
 
     def flat(self) -> list[str]:
         """Ids of the embedded images whose pictures are one flat colour, in order of ids."""
-        if "flat" not in self.table.column_names:
+        if "flat" not in self.pieces.schema.names:
             return []
-        ids: list[str] = self.table["image_id"].filter(self.table["flat"]).to_pylist()
-        return ids
+        pieces = self.pieces(["image_id", "flat"])
+        return [
+            each for some in pieces for each in some["image_id"].filter(some["flat"]).to_pylist()
+        ]
 
     def segments(self) -> list[str]:
         """Names of the segments that hold its rows, sorted."""
-        used = self._embedded()["segment"].unique().to_pylist()
+        used = set[str]()
+        for piece in self._embedded_pieces("segment"):
+            used.update(piece["segment"].unique().to_pylist())
         return sorted(used)
 
     def failures(self) -> list[tuple[str, str]]:
@@ -125,12 +163,25 @@ class EmbeddingIndex:
 
     def failed(self) -> pa.Table:
         """The rows of the failed images, in order of ids."""
-        return self.table.filter(pc.is_null(self.table["row"]))
+        schema = self.pieces.schema
+        failed = (piece.filter(pc.is_null(piece["row"])) for piece in self.pieces())
+        return pa.concat_tables([schema.empty_table(), *failed])
 
     def content_fingerprint(self) -> str:
         """Hex hash of the multiset of embedded contents, independent of names and places."""
-        keys = np.sort(to_keys(self._embedded()["content_key"]), kind="stable")
-        return hashlib.blake2b(keys.tobytes(), digest_size=KEY_BYTES).hexdigest()
+        total = np.zeros(2, dtype=np.uint64)
+        for piece in self._embedded_pieces("content_key"):
+            halves = np.frombuffer(to_keys(piece["content_key"]).tobytes(), "<u8").reshape(-1, 2)
+            total += halves.sum(axis=0, dtype=np.uint64)
+        told = f"{self.n_images} ".encode() + total.tobytes()
+        return hashlib.blake2b(told, digest_size=KEY_BYTES).hexdigest()
 
-    def _embedded(self) -> pa.Table:
-        return self.table.filter(pc.is_valid(self.table["row"]))
+    def _embedded(self, *columns: str) -> pa.Table:
+        return pa.concat_tables(
+            [self.pieces.schema.empty_table().select(columns), *self._embedded_pieces(*columns)]
+        )
+
+    def _embedded_pieces(self, *columns: str) -> Iterator[pa.Table]:
+        """Some columns of the embedded images."""
+        for piece in self.pieces(list(dict.fromkeys([*columns, "row"]))):
+            yield piece.filter(pc.is_valid(piece["row"])).select(columns)

@@ -12,8 +12,9 @@ finds in it what it need not read again.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import IO
 
 import pyarrow as pa
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 
 from visdiv_assets.errors import PlanGone, VisdivError
 from visdiv_assets.sources.manifest import SCHEMA
-from visdiv_assets.store.files import DamagedError, noticing_damage, read_table, writing
+from visdiv_assets.store.files import DamagedError, noticing_damage, stored_pieces, writing
 from visdiv_assets.store.index import INDEX_SCHEMA, PART_MARK, EmbeddingIndex, content_key
 from visdiv_assets.store.store import Store, below
 
@@ -56,7 +57,7 @@ class Plan:
         return content_key(" ".join(self.units).encode()).hex()
 
 
-def write_plan(store: Store, plan: Plan, units: Sequence[pa.Table]) -> None:
+def write_plan(store: Store, plan: Plan, units: Callable[[], Iterable[pa.Table]]) -> None:
     """Store a plan, in place of an earlier one of the dataset.
 
     Args:
@@ -66,9 +67,8 @@ def write_plan(store: Store, plan: Plan, units: Sequence[pa.Table]) -> None:
     """
 
     def write(file: IO[bytes]) -> None:
-        schema = units[0].schema if units else pa.schema([])
-        with pq.ParquetWriter(file, schema, write_page_checksum=True) as writer:
-            for unit in units:
+        with pq.ParquetWriter(file, SCHEMA, write_page_checksum=True) as writer:
+            for unit in units():
                 writer.write_table(unit, row_group_size=max(1, len(unit)))
 
     store.objects.write(_images(plan), write)
@@ -111,7 +111,7 @@ def read_unit(store: Store, plan: Plan, number: int) -> pa.Table:
 
 def write_result(store: Store, plan: Plan, number: int, index: EmbeddingIndex) -> None:
     """Commit a unit; whoever does it twice writes as good a result."""
-    store.objects.write(_part(plan, number), writing(index.table))
+    store.objects.write(_part(plan, number), writing(index.pieces))
 
 
 def done_units(store: Store, plan: Plan) -> set[int]:
@@ -122,15 +122,20 @@ def done_units(store: Store, plan: Plan) -> set[int]:
 
 
 def parts_of(store: Store, dataset: str) -> list[EmbeddingIndex]:
-    """What came of units of any plan of a dataset that is not merged yet."""
+    """What came of units of any plan of a dataset that is not merged yet.
+
+    Their rows are read when they are needed.
+    """
     found = []
     for name in sorted(_parts(store, dataset)):
+        cure = "its images are read again"
         try:
-            with noticing_damage(store.objects.shown(name), "its images are read again"):
-                table = read_table(store.objects.local(name)).select(INDEX_SCHEMA.names)
-                if table.schema.types != INDEX_SCHEMA.types:
-                    raise ValueError("columns of other types")
-                found.append(EmbeddingIndex(table))
+            with noticing_damage(store.objects.shown(name), cure):
+                pieces = stored_pieces(partial(store.reading, name, cure))
+                for piece in pieces(INDEX_SCHEMA.names):
+                    if piece.schema.types != INDEX_SCHEMA.types:
+                        raise ValueError("columns of other types")
+                found.append(EmbeddingIndex(pieces))
         except (FileNotFoundError, DamagedError):
             continue
     return found

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -43,8 +42,8 @@ from visdiv_assets.spectral.sample import Kept, Sample
 from visdiv_assets.store.files import (
     DamagedError,
     noticing_damage,
-    read_pieces,
     read_table,
+    stored_pieces,
     write_joined,
     writing,
 )
@@ -140,7 +139,7 @@ class Store:
 
     def write_manifest(self, dataset: str, manifest: Manifest) -> None:
         """Store a manifest, in place of an earlier one with its fingerprint."""
-        self.objects.write(self._manifest(dataset, manifest.fingerprint), writing(manifest.table))
+        self.objects.write(self._manifest(dataset, manifest.fingerprint), writing(manifest.pieces))
 
     def write_picture(self, dataset: str, name: str, png: bytes) -> str:
         """Store a picture of a dataset, in place of an earlier one of that name; where it is."""
@@ -194,25 +193,18 @@ class Store:
         return self.read_manifest(dataset, fingerprint)
 
     def read_manifest(self, dataset: str, fingerprint: str) -> Manifest:
-        """The manifest with this fingerprint.
+        """The manifest with this fingerprint; its rows are read when they are needed.
 
         Raises:
-            VisdivError: there is no such manifest, or it is damaged.
+            VisdivError: there is no such manifest, or it is damaged, which may show later.
         """
-        with self._reading_manifest(dataset, fingerprint) as path:
-            return Manifest(read_table(path), fingerprint)
+        opened = partial(self._reading_manifest, dataset, fingerprint)
+        return Manifest(stored_pieces(opened), fingerprint)
 
     def manifest_length(self, dataset: str, fingerprint: str) -> int:
         """Number of images in a manifest; raises as `read_manifest`."""
         with self._reading_manifest(dataset, fingerprint) as path:
             return int(pq.read_metadata(path).num_rows)
-
-    def manifest_pieces(
-        self, dataset: str, fingerprint: str, columns: Sequence[str]
-    ) -> Iterator[pa.Table]:
-        """Some columns of a manifest, PIECE_ROWS at a time; raises as `read_manifest`."""
-        with self._reading_manifest(dataset, fingerprint) as path:
-            yield from read_pieces(path, columns)
 
     def latest_fingerprint(self, dataset: str) -> str | None:
         """Fingerprint of the manifest evaluated last; None if there is none.
@@ -237,7 +229,7 @@ class Store:
     def _reading_manifest(self, dataset: str, fingerprint: str) -> Iterator[Path]:
         name = self._manifest(dataset, fingerprint)
         try:
-            with self._reading(name, f"run `visdiv score {dataset}`") as path:
+            with self.reading(name, f"run `visdiv score {dataset}`") as path:
                 yield path
         except FileNotFoundError as error:
             raise VisdivError(
@@ -248,7 +240,7 @@ class Store:
         return below("manifests", dataset, f"{fingerprint}.parquet")
 
     @contextmanager
-    def _reading(self, name: str, cure: str) -> Iterator[Path]:
+    def reading(self, name: str, cure: str) -> Iterator[Path]:
         """A file to read; whatever damage raises in the block says which it is, and the cure."""
         with noticing_damage(self.objects.shown(name), cure):
             yield self.objects.local(name)
@@ -434,7 +426,7 @@ class Store:
         self, dataset: str, model_id: str, fingerprint: str, index: EmbeddingIndex
     ) -> None:
         """Store the index of a manifest, and note that it is the newest one."""
-        self.objects.write(self._index(dataset, model_id, fingerprint), writing(index.table))
+        self.objects.write(self._index(dataset, model_id, fingerprint), writing(index.pieces))
         written = [model_id, fingerprint]
 
         def with_it(before: bytes | None) -> bytes:
@@ -456,17 +448,17 @@ class Store:
         with self._reading_index(dataset, model_id, fingerprint) as path:
             return EmbeddingIndex(read_table(path, columns))
 
-    def index_pieces(
-        self, dataset: str, model_id: str, fingerprint: str, columns: Sequence[str]
-    ) -> Iterator[pa.Table]:
-        """Some columns of an index, PIECE_ROWS at a time; raises as `read_index`."""
-        with self._reading_index(dataset, model_id, fingerprint) as path:
-            yield from read_pieces(path, columns)
+    def index_of(self, dataset: str, model_id: str, fingerprint: str) -> EmbeddingIndex:
+        """As `read_index`, but rows are read when they are needed, a piece at a time."""
+        return EmbeddingIndex(
+            stored_pieces(partial(self._reading_index, dataset, model_id, fingerprint))
+        )
 
     def earlier_indexes(self, dataset: str) -> list[EmbeddingIndex]:
         """The newest index of a dataset, of any model, and if that is of a sample, of all images.
 
-        They have the keys of unchanged images. Damaged ones are passed over.
+        They have the keys of unchanged images. Damaged ones are passed over. Their rows are read
+        when they are needed.
         """
         found: list[EmbeddingIndex] = []
         for name in self._indexes_by_age(dataset):
@@ -474,8 +466,10 @@ class Store:
             if found and of_sample:
                 continue
             try:
-                with self._reading(name, "older ones are used") as path:
-                    found.append(EmbeddingIndex(read_table(path).select(KEPT_COLUMNS)))
+                pieces = stored_pieces(partial(self.reading, name, "older ones are used"))
+                for _ in pieces(KEPT_COLUMNS):
+                    pass
+                found.append(EmbeddingIndex(pieces))
             except (DamagedError, FileNotFoundError) as error:
                 logger.warning("%s", error)
                 continue
@@ -490,7 +484,7 @@ class Store:
         """
         name = below("indexes", dataset, NEWEST)
         try:
-            with self._reading(name, "others are used") as path:
+            with self.reading(name, "others are used") as path:
                 named = _named(path.read_bytes())
         except (DamagedError, FileNotFoundError):
             return []
@@ -516,7 +510,7 @@ class Store:
     def _reading_index(self, dataset: str, model_id: str, fingerprint: str) -> Iterator[Path]:
         name = self._index(dataset, model_id, fingerprint)
         try:
-            with self._reading(name, f"run `visdiv score {dataset}`") as path:
+            with self.reading(name, f"run `visdiv score {dataset}`") as path:
                 yield path
         except FileNotFoundError as error:
             raise VisdivError(
@@ -690,7 +684,7 @@ class Store:
     def _reading_arrays(self, name: str, dataset: str) -> Iterator[Mapping[str, Any]]:
         """The arrays of an .npz file, whose checksums NumPy verifies as it reads them."""
         with (
-            self._reading(name, f"run `visdiv score {dataset}`") as path,
+            self.reading(name, f"run `visdiv score {dataset}`") as path,
             np.load(path, allow_pickle=False) as arrays,
         ):
             yield arrays

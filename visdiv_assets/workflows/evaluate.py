@@ -5,6 +5,7 @@ Here: what the Dagster assets and the command line share. Not here: how a step w
 """
 
 import hashlib
+import itertools
 import logging
 import math
 import time
@@ -146,7 +147,7 @@ def embed_dataset(
     if not index.n_images:
         _, reason = index.failures()[0]
         raise VisdivError(
-            f"none of the {counted(len(index.table), 'image')} in {source.uri} can be decoded "
+            f"none of the {counted(len(index), 'image')} in {source.uri} can be decoded "
             f"(the first: {reason})"
         )
     return Embedded(index, n_new, chosen, work)
@@ -212,7 +213,7 @@ def _growing(manifest: Manifest) -> Iterator[Manifest]:
 
     Which images come first is decided by a hash of their ids, so that it is the same every time.
     """
-    ids = manifest.table["image_id"]
+    ids = itertools.chain.from_iterable(manifest.pieces.column("image_id"))
     digests = (hashlib.blake2b(each.as_py().encode(), digest_size=8).digest() for each in ids)
     order = np.argsort(np.frombuffer(b"".join(digests), dtype=">u8"), kind="stable")
     for size in sample_sizes(len(manifest)):
@@ -264,9 +265,7 @@ def score_dataset(
     alike = alikeness(sample.moments)
     reading = Reading(_known(fair.score), _known(fair.low), _known(fair.high))
     rating = rated(reading, fair.n_units, alike.spread, measured.n)
-    index = store.read_index(
-        dataset, model_id, fingerprint, ("image_id", "content_key", "row", "flat")
-    )
+    index = store.index_of(dataset, model_id, fingerprint)
     evaluation = Evaluation(
         evaluation_id=uuid.uuid4().hex,
         dataset=dataset,

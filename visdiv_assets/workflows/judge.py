@@ -73,7 +73,7 @@ def judge_dataset(
         raise never_evaluated(dataset)
     *earlier, newest = history
     fingerprint, model_id = newest.manifest_fingerprint, newest.model_id
-    index = store.read_index(dataset, model_id, fingerprint, ("row",))
+    index = store.index_of(dataset, model_id, fingerprint)
     return {
         "score_above_threshold": _with_both_scores(
             judge_score(newest.judged_score, threshold, newest.many_times_score), newest

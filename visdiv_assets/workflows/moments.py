@@ -229,7 +229,8 @@ class _SlicedIndex:
             yield keys, named, name_of[valid.to_numpy()]
 
     def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        return self.store.index_pieces(self.dataset, self.model_id, self.fingerprint, columns)
+        index = self.store.index_of(self.dataset, self.model_id, self.fingerprint)
+        return index.pieces(columns)
 
     def _named(
         self, columns: Sequence[str], slices: Slices
@@ -241,9 +242,8 @@ class _SlicedIndex:
         """
         tables = self._tables((IMAGE_ID, *columns))
         if isinstance(slices, ColumnSlices):
-            listed = self.store.manifest_pieces(
-                self.dataset, self.fingerprint, (IMAGE_ID, "metadata")
-            )
+            manifest = self.store.read_manifest(self.dataset, self.fingerprint)
+            listed = manifest.pieces((IMAGE_ID, "metadata"))
             for table, metadata in _with_metadata(tables, listed):
                 said = _encoded(pc.map_lookup(metadata, pa.scalar(slices.column, TEXT), "last"))
                 told = ({slices.column: value} for value in said.dictionary.to_pylist())

@@ -7,23 +7,28 @@ Nobody hands out the work: each process takes the units of its share that are no
 that take the same unit do it twice, and lose nothing.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import pyarrow as pa
 
-from visdiv_assets.embedding.incremental import embed_images, images_to_read
+from visdiv_assets.embedding.incremental import (
+    Earlier,
+    as_part,
+    embed_images,
+    images_to_read,
+)
 from visdiv_assets.embedding.pipeline import Embedder, OnProgress
 from visdiv_assets.embedding.work import cut, unit_id
 from visdiv_assets.errors import PlanGone, UnreadableUnit, VisdivError, counted
-from visdiv_assets.sources.containers import ContainerSource
-from visdiv_assets.sources.manifest import Manifest
+from visdiv_assets.sources.containers import ContainerSource, whole_pieces
+from visdiv_assets.sources.manifest import SCHEMA, Manifest
+from visdiv_assets.sources.pieces import Gathering, Pieces
 from visdiv_assets.sources.source import Source
 from visdiv_assets.store.plans import (
     Plan,
     done_units,
-    parts_of,
     read_plan,
     read_unit,
     write_plan,
@@ -78,27 +83,45 @@ def make_plan(
         by_engine: whether an engine makes it for itself.
         fewest: with fewer units than this, the plan is not stored.
     """
-    previous = [*parts_of(store, dataset), *store.earlier_indexes(dataset)]
-    left = images_to_read(manifest, embedder, store, previous)
-    images = manifest.table.take(pa.array(left))
-    files = [""] * len(images)
-    if isinstance(source, ContainerSource):
-        files = [source.file_of(image_id) for image_id in images["image_id"].to_pylist()]
-        order = np.argsort(np.array(files, dtype=object), kind="stable")
-        images, files = images.take(pa.array(order)), [files[at] for at in order]
-    units = [images.slice(rows.start, len(rows)) for rows in cut(files, most(len(files)))]
+    earlier, left = Earlier(store, dataset, embedder.decoding), Gathering(SCHEMA)
+    for piece in manifest.pieces():
+        some = Manifest(piece, manifest.fingerprint)
+        left.add(piece.take(pa.array(images_to_read(some, embedder, store, earlier.of(some)))))
+    images = left.pieces()
+    units = partial(_units, images, source, most(images.length))
+    told = [(unit_id(embedder.model_id, unit), len(unit)) for unit in units()]
     plan = Plan(
         dataset,
         embedder.model_id,
         manifest.fingerprint,
         store.latest_fingerprint(dataset) or "",
-        tuple(unit_id(embedder.model_id, unit) for unit in units),
-        tuple(map(len, units)),
+        tuple(of for of, _ in told),
+        tuple(size for _, size in told),
         by_engine,
     )
-    if len(units) >= fewest:
+    if len(told) >= fewest:
         write_plan(store, plan, units)
     return plan
+
+
+def _units(images: Pieces, source: Source, most: int) -> Iterator[pa.Table]:
+    """The images of each unit; memory holds no more than a piece of them, or one container's."""
+
+    def parts(some: pa.Table) -> list[range]:
+        files = [""] * len(some)
+        if isinstance(source, ContainerSource):
+            files = [source.file_of(image_id) for image_id in some["image_id"].to_pylist()]
+        return cut(files, most)
+
+    left = images.schema.empty_table()
+    for piece in whole_pieces(images, source):
+        left = pa.concat_tables([left, piece])
+        *whole, last = parts(left)
+        for rows in whole:
+            yield left.slice(rows.start, len(rows))
+        left = left.slice(last.start)  # the next piece may have more for it
+    if len(left):
+        yield left
 
 
 def plan_of(dataset: str, store: Store) -> Plan:
@@ -148,13 +171,6 @@ def embed_units(
     total, before = sum(plan.sizes[number] for number in own), 0
     embedded = failed = 0
 
-    def telling(so_far: int, through: int) -> OnProgress | None:
-        def tell(done: int, _: int, new: int, bottleneck: str) -> None:
-            assert on_progress is not None
-            on_progress(so_far + done, total, through + new, bottleneck)
-
-        return None if on_progress is None else tell
-
     for number in own:
         images = Manifest(read_unit(store, plan, number), plan.units[number])
         if unit_id(plan.model_id, images.table) != plan.units[number]:
@@ -162,10 +178,9 @@ def embed_units(
                 f"the plan of {plan.dataset} was made again meanwhile, or is damaged; run `visdiv "
                 f"plan {plan.dataset}` again"
             )
-        index, new = embed_images(
-            images, source, embedder, store, (), on_progress=telling(before, embedded)
-        )
-        if index.table["content_key"].null_count == len(index.table):
+        tell = as_part(on_progress, before, total, embedded)
+        index, new = embed_images(images, source, embedder, store, on_progress=tell)
+        if index.table["content_key"].null_count == len(index):
             _, reason = index.failures()[0]
             raise UnreadableUnit(
                 f"not one image of unit {number + 1} can be read from {source.uri} (the first: "

@@ -320,7 +320,7 @@ def test_a_manifest_of_an_older_version_is_read_with_the_types_of_now(store):
     assert read.table.schema == SCHEMA
     assert read.table.equals(written.table)
     assert Manifest.of(read.table).fingerprint == written.fingerprint
-    [piece] = store.manifest_pieces("dataset", written.fingerprint, ["image_id", "metadata"])
+    [piece] = read.pieces(["image_id", "metadata"])
     assert piece.equals(written.table.select(["image_id", "metadata"]))
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tarfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +11,12 @@ import pytest
 from PIL import Image
 
 from visdiv_assets import SSCDEmbedder, VisdivError, evaluate_diversity
+from visdiv_assets.embedding.incremental import Earlier
 from visdiv_assets.embedding.weights import ONNX_CHECKPOINT
 from visdiv_assets.settings.model import ColumnSlices
+from visdiv_assets.sources import pieces
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.opening import open_source
-from visdiv_assets.store import files
 from visdiv_assets.store.contents import Contents
 from visdiv_assets.store.index import EmbeddingIndex
 from visdiv_assets.store.store import Store
@@ -231,7 +233,7 @@ def a_new_folder(images):
 @pytest.mark.parametrize("change", [add_some, remove_some, change_some, move_some, a_new_folder])
 @pytest.mark.parametrize("folders", ["aab", "aaa"], ids=["slices", "whole"])
 def test_moments_of_a_changed_dataset_are_those_of_a_new_one(home, change, folders, monkeypatch):
-    monkeypatch.setattr(files, "PIECE_ROWS", 7)
+    monkeypatch.setattr(pieces, "PIECE_ROWS", 7)
     shutil.rmtree(home.images)
     for number in range(40):
         write_image(home.images / folders[number % 3] / f"{number:03}.png", seed=number)
@@ -245,6 +247,80 @@ def test_moments_of_a_changed_dataset_are_those_of_a_new_one(home, change, folde
     accumulate_moments("dataset", "fake", fingerprint, home.store)
     assert moments_kept(home.store, fingerprint) == kept
     assert home.store.read_norm_error("dataset", "fake", fingerprint) == norm_error
+
+
+@pytest.mark.parametrize("change", [add_some, remove_some, change_some, move_some, a_new_folder])
+def test_a_changed_dataset_is_evaluated_the_same_however_much_is_read_at_a_time(
+    tmp_path, change, monkeypatch
+):
+    def evaluated(images, at_a_time):
+        for module in ("sources.pieces", "store.index"):
+            monkeypatch.setattr(f"visdiv_assets.{module}.PIECE_ROWS", at_a_time)
+        source, store = WatchedSource(images), Store(images.parent / "store")
+        warehouse = Warehouse(images.parent / "visdiv.duckdb")
+        evaluation, embedded = evaluate("dataset", source, FakeEmbedder(), store, warehouse)
+        table = store.read_index(*evaluation.where).table
+        return {
+            "said": [evaluation.n_images, evaluation.n_failed, evaluation.n_distinct],
+            "flat": [evaluation.n_flat, embedded.index.flat()],
+            "score": [evaluation.diversity_score, evaluation.corrected_low],
+            "read": [sorted(source.read_ids), embedded.n_new],
+            "keys": table.select(["image_id", "size", "content_key", "reason"]).to_pylist(),
+            "content": embedded.index.content_fingerprint(),
+            "failures": embedded.index.failures(),
+        }
+
+    for number in range(40):
+        write_image(tmp_path / "images" / "aab"[number % 3] / f"{number:03}.png", seed=number)
+    for name in ("a/broken.png", "b/broken as well.png"):
+        (tmp_path / "images" / name).write_bytes(b"broken")
+    Image.new("RGB", (9, 9)).save(tmp_path / "images/b/flat.png")
+    found = []
+    for first, then in ((131_072, 131_072), (131_072, 15), (7, 15)):
+        images = tmp_path / f"{len(found)}/images"
+        shutil.copytree(tmp_path / "images", images)
+        before = evaluated(images, first)
+        change(images)
+        found.append([before, evaluated(images, then)])
+    assert found[0][0]["said"] == [41, 2, 41]
+    assert all(each == found[0] for each in found)
+
+
+def test_an_archive_that_is_larger_than_a_piece_is_read_once(tmp_path, home, monkeypatch):
+    for name, numbers in {"a": range(2), "b": range(2, 30), "c": range(30, 33)}.items():
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            for at in numbers:
+                write_image(tmp_path / "images" / f"{at:03}.png", seed=at)
+                archive.add(tmp_path / "images" / f"{at:03}.png", f"{at:03}.png")
+    monkeypatch.setattr(pieces, "PIECE_ROWS", 5)
+    source, read = open_source(f"{tmp_path}/*.tar"), []
+    of_file = type(source)._read
+
+    def noted(self, file, places):
+        read.append((file.name, len(places)))
+        return of_file(self, file, places)
+
+    monkeypatch.setattr(type(source), "_read", noted)
+    evaluation, _ = evaluate("tars", source, FakeEmbedder(), home.store, home.warehouse)
+    assert evaluation.n_images == 33
+    assert read == [("a.tar", 2), ("b.tar", 28), ("c.tar", 3)]
+
+
+def test_an_index_that_is_deleted_while_it_is_read_costs_reading_only(home, monkeypatch, caplog):
+    (home.images / "broken.png").write_bytes(b"broken")
+    first, _ = score(home)
+    of = Earlier.of
+
+    def gone(self, images):
+        shutil.rmtree(home.store.root / "indexes", ignore_errors=True)
+        return of(self, images)
+
+    monkeypatch.setattr(Earlier, "of", gone)
+    again, embedded = score(home)
+    assert embedded.n_new == 0
+    assert again.diversity_score == first.diversity_score
+    assert (again.n_images, again.n_failed) == (6, 1)
+    assert "images are read again, since what was known of them is gone" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -274,7 +350,7 @@ def test_moments_do_not_depend_on_how_much_of_an_index_is_read_at_a_time(
     home.store.write_index(*where, EmbeddingIndex(part))
     found = []
     for piece in (131_072, 1, 7, 49):
-        monkeypatch.setattr(files, "PIECE_ROWS", piece)
+        monkeypatch.setattr(pieces, "PIECE_ROWS", piece)
         shutil.rmtree(home.store.root / "moments")
         accumulate_moments("dataset", "fake", fingerprint, home.store, slices=slices)
         found.append(moments_kept(home.store, where[2]))
@@ -292,7 +368,7 @@ def test_what_is_much_of_a_dataset_is_kept_however_its_index_is_read(home, folde
     where = "dataset", "fake", home.store.latest_manifest("dataset").fingerprint
     found = []
     for piece in (131_072, 1, 7):
-        monkeypatch.setattr(files, "PIECE_ROWS", piece)
+        monkeypatch.setattr(pieces, "PIECE_ROWS", piece)
         shutil.rmtree(home.store.root / "moments")
         with monkeypatch.context() as patch:
             for module in ("store.contents", "workflows.moments"):

@@ -11,6 +11,7 @@ import pytest
 from visdiv_assets.embedding.work import share
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.settings.model import KeepSettings, Settings
+from visdiv_assets.sources import pieces
 from visdiv_assets.sources.directory import DirectorySource
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.store.plans import done_units, forget_plan, parts_of, read_plan, read_unit
@@ -233,6 +234,29 @@ def test_no_archive_is_read_by_two_units(tmp_path, make_home):
         ids = read_unit(store, made, number)["image_id"].to_pylist()
         assert {each[0] for each in ids} == {str(2 * number), str(2 * number + 1)}
         assert embed_units(made, [number], source, FakeEmbedder(), store).embedded == 10
+
+
+@pytest.mark.parametrize("most", [1, 4, 12])
+def test_a_plan_does_not_depend_on_how_much_of_a_manifest_is_read_at_a_time(
+    tmp_path, make_home, monkeypatch, most
+):
+    folder = write_images(tmp_path / "images", 30)
+    for name, numbers in {"a": range(2), "a!b": range(2, 11), "a.b": range(11, 30)}.items():
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            for at in numbers:
+                archive.add(folder / f"{at:03}.png", f"{at:03}.png")
+    source, store = open_source(f"{tmp_path}/*.tar"), make_home(tmp_path).store()
+    made = []
+    for rows in (131_072, 1, 3, 7, 29):
+        monkeypatch.setattr(pieces, "PIECE_ROWS", rows)
+        made.append(planned("tars", source, UnloadedEmbedder(), store, most))
+        units = range(len(made[-1].units))
+        ids = [read_unit(store, made[-1], at)["image_id"].to_pylist() for at in units]
+        assert (
+            sorted(itertools.chain(*ids))
+            == store.read_manifest("tars", made[-1].fingerprint).table["image_id"].to_pylist()
+        )
+    assert all(each == made[0] for each in made)
 
 
 def test_a_clean_up_keeps_a_plan_and_what_came_of_it_until_it_is_merged(home):

@@ -13,10 +13,10 @@ from visdiv_assets.embedding.decoding import Decoding
 from visdiv_assets.errors import VisdivError
 from visdiv_assets.quality.conditions import Condition
 from visdiv_assets.settings.model import ColumnSlices, SamplingUnit
+from visdiv_assets.sources import pieces
 from visdiv_assets.sources.opening import open_source
 from visdiv_assets.spectral.corrected import ESTIMATOR, corrected
 from visdiv_assets.spectral.sampling import units_of
-from visdiv_assets.store import files
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.duplicates import find_duplicates
@@ -75,7 +75,7 @@ def test_the_settings_say_what_a_sampling_unit_is(clips, unit, name, n):
 def test_units_do_not_depend_on_how_much_of_an_index_is_read_at_a_time(clips, unit, monkeypatch):
     found = []
     for piece in (131_072, 1, 7):
-        monkeypatch.setattr(files, "PIECE_ROWS", piece)
+        monkeypatch.setattr(pieces, "PIECE_ROWS", piece)
         shutil.rmtree(clips.store.root / "moments", ignore_errors=True)
         evaluation = score(clips, unit)
         found.append(clips.store.read_sample(*evaluation.where).units)
