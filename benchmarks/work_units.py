@@ -1,9 +1,9 @@
 """Two processes or two workers on Ray that share a plan, beside one process, with the int8 model.
 
-    .venv/bin/python -m benchmarks.work_units [--images 1000]
+    .venv/bin/python -m benchmarks.work_units [--images 1000] [--latency 50]
 
 Twice: with files on the disk, where the CPUs are the limit; and with a source that gives one image
-after the other, each after 50 ms, where waiting is. Of two, each has half of the CPUs. Times are of
+after the other, each after some milliseconds, where waiting is, unless the CPUs take longer. Of two, each has half of the CPUs. Times are of
 whole processes, from their start to their end; of Ray, from the moment in which its first worker
 takes a unit, and what it took to start is printed. All must give the same moments.
 """
@@ -32,23 +32,30 @@ from visdiv_assets.workflows.evaluate import evaluate, list_dataset
 from visdiv_assets.workflows.plan import embed_units, make_plan, plan_of, planned_images
 from visdiv_assets.workflows.ray_engine import Ray
 
-LATENCY, UNIT = 0.05, 50
-TARGETS = {"files on the disk": 0.9, "50 ms for each image": 1.8}
+UNIT = 50
+ON_DISK, WAITING = "files on the disk", "ms for each image"
+TARGETS = {ON_DISK: 0.9, WAITING: 1.8}
 
 
 class Waiting(DirectorySource):
     """Gives one image after the other, each after some time."""
 
+    def __init__(self, files: Path, seconds: float) -> None:
+        super().__init__(files)
+        self._seconds = seconds
+
     def read_all(self, image_ids: Iterable[str]) -> Iterator[Read]:
         """In the given order."""
         for at, image_id in enumerate(image_ids):
-            time.sleep(LATENCY)
+            time.sleep(self._seconds)
             yield Read(at, self.place.read(image_id))
 
 
 def source_of(files: Path, name: str) -> DirectorySource:
     """Where the images are."""
-    return DirectorySource(files) if name == next(iter(TARGETS)) else Waiting(files)
+    if name == ON_DISK:
+        return DirectorySource(files)
+    return Waiting(files, int(name.removesuffix(WAITING)) / 1000)
 
 
 def work(files: Path, store: Store, name: str, text: str) -> None:
@@ -117,6 +124,7 @@ def main() -> int:
     """Measure and print; exit code 1 if moments differ."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--images", type=int, default=1000)
+    arguments.add_argument("--latency", type=int, default=50, help="milliseconds")
     for name in ("--files", "--store", "--source", "--share"):
         arguments.add_argument(name, help=argparse.SUPPRESS)
     chosen = arguments.parse_args()
@@ -132,7 +140,8 @@ def main() -> int:
         make_files(folder / "files", chosen.images, FILE_SIDE)
         cpus, load = usable_cpus(), os.getloadavg()[0]
         print(f"{chosen.images:,} photographs, {cpus} CPUs, load before: {load:.1f}")
-        for kind, target in TARGETS.items():
+        for kind in (ON_DISK, f"{chosen.latency} {WAITING}"):
+            target = TARGETS[ON_DISK if kind == ON_DISK else WAITING]
             one, moments = timed(folder / "files", folder / f"one {kind}", kind, 1)
             two, again = timed(folder / "files", folder / f"two {kind}", kind, 2)
             ray, of_ray, start = on_ray(folder / "files", folder / f"ray {kind}", kind, 2)

@@ -260,11 +260,13 @@ def embed_images(
             writer.add(key, vector, flat=outcome.flat)
         return True
 
+    claim = _Claim(known, undecodable)
     stream = embed_stream(
         source,
         (value.as_py() for value in ids),
         embedder,
-        wanted=_Claim(known, undecodable),
+        wanted=claim,
+        look_up=claim.look_up,
         adoptable=older.has,
         waits=waits,
         on_pause=tell,
@@ -361,17 +363,23 @@ class _Known:
         self._own = self._confirmed(previous)
 
     def __contains__(self, key: bytes) -> bool:
-        if key in self._own:
-            return True
-        asked = np.array([key], dtype=f"S{KEY_BYTES}")
+        return self.has([key])[0]
+
+    def has(self, keys: Sequence[bytes]) -> list[bool]:
+        """Whether each content is there."""
+        asked = np.array(keys, dtype=f"S{KEY_BYTES}")
+        there = self._own.find(asked)[1] >= 0
         # Threads ask this for every image, so what is not needed is left out.
-        if key in self._index() and bool(self._looked_up(asked)[1][0] >= 0):
-            return True
-        since = self._committed_since()
-        if not len(since):
-            return False
-        at = int(np.searchsorted(since, asked[0]))
-        return at < len(since) and bool(since[at] == asked[0])
+        if not there.all():
+            left = np.flatnonzero(~there)
+            there[left] = self._index().find(asked[left])[1] >= 0
+            found = left[there[left]]  # of these, damaged segments are left out
+            if len(found):
+                there[found] = self._looked_up(asked[found])[1] >= 0
+        if not there.all() and len(since := self._committed_since()):
+            at = np.searchsorted(since, asked).clip(max=len(since) - 1)
+            there |= since[at] == asked
+        return [bool(each) for each in there]
 
     @property
     def is_outdated(self) -> bool:
@@ -559,11 +567,21 @@ class _Claim:
         self._known = known
         # The number of the image by which each content is claimed.
         self._by = {key.ljust(KEY_BYTES, b"\0"): -1 for key in given_up}
+        # What `look_up` has found and nobody has asked for yet.
+        self._there = dict[bytes, bool]()
         self._lock = threading.Lock()
 
+    def look_up(self, keys: Sequence[bytes]) -> None:
+        """Look several up at once, shortly before each of them is asked for."""
+        new = [key for key in dict.fromkeys(keys) if key not in self._by]
+        if new:
+            self._there.update(zip(new, self._known.has(new), strict=True))
+
     def __call__(self, key: bytes, number: int) -> bool:
-        if key not in self._by and key in self._known:
-            return False
+        if key not in self._by:
+            there = self._there.pop(key, None)
+            if key in self._known if there is None else there:
+                return False
         with self._lock:
             if number < self._by.setdefault(key, number):
                 self._by[key] = number

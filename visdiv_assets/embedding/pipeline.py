@@ -301,6 +301,7 @@ def embed_stream(
     embedder: Embedder,
     *,
     wanted: Callable[[bytes, int], bool] = lambda key, number: True,
+    look_up: Callable[[Sequence[bytes]], object] = lambda keys: None,
     adoptable: Callable[[bytes], bool] = lambda key: False,
     waits: Waits | None = None,
     on_pause: Callable[[], object] = lambda: None,
@@ -319,6 +320,8 @@ def embed_stream(
             being decoded.
         wanted: whether to embed the content with a key that comes as the n-th image: the first that
             has it, if at all. Called from several threads in any order, and then again in order.
+        look_up: told of keys of which `wanted` is about to be asked, since several are looked up in
+            hardly more time than one.
         adoptable: whether there is a vector for this content by an older version, which is as
             good unless that version decoded the image differently; called from several threads.
         waits: measures which stage is the bottleneck.
@@ -336,7 +339,7 @@ def embed_stream(
     undone = held = 0
     try:
         with contextlib.closing(_Model(embedder, waits)) as model:
-            decode = _Decode(wanted, adoptable, model)
+            decode = _Decode(wanted, look_up, adoptable, model)
             ahead = _decode_ahead(source, image_ids, embedder.decoding, decode, waits)
             with contextlib.closing(ahead):  # close at once on any exit, since it owns processes
                 for decoded in ahead:
@@ -549,21 +552,27 @@ class _Decode:
     def __init__(
         self,
         wanted: Callable[[bytes, int], bool],
+        look_up: Callable[[Sequence[bytes]], object],
         adoptable: Callable[[bytes], bool],
         model: _Model,
     ) -> None:
-        self._wanted, self._adoptable, self._model = wanted, adoptable, model
+        self._wanted, self._look_up, self._adoptable = wanted, look_up, adoptable
+        self._model = model
 
     def all(self, reads: Sequence[Read], first: int, decoders: Decoders) -> list[_Decoded]:
         """Of each image, in order; the first one is the `first`-th that was read."""
-        return [self._one(read, number, decoders) for number, read in enumerate(reads, first)]
+        keys = [b"" if isinstance(data, OSError) else content_key(data) for _, data in reads]
+        self._look_up([key for key in keys if key])
+        return [
+            self._one(read, key, number, decoders)
+            for number, (read, key) in enumerate(zip(reads, keys, strict=True), first)
+        ]
 
-    def _one(self, read: Read, number: int, decoders: Decoders) -> _Decoded:
+    def _one(self, read: Read, key: bytes, number: int, decoders: Decoders) -> _Decoded:
         at, data = read
         if isinstance(data, OSError):
             reason = redacted(data.strerror or str(data))
             return _Decoded(number, at, None, None, Failure(reason, type(data).__name__))
-        key = content_key(data)
         if not self._wanted(key, number):
             return _Decoded(number, at, key, None, None)
         adoptable = self._adoptable(key)

@@ -356,8 +356,14 @@ def test_outcomes_come_in_the_order_of_the_images(folder, monkeypatch, max_waiti
     image_ids = sorted(item.image_id for item in source.items())
     keys = [content_key((folder / name).read_bytes()) for name in image_ids]
     wanted = set(keys[::wanted_one_in])
+    told = set()
+
+    def is_wanted(key, number):
+        assert key in told
+        return key in wanted
+
     outcomes = list(
-        embed_stream(source, image_ids, FakeEmbedder(), wanted=lambda key, at: key in wanted)
+        embed_stream(source, image_ids, FakeEmbedder(), wanted=is_wanted, look_up=told.update)
     )
     for image_id, key, outcome in zip(image_ids, keys, outcomes, strict=True):
         readable, decodable = image_id != "011.png", image_id != "004.png"
