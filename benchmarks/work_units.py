@@ -3,9 +3,10 @@
     .venv/bin/python -m benchmarks.work_units [--images 1000] [--latency 50]
 
 Twice: with files on the disk, where the CPUs are the limit; and with a source that gives one image
-after the other, each after some milliseconds, where waiting is, unless the CPUs take longer. Of two, each has half of the CPUs. Times are of
-whole processes, from their start to their end; of Ray, from the moment in which its first worker
-takes a unit, and what it took to start is printed. All must give the same moments.
+after the other, each after some milliseconds, where waiting is, unless the CPUs take longer. Of
+two, each has half of the CPUs. Times are of whole processes, from their start to their end; of
+Ray, from the moment in which its first worker takes a unit, and what it took to start is printed.
+All must give the same moments.
 """
 
 import argparse

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 PIECE_ROWS = 131_072
 
 # Sorted tables that are joined at a time. Each has a file open, and some of its rows in memory.
-MOST_JOINED = 64
+MOST_JOINED = 16
 
 IMAGE_ID = "image_id"
 
