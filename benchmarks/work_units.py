@@ -1,4 +1,4 @@
-"""Two processes or two workers on Ray that share a plan, beside one process, with the int8 model.
+"""Two processes or two workers on Ray that share a plan, beside one without, with the int8 model.
 
     .venv/bin/python -m benchmarks.work_units [--images 1000] [--latency 50]
 
@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,13 +29,14 @@ from visdiv_assets.store.plans import Plan
 from visdiv_assets.store.store import Store
 from visdiv_assets.warehouse.warehouse import Warehouse
 from visdiv_assets.workflows.engine import Job
-from visdiv_assets.workflows.evaluate import evaluate, list_dataset
+from visdiv_assets.workflows.evaluate import embed_dataset, evaluate, list_dataset
 from visdiv_assets.workflows.plan import embed_units, make_plan, plan_of, planned_images
 from visdiv_assets.workflows.ray_engine import Ray
 
-UNIT = 50
+UNIT = 250
 ON_DISK, WAITING = "files on the disk", "ms for each image"
 TARGETS = {ON_DISK: 0.9, WAITING: 1.8}
+ALL, RESULTS = "all", "visdiv.duckdb"
 
 
 class Waiting(DirectorySource):
@@ -60,31 +61,51 @@ def source_of(files: Path, name: str) -> DirectorySource:
 
 
 def work(files: Path, store: Store, name: str, text: str) -> None:
-    """Embed one share: what each process does."""
-    plan = plan_of("files", store)
+    """Embed one share, or all of it without units: what each process does."""
     source = source_of(files, name)
+    if text == ALL:
+        embed_dataset("files", list_dataset("files", source, store), source, SSCDEmbedder(), store)
+        return
+    plan = plan_of("files", store)
     embed_units(plan, share(text, len(plan.units)), source, SSCDEmbedder(), store)
 
 
+def alone(files: Path, folder: Path, name: str) -> tuple[float, bytes]:
+    """Images a second of the engine `local`, and the moments of all."""
+    seconds = in_processes(files, folder, name, [ALL])
+    evaluation, _ = evaluate(
+        "files", source_of(files, name), SSCDEmbedder(), Store(folder), Warehouse(folder / RESULTS)
+    )
+    moments = Store(folder).read_sample(*evaluation.where).moments
+    return moments.n / seconds, moments.outer.tobytes()
+
+
 def timed(files: Path, folder: Path, name: str, processes: int) -> tuple[float, bytes]:
-    """Images a second of so many processes, and the moments of all."""
+    """Images a second of so many processes that share a plan, and the moments of all."""
     plan = planned(files, folder, name)
+    shares = [f"{k}/{processes}" for k in range(1, processes + 1)]
+    seconds = in_processes(files, folder, name, shares)
+    return sum(plan.sizes) / seconds, merged(plan, files, folder, name)
+
+
+def in_processes(files: Path, folder: Path, name: str, shares: Sequence[str]) -> float:
+    """The seconds that processes take, from the start of the first to the end of the last."""
+    processes = len(shares)
     environment = {**os.environ, "VISDIV_CPUS": str(max(1, usable_cpus() // processes))}
     begin = time.perf_counter()
     started = [
         subprocess.Popen(  # noqa: S603
             [
                 *(sys.executable, "-m", "benchmarks.work_units", "--files", str(files)),
-                *("--store", str(folder), "--source", name, "--share", f"{k}/{processes}"),
+                *("--store", str(folder), "--source", name, "--share", each),
             ],
             env=environment,
         )
-        for k in range(1, processes + 1)
+        for each in shares
     ]
     if any(process.wait() for process in started):
         raise SystemExit("a process has failed")
-    seconds = time.perf_counter() - begin
-    return sum(plan.sizes) / seconds, merged(plan, files, folder, name)
+    return time.perf_counter() - begin
 
 
 def on_ray(files: Path, folder: Path, name: str, workers: int) -> tuple[float, bytes, float]:
@@ -114,7 +135,7 @@ def merged(plan: Plan, files: Path, folder: Path, name: str) -> bytes:
     """The moments of all images."""
     store = Store(folder)
     images = planned_images(plan, store)
-    warehouse = Warehouse(folder / "visdiv.duckdb")
+    warehouse = Warehouse(folder / RESULTS)
     evaluation, _ = evaluate(
         "files", source_of(files, name), SSCDEmbedder(), store, warehouse, manifest=images
     )
@@ -143,7 +164,7 @@ def main() -> int:
         print(f"{chosen.images:,} photographs, {cpus} CPUs, load before: {load:.1f}")
         for kind in (ON_DISK, f"{chosen.latency} {WAITING}"):
             target = TARGETS[ON_DISK if kind == ON_DISK else WAITING]
-            one, moments = timed(folder / "files", folder / f"one {kind}", kind, 1)
+            one, moments = alone(folder / "files", folder / f"one {kind}", kind)
             two, again = timed(folder / "files", folder / f"two {kind}", kind, 2)
             ray, of_ray, start = on_ray(folder / "files", folder / f"ray {kind}", kind, 2)
             same &= moments == again == of_ray

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from functools import cached_property
 from tempfile import TemporaryDirectory
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -114,6 +113,8 @@ class EmbeddingIndex:
         """Number of distinct contents among the embedded images."""
         if len(self) <= PIECE_ROWS:
             return int(pc.count_distinct(self._embedded("content_key")["content_key"]).as_py())
+        import duckdb  # takes time, and few need it
+
         # DuckDB writes to a disk what does not fit.
         schema = pa.schema([self.pieces.schema.field("content_key")])
         with (

@@ -449,8 +449,8 @@ def test_writers_of_the_state_take_turns(service):
 
 def test_checks_compare_with_evaluations_of_the_same_registration_only(service, monkeypatch):
     class Kept(Store):
-        def read_index(self, *_):
-            return type("Index", (), {"n_images": 100, "n_failed": 0, "table": [0] * 100})()
+        def index_of(self, *_):
+            return type("Index", (), {"n_images": 100, "n_failed": 0})()
 
         def read_moments(self, *_):
             return type("Moments", (), {"n": 100})()
