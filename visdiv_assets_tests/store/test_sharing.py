@@ -35,16 +35,23 @@ from visdiv_assets_tests.embedding.fakes import FakeEmbedder
 told = json.loads(sys.argv[1])
 segments.SEGMENT_ROWS = 8
 incremental.LOOK_AGAIN_SECONDS = 0.0
-claim, asked = incremental._Claim.__call__, {}
+claim, look_up = incremental._Claim.__call__, incremental._Claim.look_up
+asked, looked_up = {}, {}
+
+def looking_up(self, keys):  # shortly before each of them is claimed
+    now = time.time()
+    for key in keys:
+        looked_up.setdefault((threading.get_ident(), key), now)
+    look_up(self, keys)
 
 def claiming(self, key, at):
-    now = time.time()
+    now = looked_up.pop((threading.get_ident(), key), time.time())
     wanted = claim(self, key, at)
     if wanted:
         asked.setdefault(key.hex(), now)
     return wanted
 
-incremental._Claim.__call__ = claiming
+incremental._Claim.__call__, incremental._Claim.look_up = claiming, looking_up
 
 # While one thread looks for what others have committed, the others go by the look before. Here,
 # each waits for a look of its own, which begins after it has asked.
