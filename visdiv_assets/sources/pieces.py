@@ -130,21 +130,26 @@ class Reader:
     Args:
         pieces: a table whose rows are sorted by a column `image_id`.
         rows: so many are read at a time; PIECE_ROWS when None.
+        columns: those that are wanted, and `image_id`; all when None.
+
+    Attributes:
+        is_over: whether all that is left is held.
     """
 
-    def __init__(self, pieces: Pieces, rows: int | None = None) -> None:
-        self._coming = pieces(rows=rows)
-        self._held: pa.Table = pieces.schema.empty_table()
+    def __init__(
+        self, pieces: Pieces, rows: int | None = None, columns: Sequence[str] | None = None
+    ) -> None:
+        names = pieces.schema.names if columns is None else columns
+        self._coming = pieces(names, rows)
+        self._held: pa.Table = pieces.schema.empty_table().select(names)
         self.is_over = False
-        self.read_on()
+        self._read_on()
 
-    def read_on(self) -> bool:
-        """Hold one more piece; whether there is one."""
+    def _read_on(self) -> None:
         more = next(self._coming, None)
+        self.is_over = more is None
         if more is not None:
             self._held = pa.concat_tables([self._held, more])
-        self.is_over = more is None
-        return more is not None
 
     @property
     def last(self) -> str | None:
@@ -154,7 +159,7 @@ class Reader:
     def up_to(self, last: str | None) -> pa.Table:
         """The rows up to an id and with it, that were not given before; all if that is None."""
         while not self.is_over and (last is None or self.last is None or self.last <= last):
-            self.read_on()
+            self._read_on()
         count = len(self._held)
         if last is not None and count:
             ids = self._held[IMAGE_ID]

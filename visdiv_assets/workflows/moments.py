@@ -22,6 +22,7 @@ from visdiv_assets.errors import VisdivError
 from visdiv_assets.guidance.slices import NAMELESS, by_column, by_folder, slices_of
 from visdiv_assets.settings.model import ColumnSlices, SamplingUnit, Slices, unit_name
 from visdiv_assets.sources.manifest import TEXT
+from visdiv_assets.sources.pieces import IMAGE_ID, Pieces, Reader
 from visdiv_assets.spectral.moments import Moments
 from visdiv_assets.spectral.sample import CAPACITY, Sample, row_keys
 from visdiv_assets.store.contents import EMPTY, Contents, split
@@ -29,7 +30,7 @@ from visdiv_assets.store.index import sample_keys, to_keys
 from visdiv_assets.store.store import Store
 
 # Columns of an index.
-IMAGE_ID, PLACED = "image_id", ("content_key", "segment", "row")
+PLACED = ("content_key", "segment", "row")
 
 # The sampling unit of an image that has no value in the column.
 UNTOLD = np.iinfo(np.uint64).max
@@ -243,8 +244,7 @@ class _SlicedIndex:
         tables = self._tables((IMAGE_ID, *columns))
         if isinstance(slices, ColumnSlices):
             manifest = self.store.read_manifest(self.dataset, self.fingerprint)
-            listed = manifest.pieces((IMAGE_ID, "metadata"))
-            for table, metadata in _with_metadata(tables, listed):
+            for table, metadata in _with_metadata(tables, manifest.pieces):
                 said = _encoded(pc.map_lookup(metadata, pa.scalar(slices.column, TEXT), "last"))
                 told = ({slices.column: value} for value in said.dictionary.to_pylist())
                 yield table, by_column(told, slices.column), said.indices.to_numpy()
@@ -266,14 +266,11 @@ def _encoded(values: pa.ChunkedArray) -> pa.DictionaryArray:
 
 
 def _with_metadata(
-    tables: Iterator[pa.Table], listed: Iterator[pa.Table]
+    tables: Iterator[pa.Table], manifest: Pieces
 ) -> Iterator[tuple[pa.Table, pa.ChunkedArray]]:
     """Pieces of an index, with what the manifest says of each image; both in order of ids."""
-    held = next(listed)
+    listed = Reader(manifest, columns=(IMAGE_ID, "metadata"))
     for table in tables:
-        last = table[IMAGE_ID][-1]
-        while (at := pc.index(held[IMAGE_ID], last).as_py()) < 0 and (more := next(listed, None)):
-            held = pa.concat_tables([held, more])
-        places = pc.index_in(table[IMAGE_ID], value_set=held[IMAGE_ID])
-        yield table, held["metadata"].take(places)
-        held = held.slice(max(at, 0))
+        said = listed.up_to(table[IMAGE_ID][-1].as_py())
+        places = pc.index_in(table[IMAGE_ID], value_set=said[IMAGE_ID])
+        yield table, said["metadata"].take(places)
