@@ -7,6 +7,7 @@ Not here: what the tables are: manifests (`manifest.py`) and indexes (`store/ind
 import operator
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from visdiv_assets.errors import VisdivError
 
 # Rows that are in memory at a time.
 PIECE_ROWS = 131_072
@@ -85,21 +88,20 @@ class Gathering:
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, table: pa.Table) -> None:
-        """Add rows behind those before."""
-        self._length += len(table)
-        if self._writer is None and (self._in_file or self._length > PIECE_ROWS):
-            self._writer = pq.ParquetWriter(self._path, self._schema)
-            for each in self._in_memory:
-                self._write(each)
-            self._in_memory = []
-        if self._writer is None:
-            self._in_memory.append(table.cast(self._schema))
-        else:
-            self._write(table.cast(self._schema))
+        """Add rows behind those before.
 
-    def _write(self, table: pa.Table) -> None:
-        assert self._writer is not None
-        self._writer.write_table(table, row_group_size=PIECE_ROWS)
+        Raises:
+            VisdivError: the temporary file cannot be written.
+        """
+        self._length += len(table)
+        self._in_memory.append(table.cast(self._schema))
+        if self._writer is None and not self._in_file and self._length <= PIECE_ROWS:
+            return
+        with _writing():
+            self._writer = self._writer or pq.ParquetWriter(self._path, self._schema)
+            for each in self._in_memory:
+                self._writer.write_table(each, row_group_size=PIECE_ROWS)
+        self._in_memory = []
 
     @cached_property
     def _folder(self) -> "tempfile.TemporaryDirectory[str]":
@@ -114,7 +116,8 @@ class Gathering:
         if self._writer is None:
             whole = pa.concat_tables(self._in_memory)
             return Pieces.of(whole.replace_schema_metadata(self._schema.metadata))
-        self._writer.close()
+        with _writing():
+            self._writer.close()
 
         def read(columns: Sequence[str], rows: int) -> Iterator[pa.Table]:
             with pq.ParquetFile(self._path, pre_buffer=False) as file:
@@ -122,6 +125,17 @@ class Gathering:
                     yield pa.Table.from_batches([batch])
 
         return Pieces(read, self._length, self._schema)
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise VisdivError(
+            f"cannot write temporary files to {tempfile.gettempdir()} ({error.strerror or error}); "
+            "make room there, or name another folder in TMPDIR"
+        ) from error
 
 
 class Reader:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from visdiv_assets.errors import VisdivError
 from visdiv_assets.sources import manifest, pieces
 from visdiv_assets.sources.manifest import SCHEMA, Manifest, list_images
 from visdiv_assets.sources.pieces import Gathering, Pieces, Reader
@@ -87,6 +88,13 @@ def test_what_fits_in_memory_needs_no_file(temporary):
     gathering.add(table(["a", "b"]))
     assert gathering.pieces().table().equals(table(["a", "b"]))
     assert [*temporary.iterdir()] == []
+
+
+def test_temporary_files_that_cannot_be_written_are_told(temporary, monkeypatch):
+    gathering = Gathering(IDS, in_file=True)
+    monkeypatch.setattr("tempfile.tempdir", str(temporary / "gone"))
+    with pytest.raises(VisdivError, match=r"cannot write temporary files to .*gone.*TMPDIR"):
+        gathering.add(table(["a"]))
 
 
 @given(
